@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+// The shared region: one memfd per exec image, made by the collector, mapped by the program and the
+// collector, kept open by the collector alone. All that the two say to each other after start goes
+// through it, so it survives the program's SIGKILL.
+//
+//     offset 0              ControlPage
+//     process_offset        ProcessSlot[process_slots]     the image's process and its forked
+//     children slot_offset           RingSlot[ring_slots]           one per live thread (and signal
+//     level) data_offset           ring data, ring_bytes each
+//
+// The file is sparse: a ring costs memory once it is used. The collector returns its pages
+// (fallocate PUNCH_HOLE) when the slot is free again.
+//
+// Invariants. 1. A ring has one producer (the thread that owns the slot) and one consumer (the
+// collector). 2. head and tail only grow; head - tail <= ring_bytes; both are multiples of 8; byte
+// b of the stream is at data + b % ring_bytes. 3. Bytes below head are written for good; bytes
+// below tail are never read again. 4. An event never wraps: a kPad event fills what is left before
+// the end. 5. A slot's sequence goes on through all its owners, and slot numbers are unique in the
+// region: an id is unique among all processes of the image. 6. Every word that one side reads while
+// the other writes is an atomic of at most 8 bytes. Thread safety is stated at each field by its
+// writer.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace heapledger::schema {
+
+inline constexpr uint64_t kRegionMagic = 0x3130524745444c48;  // "HLDGER01" in memory.
+inline constexpr uint32_t kWireVersion = 1;  // Changes with any layout in this file or event.h.
+
+inline constexpr uint32_t kProcessSlotsDefault = 1024;
+inline constexpr uint32_t kRingSlotsDefault = 4096;
+inline constexpr uint64_t kRingBytesDefault = uint64_t{1} << 20;
+
+enum class Clock : uint32_t {
+  kTsc = 0,
+  kMonotonicRaw = 1
+};  // Ticks of the time stamps: rdtsc, or nanoseconds.
+
+// Fault source asked for; what was got is in the trace's meta.
+enum class FaultSource : uint32_t { kAuto = 0, kPerf = 1, kGetrusage = 2, kNone = 3 };
+
+// Page 0. Written by the collector before it hands the region out; the atomics afterwards as said.
+struct ControlPage {
+  uint64_t magic;         // kRegionMagic
+  uint32_t wire_version;  // kWireVersion
+  Clock clock;
+  uint64_t region_bytes;  // Length of the whole mapping.
+  uint64_t process_offset;
+  uint64_t slot_offset;
+  uint64_t data_offset;
+  uint64_t ring_bytes;  // A power of two.
+  uint32_t process_slots;
+  uint32_t ring_slots;
+  uint32_t stack_depth;    // Frames kept per stack, from the innermost; 0: --no-stacks.
+  uint32_t free_stacks;    // 1: releases carry stacks too.
+  uint32_t collector_pid;  // In the collector's pid namespace.
+  uint32_t reserved0;
+
+  alignas(64) std::atomic<uint32_t> heartbeat;  // Collector: counts its loops, at least one a
+                                                // second. Producers that wait read it.
+  std::atomic<uint32_t>
+      recording;  // Collector: 1 while it drains; 0: it has ended; do not wait, do not record.
+  std::atomic<uint32_t> ring_slots_used;     // Program: slots that were ever claimed (high-water
+                                             // mark): the collector scans to it.
+  std::atomic<uint32_t> process_slots_used;  // Program: likewise for ProcessSlot.
+  std::atomic<uint32_t>
+      doorbell;  // Futex. Program: increments and wakes when a ring is half full and the collector
+  std::atomic<uint32_t> collector_sleeps;  // sleeps on the doorbell (collector: 1 while it does).
+};
+static_assert(sizeof(ControlPage) <= 4096);
+
+// ProcessSlot::state.
+enum class ProcessState : uint32_t { kFree = 0, kClaimed = 1, kLive = 2, kEnded = 3 };
+
+// One process of the image. Claimed by the program (slot 0 by the image's first process, then by
+// each forked child: CAS kFree -> kClaimed, fill, store-release kLive); freed by the collector once
+// the process is gone and its rings are drained.
+struct alignas(64) ProcessSlot {
+  std::atomic<ProcessState> state;
+  uint32_t pid;          // As the process sees it.
+  uint32_t ppid;         // Of getppid() at that time.
+  uint32_t parent_slot;  // Process slot of the fork's parent; UINT32_MAX for slot 0.
+  uint64_t start_tick;   // Its first moment: init of the image, or the child's return from fork.
+  uint64_t parent_fork_tick;  // Forked: a stamp taken in the parent before the fork, where known,
+                              // else start_tick: events of the parent's threads after it are not in
+                              // the child's memory.
+
+  // Settings the allocator runs with, at start (see heap/settings.h); dynamic changes are policy
+  // events.
+  uint64_t mmap_threshold;
+  uint64_t trim_threshold;
+  uint64_t top_pad;
+  uint64_t mmap_max;
+  uint64_t arena_max;
+  uint32_t mmap_threshold_dynamic;
+  uint32_t tcache_count;
+  uint64_t heap_start;  // First break the allocator saw; 0 until then.
+
+  // The program's own view of its faults: at start of recording and at its end
+  // (getrusage(RUSAGE_SELF)).
+  uint64_t start_minor_faults;
+  uint64_t start_major_faults;
+  std::atomic<uint64_t> end_minor_faults;
+  std::atomic<uint64_t> end_major_faults;
+  std::atomic<uint64_t> end_tick;     // When exit() or _exit() was entered; 0: it was not seen.
+  std::atomic<uint32_t> exit_status;  // Status handed to _exit, + 1; 0: not seen.
+
+  // Counted, so that each report can say what is missing. Program: relaxed adds.
+  std::atomic<uint64_t> events_lost;  // No ring could be had, or the collector was gone.
+  std::atomic<uint64_t>
+      recorder_syscalls;  // System calls the recorder itself made (mmap of the region, futex, ...).
+
+  // A snapshot on request (a mark, exit): the program increments `wanted` (release), wakes the
+  // doorbell, and waits on `done` with a time limit; the collector stores the `wanted` it has
+  // served (release) and wakes it.
+  alignas(64) std::atomic<uint32_t> snapshot_wanted;
+  std::atomic<uint32_t> snapshot_done;
+};
+static_assert(sizeof(ProcessSlot) % 64 == 0 && sizeof(ProcessSlot) <= 512);
+
+// RingSlot::state.
+enum class RingState : uint32_t { kFree = 0, kClaimed = 1, kLive = 2, kEnded = 3 };
+
+// One ring. Claimed by a thread (CAS kFree -> kClaimed, reset nothing: head, tail and next_sequence
+// go on; write kThreadStart; store kLive); the thread stores kEnded after kThreadEnd where it can;
+// the collector frees the slot (kFree) when it is drained and its thread is gone.
+struct RingSlot {
+  // Producer's line.
+  alignas(64) std::atomic<uint64_t> head;  // Program, release: bytes written. Pairs with the
+                                           // collector's acquire.
+  std::atomic<uint64_t> next_sequence;     // Program, relaxed: the next id's sequence; kept here so
+                                           // that the slot's next owner goes on.
+  std::atomic<uint64_t> stall_ticks;       // Program, relaxed: time spent waiting for room.
+  std::atomic<uint64_t> stalls;            // Program, relaxed: how often.
+  std::atomic<uint64_t>
+      events;  // Program, relaxed, before head's release: events written, pads not counted.
+
+  // Consumer's line.
+  alignas(64) std::atomic<uint64_t> tail;  // Collector, release: bytes consumed. Pairs with the
+                                           // producer's acquire.
+  std::atomic<uint32_t>
+      tail_futex;  // Collector: incremented and woken after tail moved while `waiting` is set.
+  std::atomic<uint32_t> waiting;  // Program: 1 while it sleeps on tail_futex.
+
+  // Cold line: written on claim and release.
+  alignas(64) std::atomic<RingState> state;
+  std::atomic<uint32_t> pid;  // The owner, as it sees itself; for the collector's liveness check.
+  std::atomic<uint32_t> tid;
+  std::atomic<uint32_t> process_slot;
+};
+static_assert(sizeof(RingSlot) == 192);
+static_assert(std::atomic<uint64_t>::is_always_lock_free);
+
+// The session handshake. A new image connects to the collector's socket (abstract AF_UNIX
+// SOCK_SEQPACKET, its name in HEAPLEDGER_SESSION), sends Hello, and receives HelloReply with the
+// region's memfd (SCM_RIGHTS) as its only descriptor.
+inline constexpr char kSessionVariable[] = "HEAPLEDGER_SESSION";
+
+struct Hello {
+  uint64_t magic;  // kRegionMagic
+  uint32_t wire_version;
+  uint32_t pid;  // As the process sees itself; the collector's own view comes from SO_PEERCRED.
+};
+
+enum class HelloStatus : uint32_t {
+  kOk = 0,
+  kRefused = 1
+};  // Refused: another wire version, or the recording has ended.
+
+struct HelloReply {
+  uint64_t magic;
+  uint32_t wire_version;
+  HelloStatus status;
+  uint64_t region_bytes;
+};
+
+}  // namespace heapledger::schema
