@@ -1,0 +1,419 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The allocator: glibc's decisions over any Layout (layout.h) and any Os (os.h). It knows nothing
+// of tracing.
+//
+// Reading order: arena.h (data structures and invariants), this file (the interface and the two
+// paths that must be fast), then allocator_take.h (how a request is served), allocator_system.h
+// (where memory comes from and goes to), allocator_release.h (free, checks), allocator_resize.h
+// (realloc, memalign), allocator_admin.h (mallopt, statistics, fork, validity). Whoever
+// instantiates the template includes allocator_impl.h once; everybody else this file and an `extern
+// template`.
+//
+// Use: one constinit global per process; no constructor runs. The first call reads the settings
+// from the Os. Thread safety: every public function may be called by any thread with its own
+// Thread; see arena.h and fork_prepare(). A signal handler that allocates while its thread is
+// inside the allocator finds consistent caches, and may block on the arena's lock, as with glibc.
+// errno: ENOMEM where a function returns nullptr, EINVAL where it says so; otherwise untouched.
+// Cost: a request served by the thread's cache is about 15 instructions without a lock; so is its
+// release.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "interposer/base/bits.h"
+#include "interposer/base/lock.h"
+#include "interposer/heap/arena.h"
+#include "interposer/heap/layout.h"
+#include "interposer/heap/os.h"
+#include "interposer/heap/page_map.h"
+#include "interposer/heap/settings.h"
+
+namespace heapledger::heap {
+
+// Which call a pointer was handed to: decides the message where it is not a live block.
+enum class Use : uint8_t { kFree, kRealloc };
+
+// What check() found.
+struct Checked {
+  bool ours =
+      false;  // False: outside all our memory; nothing was read or changed. The caller decides.
+  uint64_t id = 0;  // The block's id (set_id), 0 where none was set.
+};
+
+// Told by reallocate() just before memory of the old block can be given to anybody else. May run
+// more than once in one call: the last one counts; if reallocate() returns nullptr for a non-zero
+// size, the old block lives on and none counts. Runs with an arena's lock held: it must not
+// allocate.
+struct ReleaseObserver {
+  void (*before_release)(void* context, void* old_block) = nullptr;
+  void* context = nullptr;
+
+  void operator()(void* old_block) const {
+    if (before_release != nullptr) before_release(context, old_block);
+  }
+};
+
+// Numbers for mallinfo and friends. Bytes unless they are counts.
+struct Info {
+  size_t arena_count = 0;
+  size_t system_bytes = 0;  // Held by all arenas (mallinfo.arena); mapped blocks not included.
+  size_t system_bytes_max = 0;
+  size_t free_chunks = 0;   // In bins, tops included (ordblks).
+  size_t fast_chunks = 0;   // smblks
+  size_t fast_bytes = 0;    // fsmblks
+  size_t free_bytes = 0;    // Bins, fastbins and tops (fordblks). Caches count as in use.
+  size_t top_bytes = 0;     // Main arena (keepcost).
+  size_t mapped_count = 0;  // hblks
+  size_t mapped_bytes = 0;  // hblkhd
+  size_t mapped_count_max = 0;
+  size_t mapped_bytes_max = 0;
+};
+
+// One line of malloc_info: free chunks of sizes from..to in one arena.
+struct SizeClass {
+  size_t from = 0;
+  size_t to = 0;
+  size_t bytes = 0;
+  size_t count = 0;
+};
+struct ArenaReport {
+  static constexpr size_t kFastMax = 11;
+  SizeClass fast[kFastMax];   // count 0: empty.
+  SizeClass bins[kBinCount];  // Index kUnsortedBin is the unsorted list.
+  size_t fast_bytes = 0, fast_count = 0;
+  size_t rest_bytes = 0, rest_count = 0;  // Bins and top.
+  size_t top_bytes = 0;
+  size_t system_bytes = 0, system_bytes_max = 0;
+};
+
+template <class LayoutT, OperatingSystem OsT>
+class Allocator {
+ public:
+  using Layout = LayoutT;
+  using Os = OsT;
+  using ThreadState = Thread<Layout>;
+  using ArenaType = Arena<Layout>;
+
+  constexpr Allocator() = default;
+  constexpr explicit Allocator(const Os& os) : os_(os) {}
+  Allocator(const Allocator&) = delete;
+  Allocator& operator=(const Allocator&) = delete;
+
+  // ---- Blocks. All return memory aligned to 16 whose id is 0, or nullptr with errno = ENOMEM.
+
+  void* allocate(ThreadState& thread, size_t size);
+
+  // calloc. Clears what may hold old data, never what came fresh from the system.
+  [[gnu::noinline]] void* allocate_zeroed(ThreadState& thread, size_t count, size_t size);
+
+  // memalign: an alignment that is no power of two is rounded up; above 2^63: nullptr with errno =
+  // EINVAL. The wrappers with other rules (posix_memalign, valloc, pvalloc) check and round before
+  // they call this.
+  [[gnu::noinline]] void* allocate_aligned(ThreadState& thread, size_t alignment, size_t size);
+
+  // realloc. Null `old`: allocate(size). Size 0: releases (observer told), returns nullptr, errno
+  // untouched. `old` must be ours: check() it first with Use::kRealloc, or reallocate_any() below.
+  // The observer is told:
+  //   in place:  before the block changes (a shrunk block's tail can be reused afterwards)
+  //   mremap:    before the system call, after which the old addresses can be mapped by anybody
+  //   moving:    after the copy, before the old block is released
+  // The new block's id is 0 in every case: the old one's must be read before.
+  [[gnu::noinline]] void* reallocate(ThreadState& thread, void* old, size_t size,
+                                     const ReleaseObserver& observer = {});
+
+  // free for a pointer that check() accepted. Null is not allowed.
+  void release_checked(ThreadState& thread, void* block);
+
+  // free: check() and release_checked(); a pointer outside our memory ends the program with glibc's
+  // message. Null: nothing.
+  void release(ThreadState& thread, void* block) {
+    if (block == nullptr) return;
+    if (!check(block, Use::kFree).ours) fatal_foreign(Use::kFree);
+    release_checked(thread, block);
+  }
+
+  // Finds out whether `block` (not null) is a live block of ours, without changing anything: call
+  // it before the free event is written. Inside our memory but not a live block (misaligned, freed
+  // already, overwritten header): the program ends with glibc's message. Outside our memory:
+  // {false}.
+  Checked check(const void* block, Use use);
+
+  // check() for callers that have no use for foreign pointers: ends the program there too. Returns
+  // the id.
+  uint64_t checked_id(const void* block, Use use = Use::kFree) {
+    const Checked found = check(block, use);
+    if (!found.ours) fatal_foreign(use);
+    return found.id;
+  }
+  // glibc's message for a pointer that is not the heap's, and abort.
+  [[noreturn]] static void fatal_foreign(Use use);
+
+  // Word 1 of the header of a live block. Layouts without an id word ignore it.
+  static void set_id(void* block, uint64_t id) {
+    if constexpr (Layout::kHasId) View::set_mark(View::of_block(block), id);
+  }
+  static uint64_t id_of(const void* block) {
+    if constexpr (Layout::kHasId) return View::mark(View::of_block(block));
+    return 0;
+  }
+
+  // Bytes of a live block that the program may use; 0 for null and for a block that is seen to be
+  // free.
+  static size_t usable_size(const void* block);
+
+  // Bytes before `block` that its header takes (the chunk starts there).
+  static constexpr size_t kHeaderBytes = ChunkView<Layout>::kHeaderBytes;
+
+  // True where the address lies in memory the allocator holds: arenas in full, mapped blocks by
+  // their first page.
+  bool owns(const void* pointer) const;
+
+  // ---- Threads and processes.
+
+  // Gives the thread's cache back; later calls of this thread work without one. Call it as late as
+  // possible.
+  [[gnu::noinline]] void thread_exit(ThreadState& thread);
+
+  // Around fork(): prepare takes all locks, the other two give them back. The child keeps the
+  // calling thread's Thread; the caches of the other threads stay allocated for ever, as with
+  // glibc.
+  void fork_prepare();
+  void fork_parent();
+  void fork_child(ThreadState& thread);
+
+  // ---- Administration.
+
+  // malloc_trim. Returns whether anything went back to the system.
+  [[gnu::noinline]] bool trim(size_t pad);
+
+  // mallopt, by glibc's parameter numbers and rules. Returns false only where glibc's mallopt
+  // returns 0.
+  [[gnu::noinline]] bool set_option(int parameter, int value);
+
+  // Consistent per arena, not across arenas.
+  Info info();
+  // Fills *report for arena `index` (0: main); false where there is none.
+  bool report_arena(size_t index, ArenaReport* report);
+
+  // A copy of the parameters as they are now, the dynamic threshold included.
+  Settings settings();
+
+  // The break as the allocator knows it (0: it has not asked yet), as libc's sbrk() caches it. The
+  // program's own brk and sbrk must use and update the same value, or the next one would take
+  // memory from under the heap.
+  uintptr_t known_break() const { return __atomic_load_n(&break_, __ATOMIC_RELAXED); }
+  void note_break(uintptr_t address) { __atomic_store_n(&break_, address, __ATOMIC_RELAXED); }
+
+  // True while no call has initialised the allocator: it then owns nothing.
+  bool is_untouched() const { return !__atomic_load_n(&initialised_, __ATOMIC_ACQUIRE); }
+
+  Os& os() { return os_; }
+
+  // Walks everything and tests the invariants of arena.h, and the cache of `thread` if given. Slow;
+  // for tests. On failure *why (if given) names the broken invariant.
+  bool arena_is_valid(const ThreadState* thread = nullptr, const char** why = nullptr);
+
+ private:
+  using View = ChunkView<Layout>;
+  using BinsOf = Bins<Layout>;
+  using Cache = ThreadCache<Layout>;
+
+  // In the mark word of a chunk that was freed. Never an id: its slot number is beyond any that is
+  // handed out.
+  static constexpr uint64_t kFreedMark = 0xfff1'ced0'b10c'4eadULL;
+  static constexpr size_t kCacheChunkMax = kCacheRequestMax + 8 + Layout::kSlackMax;
+
+  // allocator_take.h: a request against one arena, lock held.
+  [[gnu::noinline]] void* allocate_slow(ThreadState& thread, size_t size);
+  void* allocate_uncached(ThreadState& thread, const Request& request);
+  Chunk* take(ThreadState& thread, ArenaType& arena, const Request& request);
+  Chunk* take_free(ThreadState& thread, ArenaType& arena, const Request& request);
+  Chunk* take_fast(ThreadState& thread, ArenaType& arena, const Request& request);
+  Chunk* take_small(ThreadState& thread, ArenaType& arena, const Request& request);
+  Chunk* take_unsorted(ThreadState& thread, ArenaType& arena, const Request& request);
+  Chunk* take_large(ArenaType& arena, const Request& request);
+  Chunk* take_next_bin(ArenaType& arena, const Request& request);
+  Chunk* take_top(ArenaType& arena, const Request& request);
+  Chunk* split_last_remainder(ArenaType& arena, Chunk* chunk, const Request& request);
+  Chunk* split_free(ArenaType& arena, Chunk* chunk, const Request& request, bool remember);
+  void file_in_bin(ArenaType& arena, Chunk* chunk);
+  void file_in_large_bin(ArenaType& arena, Chunk* chunk, size_t index);
+  void check_unsorted(ArenaType& arena, Chunk* chunk);
+  Chunk* hand_out(Chunk* chunk, const Request& request);
+  void ensure_initialised();
+  [[gnu::noinline]] void initialise();
+  void ensure_cache(ThreadState& thread);
+  [[gnu::noinline]] void create_cache(ThreadState& thread);
+  bool is_cacheable(size_t policy) const { return policy <= cache_policy_max_; }
+  bool cache_has_room(const ThreadState& thread, size_t chunk_bytes) const;
+  bool cache_push(ThreadState& thread, Chunk* chunk, size_t chunk_bytes);
+  Chunk* cache_pop(ThreadState& thread, size_t chunk_bytes);
+
+  // allocator_system.h: memory from and to the system.
+  Chunk* take_from_system(ThreadState& thread, ArenaType& arena, const Request& request);
+  Chunk* map_block(const Request& request);
+  bool grow_top(ThreadState& thread, ArenaType& arena, size_t chunk_bytes);
+  void adopt_memory(ThreadState& thread, ArenaType& arena, uintptr_t begin, size_t bytes,
+                    uintptr_t mapped_end);
+  uintptr_t align_new_part(ArenaType& arena, uintptr_t begin, size_t bytes, size_t old_bytes,
+                           uintptr_t* end, uintptr_t mapped_end);
+  void fence_old_top(ThreadState& thread, ArenaType& arena, Chunk* old_top, size_t old_bytes);
+  uintptr_t map_fallback(ArenaType& arena, size_t* bytes, size_t old_bytes, size_t chunk_bytes);
+  bool trim_top(ArenaType& arena, size_t pad);
+  bool release_pages(ArenaType& arena);
+  uintptr_t move_break(ptrdiff_t increment, Cause cause);
+  void note_main_range(uintptr_t begin, uintptr_t end);
+  void unmap_block(Chunk* chunk);
+  Chunk* remap_block(Chunk* chunk, const Request& request, const ReleaseObserver& observer);
+  void raise_threshold(size_t mapped_chunk_bytes);
+  void count_mapping(size_t bytes);
+  static size_t front_offset(const Chunk* chunk);
+
+  // allocator_release.h
+  [[gnu::noinline]] Checked check_slow(const void* block, Use use);
+  void check_arena_chunk(const Chunk* chunk, Use use);
+  void check_mapped_chunk(const Chunk* chunk, Use use);
+  [[noreturn]] void fatal_double_free(const Chunk* chunk, Use use);
+  [[gnu::noinline]] void release_slow(ThreadState& thread, Chunk* chunk);
+  void free_chunk(ThreadState& thread, ArenaType& arena, Chunk* chunk);
+  void free_past_cache(ArenaType& arena, Chunk* chunk);
+  void free_fast(ArenaType& arena, Chunk* chunk, size_t bytes);
+  void free_merging(ArenaType& arena, Chunk* chunk, size_t bytes);
+  size_t merge_and_file(ArenaType& arena, Chunk* chunk, size_t bytes, bool consolidating);
+  void consolidate(ArenaType& arena);
+  void unlink(ArenaType& arena, Chunk* chunk);
+  void push_unsorted(ArenaType& arena, Chunk* chunk, size_t bytes);
+
+  // allocator_resize.h
+  void* reallocate_mapped(ThreadState& thread, Chunk* old, const Request& request,
+                          const ReleaseObserver& observer);
+  Chunk* resize_in_arena(ThreadState& thread, ArenaType& arena, Chunk* old, const Request& request,
+                         const ReleaseObserver& observer);
+  Chunk* grow_in_place(ArenaType& arena, Chunk* old, size_t bytes);
+  Chunk* move_chunk(ThreadState& thread, ArenaType& arena, Chunk* old, const Request& request,
+                    const ReleaseObserver& observer);
+  void split_tail(ThreadState& thread, ArenaType& arena, Chunk* chunk, const Request& request);
+  Chunk* take_aligned(ThreadState& thread, ArenaType& arena, size_t alignment, size_t size);
+  Chunk* align_mapped(Chunk* chunk, Chunk* aligned);
+
+  // allocator_admin.h
+  static void add_bin(ArenaType& arena, size_t index, SizeClass* sum);
+  bool segments_are_valid(ArenaType& arena, size_t* free_chunks, const char** why);
+  bool bins_are_valid(ArenaType& arena, size_t* free_chunks, const char** why);
+  bool large_bin_is_valid(ArenaType& arena, size_t index);
+  bool fast_bins_are_valid(ArenaType& arena);
+  bool cache_is_valid(const ThreadState& thread);
+
+  ArenaType& arena_of(ThreadState& thread) {
+    thread.arena = &main_;
+    return main_;
+  }
+  ArenaType& arena_of_chunk(const Chunk*) { return main_; }
+  bool in_main_range(uintptr_t address) const {
+    const uintptr_t begin = __atomic_load_n(&main_begin_, __ATOMIC_RELAXED);
+    const uintptr_t end = __atomic_load_n(&main_end_, __ATOMIC_RELAXED);
+    return address - begin < end - begin;
+  }
+  bool in_arenas(uintptr_t address) const {
+    return in_main_range(address) || page_map_.lookup(address) == PageState::kArena;
+  }
+
+  // Read on every call.
+  uintptr_t main_begin_ =
+      0;  // The break area the main arena spans, foreign gaps included; written under its lock.
+  uintptr_t main_end_ = 0;
+  size_t cache_policy_max_ = 0;  // Largest nb that is cached; 0 before the first call.
+  size_t cache_count_ = 0;       // Blocks per cache bin.
+  uint64_t initialised_ = 0;
+
+  Settings settings_;  // mmap_threshold and trim_threshold change at any time: relaxed atomics.
+  uintptr_t break_ = 0;
+  size_t mapped_count_ = 0;  // Live mapped blocks; these four are relaxed atomics, as statistics.
+  size_t mapped_bytes_ = 0;
+  size_t mapped_count_max_ = 0;
+  size_t mapped_bytes_max_ = 0;
+  bool fallback_done_ = false;  // The break has failed once: see map_fallback().
+  base::Lock init_lock_;
+  [[no_unique_address]] Os os_{};
+  ArenaType main_;
+  PageMap<Os> page_map_;
+};
+
+// ---- The two fast paths. Everything here is inlined into the exported malloc and free.
+
+template <class Layout, OperatingSystem Os>
+[[gnu::always_inline]] inline void* Allocator<Layout, Os>::allocate(ThreadState& thread,
+                                                                    size_t size) {
+  Cache* cache = thread.cache;
+  if (cache != nullptr && size <= kCacheRequestMax) [[likely]] {
+    const size_t index = Cache::index(Layout::chunk_bytes(size));
+    thread.cache =
+        nullptr;  // From here to the next barrier a signal handler leaves the cache alone.
+    base::compiler_barrier();
+    FreeEntry* entry = cache->entries[index];
+    if (entry != nullptr && base::is_aligned(base::address_of(entry), kAlignment)) [[likely]] {
+      cache->entries[index] = entry->next();
+      --cache->counts[index];
+      base::compiler_barrier();
+      thread.cache = cache;
+      View::set_mark(View::of_block(entry), 0);
+      return entry;
+    }
+    base::compiler_barrier();
+    thread.cache = cache;
+  }
+  return allocate_slow(thread, size);
+}
+
+template <class Layout, OperatingSystem Os>
+[[gnu::always_inline]] inline Checked Allocator<Layout, Os>::check(const void* block, Use use) {
+  const uintptr_t address = base::address_of(block);
+  if (base::is_aligned(address, kAlignment) && in_main_range(address)) [[likely]] {
+    const Chunk* chunk = View::of_block(block);
+    const size_t head = View::head(chunk);
+    const uint64_t mark = View::mark(chunk);
+    const size_t beyond_min = (head & ~(kFlagMask & ~kIsMapped)) - kMinChunk;
+    if (beyond_min <= kCacheChunkMax - kMinChunk && mark != kFreedMark) [[likely]] {
+      return {true, Layout::kHasId ? mark : 0};
+    }
+  }
+  return check_slow(block, use);
+}
+
+template <class Layout, OperatingSystem Os>
+[[gnu::always_inline]] inline void Allocator<Layout, Os>::release_checked(ThreadState& thread,
+                                                                          void* block) {
+  Chunk* chunk = View::of_block(block);
+  const size_t head = View::head(chunk);
+  if ((head & kIsMapped) == 0 && is_cacheable(View::policy_size_of(head)) &&
+      cache_push(thread, chunk, head & ~kFlagMask)) [[likely]] {
+    return;
+  }
+  release_slow(thread, chunk);
+}
+
+template <class Layout, OperatingSystem Os>
+[[gnu::always_inline]] inline bool Allocator<Layout, Os>::cache_push(ThreadState& thread,
+                                                                     Chunk* chunk,
+                                                                     size_t chunk_bytes) {
+  Cache* cache = thread.cache;
+  if (cache == nullptr) return false;
+  const size_t index = Cache::index(chunk_bytes);
+  thread.cache = nullptr;  // As in allocate().
+  base::compiler_barrier();
+  const bool has_room = cache->counts[index] < cache_count_;
+  if (has_room) {
+    View::set_mark(chunk, kFreedMark);
+    auto* entry = static_cast<FreeEntry*>(View::block(chunk));
+    entry->set_next(cache->entries[index]);
+    cache->entries[index] = entry;
+    ++cache->counts[index];
+  }
+  base::compiler_barrier();
+  thread.cache = cache;
+  return has_room;
+}
+
+}  // namespace heapledger::heap

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The data structures of the allocator, as in glibc: an arena with its bins, and a thread's cache.
+//
+// Where a free chunk can be:
+//   thread cache   LIFO lists per chunk size, 7 deep, no lock; chunks keep looking allocated to
+//   their neighbours fastbins       LIFO lists per small chunk size; likewise not merged unsorted
+//   bin 1: everything just freed or split off, looked through oldest first small bins     one chunk
+//   size each, oldest taken first large bins     ranges of sizes, sorted descending; the chunks
+//   that are the first of their size are linked among themselves too top            the chunk that
+//   ends the arena; never in a bin
+//
+// Invariants, checked by Allocator::arena_is_valid():
+//   1. chunks tile each part of the arena without gaps; sizes are multiples of 16, at least 32
+//   (fences: 16)
+//   2. no two neighbours are both in bins or one in a bin and the other top: they would have been
+//   merged
+//   3. a chunk is in exactly one bin iff its successor's kPrevInUse is clear; its foot then equals
+//   its size
+//   4. each list holds only sizes of its class; large bins descend; equal sizes share one entry in
+//   the by-size list
+//   5. a bin that is not empty has its bit in bin_map (an empty one may have)
+//   6. system_bytes is what the arena got from the system, foreign gaps included
+//
+// Thread safety: an arena's fields belong to the holder of its lock. A Thread belongs to its
+// thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "interposer/base/lock.h"
+#include "interposer/heap/layout.h"
+
+namespace heapledger::heap {
+
+inline constexpr size_t kBinCount = 128;
+inline constexpr size_t kUnsortedBin = 1;
+inline constexpr size_t kFastBinsBase = 10;      // glibc's number of fastbins.
+inline constexpr size_t kSmallPolicyMax = 1008;  // Requests up to this nb are small.
+inline constexpr size_t kConsolidateBytes =
+    65536;  // A free this large merges the fastbins and may trim.
+
+// Which bin holds free chunks of `bytes`, as glibc counts; a layout with slack has one small bin
+// more.
+template <class Layout>
+struct Bins {
+  static constexpr size_t kShift = Layout::kSlackMax / kAlignment;
+  static constexpr size_t kSmallMax = kSmallPolicyMax + Layout::kSlackMax;
+
+  static constexpr bool is_small(size_t bytes) { return bytes <= kSmallMax; }
+  static constexpr size_t index(size_t bytes) {
+    return is_small(bytes) ? bytes / kAlignment : kShift + large_index(bytes - Layout::kSlackMax);
+  }
+  // glibc's table: steps of 64, 512, 4 Ki, 32 Ki and 256 Ki bytes.
+  static constexpr size_t large_index(size_t bytes) {
+    if (bytes >> 6 <= 48) return 48 + (bytes >> 6);
+    if (bytes >> 9 <= 20) return 91 + (bytes >> 9);
+    if (bytes >> 12 <= 10) return 110 + (bytes >> 12);
+    if (bytes >> 15 <= 4) return 119 + (bytes >> 15);
+    if (bytes >> 18 <= 2) return 124 + (bytes >> 18);
+    return 126;
+  }
+  static constexpr size_t fast_index(size_t bytes) { return bytes / kAlignment - 2; }
+};
+
+template <class Layout>
+struct Arena {
+  static constexpr size_t kFastBins = kFastBinsBase + Layout::kSlackMax / kAlignment;
+  static constexpr size_t kSegmentsMax = 64;
+
+  base::Lock lock;
+  bool contiguous = true;        // Memory comes from the break, without a gap so far as we know.
+  bool has_fast_chunks = false;  // Some fastbin may be non-empty.
+  Chunk* top = nullptr;
+  Chunk* last_remainder =
+      nullptr;  // What the latest split for a small request left; splits go on there.
+  Chunk* fast[kFastBins] = {};
+  Chunk* links[2 * kBinCount] =
+      {};  // Heads of the circular bin lists, next and previous; see bin().
+  uint32_t bin_map[kBinCount / 32] = {};
+  size_t system_bytes = 0;
+  size_t system_bytes_max = 0;
+  Arena* next = nullptr;    // All arenas, circular.
+  size_t thread_count = 0;  // Threads that allocate here.
+  // Where contiguous parts begin, for the walk of arena_is_valid(); parts beyond the last slot are
+  // not walked.
+  Chunk* segments[kSegmentsMax] = {};
+  size_t segment_count = 0;
+
+  // A pseudo-chunk whose links are the list head, so that lists need no special first element.
+  Chunk* bin(size_t index) {
+    return reinterpret_cast<Chunk*>(base::address_of(&links[2 * index]) -
+                                    static_cast<size_t>(Layout::kLinkAt));
+  }
+  size_t top_bytes() const { return top == nullptr ? 0 : ChunkView<Layout>::size(top); }
+};
+
+// A freed block in a cache or fastbin: its first word is the next one, disguised by its own address
+// (glibc's safe-linking), so that a stray write is noticed by the misalignment it causes.
+struct FreeEntry {
+  uintptr_t disguised_next = 0;
+
+  FreeEntry* next() const {
+    return reinterpret_cast<FreeEntry*>(disguised_next ^ (base::address_of(this) >> 12));
+  }
+  void set_next(const FreeEntry* entry) {
+    disguised_next = base::address_of(entry) ^ (base::address_of(this) >> 12);
+  }
+};
+
+// Freed blocks kept for the thread that freed them. Allocated from the arena as glibc does, as a
+// chunk of nb 656.
+template <class Layout>
+struct ThreadCache {
+  static constexpr size_t kBins = 64 + Layout::kSlackMax / kAlignment;
+  static constexpr size_t kPolicyBytes = 656;
+
+  static constexpr size_t index(size_t chunk_bytes) {
+    return (chunk_bytes - kMinChunk) / kAlignment;
+  }
+
+  uint16_t counts[kBins] = {};
+  FreeEntry* entries[kBins] = {};
+};
+
+// What the allocator keeps per thread. Its owner puts it where it likes: the shim in initial-exec
+// TLS, a simulator in an array. Constant-initialised and trivially destructible. Handed to every
+// call that may use the cache.
+//
+// `cache` is null while a cache operation is under way: a signal handler that allocates in that
+// moment then goes past the cache and cannot damage it. It is also null before the first call, and
+// for ever after thread_exit().
+template <class Layout>
+struct Thread {
+  ThreadCache<Layout>* cache = nullptr;  // Ready to use.
+  ThreadCache<Layout>* owned = nullptr;  // The same, also while it is not ready.
+  Arena<Layout>* arena = nullptr;        // Where this thread allocates; null before its first call.
+  bool ended = false;                    // thread_exit() ran: no cache any more.
+};
+
+}  // namespace heapledger::heap

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Where the words of a chunk are. A chunk starts 16 bytes before the memory the program gets, at a
+// multiple of 16.
+//
+//   Header16, allocated             Header16, free
+//   +0   chunk size | flags         +0     chunk size | flags
+//   +8   allocation id              +8     link: next of its list
+//   +16  the program's memory       +16    link: previous of its list
+//        ...                        +24    large only: next and previous of another size
+//        (size - 16 bytes)          size-8 the size again: the next chunk finds its neighbour by it
+//
+// A Layout answers only where things are and how many bytes a request takes. It never decides:
+// every comparison with a policy constant uses glibc's chunk size for the request, `nb` (below), in
+// every layout, so that all layouts take the same decisions. The `slack` flag records nb where the
+// chunk is 16 bytes larger than it (1 of 2 requests under Header16, never under glibc's own
+// layout), so that free decides by the same number as malloc did.
+//
+// The size word of an allocated chunk is also written by whoever frees the chunk before it
+// (kPrevInUse), under the arena's lock: nobody else may write it without that lock, and reads
+// without it are relaxed atomics.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "interposer/base/bits.h"
+
+namespace heapledger::heap {
+
+struct Chunk;  // Never defined: a chunk is bytes, read through ChunkView.
+
+inline constexpr size_t kAlignment = 16;  // Of every block and every chunk size.
+inline constexpr size_t kMinChunk =
+    32;  // glibc's MINSIZE; also the smallest remainder worth splitting off.
+inline constexpr size_t kFenceBytes =
+    16;  // A pseudo-chunk that ends a part of an arena, always in use.
+inline constexpr size_t kRequestMax = PTRDIFF_MAX;  // Larger requests fail at once.
+
+// Flags in the low bits of the size word.
+inline constexpr size_t kPrevInUse =
+    1;                                  // The chunk before this one is not free (or there is none).
+inline constexpr size_t kIsMapped = 2;  // A mapping of its own.
+inline constexpr size_t kNonMain = 4;   // Belongs to a secondary arena.
+inline constexpr size_t kSlack =
+    8;  // In an arena: nb is chunk size - 16. In a mapping: a front offset is stored.
+inline constexpr size_t kFlagMask = 15;
+
+// glibc's chunk size for a request (its request2size): the number that every policy constant is
+// compared with.
+constexpr size_t policy_bytes(size_t request) {
+  const size_t rounded = base::align_down(request + 8 + kAlignment - 1, kAlignment);
+  return rounded < kMinChunk ? kMinChunk : rounded;
+}
+
+// A block with a 16-byte header: word 0 size and flags, word 1 the id of its allocation.
+struct Header16 {
+  static constexpr ptrdiff_t kHeadAt = 0;  // Size word.
+  static constexpr ptrdiff_t kMarkAt =
+      8;  // Written when freed, cleared when allocated: finds double frees.
+  static constexpr bool kHasId = true;     // The mark word of a live chunk is its id.
+  static constexpr ptrdiff_t kLinkAt = 8;  // Links of a chunk in a bin.
+  static constexpr ptrdiff_t kPrevSizeAt =
+      -8;  // Size of the free chunk before; front offset of a mapping.
+  static constexpr size_t kBorrowed = 0;   // Bytes of the next chunk that belong to this block.
+  static constexpr size_t kSlackMax = 16;  // chunk_bytes() - policy_bytes() at most.
+  static constexpr bool kMarkIsProof =
+      true;  // The program cannot write the mark word by accident: no search needed.
+
+  // Bytes the chunk of this request takes.
+  static constexpr size_t chunk_bytes(size_t request) {
+    const size_t rounded = base::align_up(request, kAlignment) + 16;
+    return rounded < kMinChunk ? kMinChunk : rounded;
+  }
+};
+
+// What a request asks for: `policy` decides, `bytes` are taken.
+struct Request {
+  size_t policy = 0;  // glibc's nb.
+  size_t bytes = 0;   // Size of the chunk in this layout; policy or policy + 16.
+  size_t user = 0;    // What the program asked for.
+
+  template <class Layout>
+  static constexpr Request of(size_t size) {
+    return {policy_bytes(size), Layout::chunk_bytes(size), size};
+  }
+  // The flag that remembers the difference.
+  constexpr size_t slack_flag() const { return bytes == policy ? 0 : kSlack; }
+};
+
+// Typed access to the words of chunks. All static: a chunk carries no object.
+template <class Layout>
+struct ChunkView {
+  static constexpr size_t kHeaderBytes = 16;
+
+  static Chunk* at(const Chunk* chunk, ptrdiff_t bytes) {
+    return reinterpret_cast<Chunk*>(base::address_of(chunk) + static_cast<size_t>(bytes));
+  }
+  static Chunk* after(const Chunk* chunk, size_t bytes) {
+    return reinterpret_cast<Chunk*>(base::address_of(chunk) + bytes);
+  }
+  static Chunk* of_block(const void* block) {
+    return reinterpret_cast<Chunk*>(base::address_of(block) - kHeaderBytes);
+  }
+  static void* block(const Chunk* chunk) {
+    return base::pointer_to(base::address_of(chunk) + kHeaderBytes);
+  }
+
+  // Relaxed: the flag kPrevInUse may change under another thread's lock; sizes do not while the
+  // reader owns the chunk.
+  static size_t head(const Chunk* chunk) {
+    return __atomic_load_n(word(chunk, Layout::kHeadAt), __ATOMIC_RELAXED);
+  }
+  static void set_head(Chunk* chunk, size_t value) {
+    __atomic_store_n(word(chunk, Layout::kHeadAt), value, __ATOMIC_RELAXED);
+  }
+  static size_t size(const Chunk* chunk) { return head(chunk) & ~kFlagMask; }
+  // glibc's size of the chunk: what the policy sees.
+  static size_t policy_size(const Chunk* chunk) { return policy_size_of(head(chunk)); }
+  static size_t policy_size_of(size_t head) { return (head & ~kFlagMask) - 2 * (head & kSlack); }
+  static Chunk* next(const Chunk* chunk) { return after(chunk, size(chunk)); }
+
+  static bool prev_in_use(const Chunk* chunk) { return (head(chunk) & kPrevInUse) != 0; }
+  static bool in_use(const Chunk* chunk) { return prev_in_use(next(chunk)); }
+  static void set_prev_in_use(Chunk* chunk) { set_head(chunk, head(chunk) | kPrevInUse); }
+  static void clear_prev_in_use(Chunk* chunk) { set_head(chunk, head(chunk) & ~kPrevInUse); }
+
+  // The size of the chunk before this one, valid while that chunk is free.
+  static size_t prev_size(const Chunk* chunk) { return *word(chunk, Layout::kPrevSizeAt); }
+  static void set_prev_size(Chunk* chunk, size_t value) {
+    *word(chunk, Layout::kPrevSizeAt) = value;
+  }
+  // Makes `chunk`, of `bytes`, findable from behind.
+  static void set_foot(Chunk* chunk, size_t bytes) { set_prev_size(after(chunk, bytes), bytes); }
+
+  // Bin links.
+  static Chunk*& next_link(Chunk* chunk) { return *link(chunk, 0); }
+  static Chunk*& prev_link(Chunk* chunk) { return *link(chunk, 1); }
+  static Chunk*& next_size_link(Chunk* chunk) { return *link(chunk, 2); }
+  static Chunk*& prev_size_link(Chunk* chunk) { return *link(chunk, 3); }
+
+  static uint64_t mark(const Chunk* chunk) {
+    return __atomic_load_n(word(chunk, Layout::kMarkAt), __ATOMIC_RELAXED);
+  }
+  static void set_mark(Chunk* chunk, uint64_t value) {
+    __atomic_store_n(word(chunk, Layout::kMarkAt), value, __ATOMIC_RELAXED);
+  }
+
+  // Bytes the program may use.
+  static size_t usable(const Chunk* chunk) {
+    const size_t value = head(chunk);
+    return (value & ~kFlagMask) - kHeaderBytes + ((value & kIsMapped) != 0 ? 0 : Layout::kBorrowed);
+  }
+
+ private:
+  static size_t* word(const Chunk* chunk, ptrdiff_t offset) {
+    return reinterpret_cast<size_t*>(base::address_of(chunk) + static_cast<size_t>(offset));
+  }
+  static Chunk** link(Chunk* chunk, ptrdiff_t index) {
+    return reinterpret_cast<Chunk**>(word(chunk, Layout::kLinkAt + 8 * index));
+  }
+};
+
+}  // namespace heapledger::heap

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The numbers that steer the allocator: glibc's malloc parameters under glibc's defaults, and where
+// they come from.
+//
+// In rising precedence: glibc's defaults; the MALLOC_* variables; GLIBC_TUNABLES; heapledger's own
+// HEAPLEDGER_* variables (set by the options of `heapledger record`). The first two follow
+// glibc 2.36's parsing to the letter. A plain struct: copy it freely.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace heapledger::heap {
+
+inline constexpr size_t kDefaultThreshold = 128 * 1024;  // mmap, trim and top_pad alike.
+inline constexpr size_t kDynamicThresholdMax =
+    32 * 1024 * 1024;                             // A larger freed mapping raises nothing.
+inline constexpr size_t kCacheRequestMax = 1032;  // The largest request a thread cache holds.
+
+struct Settings {
+  size_t mmap_threshold =
+      kDefaultThreshold;  // From this nb on a request may get a mapping of its own.
+  size_t trim_threshold =
+      kDefaultThreshold;               // From this size on the top is trimmed; SIZE_MAX: never.
+  size_t top_pad = kDefaultThreshold;  // Added to each growth, left by each trim.
+  int mmap_max = 65536;                // Mapped blocks at one time; <= 0: none.
+  bool threshold_is_dynamic = true;    // Until one of the four above is set by anybody.
+  size_t arena_max = 0;                // 0: by the number of CPUs.
+  size_t arena_test = 8;               // Arenas made before the CPUs are counted.
+  size_t cache_count = 7;              // Blocks per size in a thread's cache; 0: none.
+  size_t cache_request_max = kCacheRequestMax;  // tcache_max: the largest request that is cached.
+  size_t cache_unsorted_limit = 0;  // Unsorted chunks looked at while the cache fills; 0: all.
+  size_t fast_chunk_max = 128;      // The largest nb that goes to a fastbin; 0: none (M_MXFAST).
+  uint8_t perturb = 0;  // Non-zero: fill new memory with its complement, freed memory with it.
+};
+
+// Applies one MALLOC_* variable or one GLIBC_TUNABLES entry by its tunable name, e.g.
+// "mmap_threshold" = "65536". Values outside the tunable's range and unknown names change nothing.
+// Returns whether it took effect.
+bool apply_tunable(Settings* settings, const char* name, size_t name_length, const char* value);
+
+// Applies a whole GLIBC_TUNABLES string (colon-separated name=value; entries outside glibc.malloc
+// are skipped).
+void apply_glibc_tunables(Settings* settings, const char* text);
+
+// Applies an environment in full: `entries` are NAME=value, ending with nullptr. A bad HEAPLEDGER_*
+// value is ignored with one line on stderr (outcome "bad configuration").
+void apply_environment(Settings* settings, const char* const* entries);
+
+// Defaults plus the process's initial environment; defaults alone where the process runs with more
+// rights than its caller. No allocation, no locks, errno kept: usable at the first malloc call.
+Settings settings_from_environment();
+
+}  // namespace heapledger::heap
