@@ -28,7 +28,7 @@
 namespace heapledger::schema {
 
 inline constexpr size_t kBatchEvents = 65536;          // What a writer should put into a batch.
-inline constexpr uint32_t kBatchEventsMax = 1u << 22;  // What a reader accepts.
+inline constexpr uint32_t kBatchEventsMax = 1u << 20;  // What a reader accepts.
 
 // One malloc-family call.
 struct CallRow {
@@ -88,6 +88,7 @@ struct CallBatch {
   std::vector<uint64_t> id, address, size, usable, alignment, ended_id, old_address;
   std::vector<uint32_t> stack;
 
+  void clear();  // Keeps the memory.
   // Row `index`; columns that are not there keep their default values.
   CallRow row(size_t index) const;
 };

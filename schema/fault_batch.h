@@ -15,7 +15,7 @@
 namespace heapledger::schema {
 
 inline constexpr size_t kBatchFaults = 65536;
-inline constexpr uint32_t kBatchFaultsMax = 1u << 22;
+inline constexpr uint32_t kBatchFaultsMax = 1u << 20;
 
 struct FaultRow {
   int64_t time_ns = 0;

@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+// The reading half of schema/event_batch.h. The input may be anything: every number that selects or
+// counts something is checked before it is used; the others may be any 64 bits.
+#include <string>
+
+#include "schema/error.h"
+#include "schema/event_batch.h"
+#include "schema/event_batch_format.h"
+#include "schema/packed_columns.h"
+
+namespace heapledger::schema {
+namespace {
+
+[[noreturn]] void impossible(const std::string& why) {
+  throw Error("cannot decode a packed batch", why);
+}
+
+struct ThreadState {
+  uint64_t id = 0;
+  uint64_t address = 0;
+};
+
+bool shape_is_valid(uint64_t shape) {
+  if (shape >= uint64_t{kSourcesEnd} << 13) return false;
+  const auto narrow = static_cast<uint32_t>(shape);
+  const uint32_t sources = shape_sources(narrow);
+  if (!is_call(shape_kind(narrow)) || (shape_flags(narrow) & ~kStoredFlags) != 0) return false;
+  if ((sources & kIdMask) == kIdMask || (sources & kEndedMask) == kEndedMask) return false;
+  if ((sources & kOldMask) == kOldMask || (sources & kUsableMask) == kUsableMask) return false;
+  // Only a row that names another can take something from it.
+  const bool takes =
+      (sources & kAddressMask) == kAddressReference || (sources & kOldMask) == kOldReference;
+  return !takes || (sources & kEndedMask) == kEndedReference;
+}
+
+}  // namespace
+
+struct CallDecoder::State {
+  PackedReader packed;
+  size_t rows = 0;
+  std::vector<uint32_t> shapes;         // Distinct.
+  std::vector<uint32_t> shape;          // Per row, the shape itself.
+  std::vector<uint64_t> threads;        // Distinct.
+  std::vector<uint32_t> thread_number;  // Per row.
+  std::vector<ThreadState> thread_states;
+  std::vector<uint32_t> reference;  // Per row: the row it names, where it does.
+  std::vector<uint32_t> stacks;     // Distinct.
+
+  uint32_t sources(size_t row) const { return shape_sources(shape[row]); }
+  void read_shapes();
+  void read_threads();
+  void read_references();
+  void decode_time(CallBatch& batch);
+  void decode_ended_time(CallBatch& batch);
+  void decode_id(CallBatch& batch);
+  void decode_ended_id(CallBatch& batch);
+  void decode_addresses(CallBatch& batch);
+  void decode_stack(CallBatch& batch);
+  void decode_optional(CallSection section, uint32_t source, std::vector<uint64_t>& values);
+  void decode_usable(CallBatch& batch);
+};
+
+void CallDecoder::State::read_shapes() {
+  VarintReader in = packed.section(kSectionShapes);
+  shapes.resize(in.take_below(rows + 1));
+  for (uint32_t& value : shapes) {
+    const uint64_t stored = in.take();
+    if (!shape_is_valid(stored)) impossible("an event has an impossible shape");
+    value = static_cast<uint32_t>(stored);
+  }
+  in.finish();
+  VarintReader index = packed.section(kSectionShape);
+  shape.resize(rows);
+  for (uint32_t& value : shape) value = shapes[index.take_below(shapes.size())];
+  index.finish();
+}
+
+void CallDecoder::State::read_threads() {
+  VarintReader in = packed.section(kSectionThread);
+  threads.resize(in.take_below(rows + 1));
+  if (threads.empty() && rows > 0) impossible("its events have no thread");
+  for (uint64_t& thread : threads) thread = in.take_below(uint64_t{1} << 32);
+  thread_number.assign(rows, 0);
+  if (threads.size() > 1) {
+    for (uint32_t& number : thread_number) {
+      number = static_cast<uint32_t>(in.take_below(threads.size()));
+    }
+  }
+  in.finish();
+}
+
+void CallDecoder::State::read_references() {
+  VarintReader in = packed.section(kSectionReference);
+  reference.resize(rows);
+  for (size_t i = 0; i < rows; ++i) {
+    if ((sources(i) & kEndedMask) != kEndedReference) continue;
+    const uint64_t distance = in.take_below(i + 1);
+    if (distance == 0) impossible("an event ends itself");
+    reference[i] = static_cast<uint32_t>(i - distance);
+  }
+  in.finish();
+}
+
+void CallDecoder::State::decode_time(CallBatch& batch) {
+  VarintReader in = packed.section(kSectionTime);
+  batch.time_ns.resize(rows);
+  uint64_t time = 0;
+  for (size_t i = 0; i < rows; ++i) {
+    time += in.take();
+    batch.time_ns[i] = static_cast<int64_t>(time);
+    if (i > 0 && batch.time_ns[i] < batch.time_ns[i - 1]) impossible("its times go backwards");
+  }
+  in.finish();
+}
+
+void CallDecoder::State::decode_ended_time(CallBatch& batch) {
+  VarintReader in = packed.section(kSectionEndedTime);
+  batch.ended_ns = batch.time_ns;
+  for (size_t i = 0; i < rows; ++i) {
+    if ((sources(i) & kEndedEarlier) == 0) continue;
+    const uint64_t time = static_cast<uint64_t>(batch.time_ns[i]);
+    batch.ended_ns[i] = static_cast<int64_t>(time - unzigzag(in.take()));
+  }
+  in.finish();
+}
+
+void CallDecoder::State::decode_id(CallBatch& batch) {
+  VarintReader in = packed.section(kSectionId);
+  thread_states.assign(threads.size(), {});
+  batch.id.resize(rows);
+  for (size_t i = 0; i < rows; ++i) {
+    const uint32_t source = sources(i) & kIdMask;
+    uint64_t& last = thread_states[thread_number[i]].id;
+    if (source == kIdStored) {
+      last += unzigzag(in.take());
+    } else {
+      last += source;  // kIdNext is 1, kIdNone 0.
+    }
+    batch.id[i] = source == kIdNone ? 0 : last;
+  }
+  in.finish();
+}
+
+void CallDecoder::State::decode_ended_id(CallBatch& batch) {
+  VarintReader in = packed.section(kSectionEndedId);
+  batch.ended_id.resize(rows);
+  uint64_t last = 0;
+  for (size_t i = 0; i < rows; ++i) {
+    const uint32_t source = sources(i) & kEndedMask;
+    uint64_t value = 0;
+    if (source == kEndedReference) {
+      value = batch.id[reference[i]];
+    } else if (source == kEndedStored) {
+      last += unzigzag(in.take());
+      value = last;
+    }
+    batch.ended_id[i] = value;
+  }
+  in.finish();
+}
+
+void CallDecoder::State::decode_addresses(CallBatch& batch) {
+  VarintReader in = packed.section(kSectionAddress);
+  VarintReader in_old = packed.section(kSectionOldAddress);
+  thread_states.assign(threads.size(), {});
+  batch.address.resize(rows);
+  batch.old_address.resize(rows);
+  for (size_t i = 0; i < rows; ++i) {
+    const uint32_t source = sources(i);
+    uint64_t& last = thread_states[thread_number[i]].address;
+    uint64_t old = 0;
+    if ((source & kOldMask) != kOldNone) {
+      old = (source & kOldMask) == kOldReference ? batch.address[reference[i]]
+                                                 : last + unzigzag(in_old.take());
+      last = old;
+    }
+    batch.old_address[i] = old;
+    uint64_t address = 0;
+    switch (source & kAddressMask) {
+      case kAddressReference:
+        last = address = batch.address[reference[i]];
+        break;
+      case kAddressOld:
+        last = address = old;
+        break;
+      case kAddressStored: {
+        const uint64_t difference = unzigzag(in.take());
+        address = (source & kAddressFine) != 0 ? last + difference
+                                               : (last & ~uint64_t{15}) + (difference << 4);
+        last = address;
+        break;
+      }
+      default:
+        break;
+    }
+    batch.address[i] = address;
+  }
+  in.finish();
+  in_old.finish();
+}
+
+void CallDecoder::State::decode_stack(CallBatch& batch) {
+  VarintReader values = packed.section(kSectionStackValues);
+  stacks.resize(values.take_below(rows + 1));
+  uint64_t last = 0;
+  for (uint32_t& stack : stacks) {
+    last += unzigzag(values.take());
+    if (last > UINT32_MAX) impossible("a stack's number is too large");
+    stack = static_cast<uint32_t>(last);
+  }
+  values.finish();
+  VarintReader in = packed.section(kSectionStack);
+  batch.stack.resize(rows);
+  for (size_t i = 0; i < rows; ++i) {
+    const bool has = (sources(i) & kHasStackValue) != 0;
+    batch.stack[i] = has ? stacks[in.take_below(stacks.size())] : 0;
+  }
+  in.finish();
+}
+
+void CallDecoder::State::decode_optional(CallSection section, uint32_t source,
+                                         std::vector<uint64_t>& values) {
+  VarintReader in = packed.section(section);
+  values.resize(rows);
+  for (size_t i = 0; i < rows; ++i) values[i] = (sources(i) & source) != 0 ? in.take() : 0;
+  in.finish();
+}
+
+void CallDecoder::State::decode_usable(CallBatch& batch) {
+  VarintReader in = packed.section(kSectionUsable);
+  batch.usable.resize(rows);
+  for (size_t i = 0; i < rows; ++i) {
+    const uint32_t source = sources(i) & kUsableMask;
+    uint64_t usable = source == kUsableByRule ? usable_by_rule(batch.size[i]) : 0;
+    if (source == kUsableStored) usable = in.take();
+    batch.usable[i] = usable;
+  }
+  in.finish();
+}
+
+CallDecoder::CallDecoder() : state_(std::make_unique<State>()) {}
+CallDecoder::~CallDecoder() = default;
+
+void CallDecoder::decode(std::span<const uint8_t> blob, uint32_t columns, CallBatch& batch) {
+  State& state = *state_;
+  // Columns that others are made from.
+  if (columns & kColumnEndedTime) columns |= kColumnTime;
+  if (columns & kColumnEndedId) columns |= kColumnId;
+  if (columns & kColumnUsable) columns |= kColumnSize;
+  constexpr uint32_t kAddresses = kColumnAddress | kColumnOldAddress;
+  if (columns & kAddresses) columns |= kAddresses;
+  columns &= kColumnsAll;
+
+  batch.clear();
+  state.rows = batch.events = state.packed.open(blob, kCallMagic, kCallSections, kBatchEventsMax);
+  batch.columns = columns;
+  if (columns & ~uint32_t{kColumnTime | kColumnThread}) state.read_shapes();
+  if (columns & (kColumnThread | kColumnId | kAddresses)) state.read_threads();
+  if (columns & (kColumnEndedId | kAddresses)) state.read_references();
+
+  if (columns & kColumnTime) state.decode_time(batch);
+  if (columns & kColumnEndedTime) state.decode_ended_time(batch);
+  if (columns & kColumnThread) {
+    batch.thread.resize(state.rows);
+    for (size_t i = 0; i < state.rows; ++i) {
+      batch.thread[i] = static_cast<uint32_t>(state.threads[state.thread_number[i]]);
+    }
+  }
+  if (columns & kColumnKind) {
+    batch.kind.resize(state.rows);
+    batch.flags.resize(state.rows);
+    for (size_t i = 0; i < state.rows; ++i) {
+      batch.kind[i] = shape_kind(state.shape[i]);
+      batch.flags[i] = shape_flags(state.shape[i]);
+    }
+  }
+  if (columns & kColumnId) state.decode_id(batch);
+  if (columns & kColumnEndedId) state.decode_ended_id(batch);
+  if (columns & kAddresses) state.decode_addresses(batch);
+  if (columns & kColumnSize) state.decode_optional(kSectionSize, kHasSize, batch.size);
+  if (columns & kColumnUsable) state.decode_usable(batch);
+  if (columns & kColumnAlignment) {
+    state.decode_optional(kSectionAlignment, kHasAlignmentValue, batch.alignment);
+  }
+  if (columns & kColumnStack) state.decode_stack(batch);
+}
+
+void CallBatch::clear() {
+  events = 0;
+  columns = 0;
+  const auto empty = [](auto&... vectors) { (vectors.clear(), ...); };
+  empty(time_ns, ended_ns, thread, kind, flags, id, address, size, usable, alignment, ended_id,
+        old_address, stack);
+}
+
+CallRow CallBatch::row(size_t index) const {
+  CallRow row;
+  if (columns & kColumnTime) row.time_ns = row.ended_ns = time_ns[index];
+  if (columns & kColumnEndedTime) row.ended_ns = ended_ns[index];
+  if (columns & kColumnThread) row.thread = thread[index];
+  if (columns & kColumnKind) {
+    row.kind = kind[index];
+    row.flags = flags[index];
+  }
+  if (columns & kColumnId) row.id = id[index];
+  if (columns & kColumnAddress) row.address = address[index];
+  if (columns & kColumnSize) row.size = size[index];
+  if (columns & kColumnUsable) row.usable = usable[index];
+  if (columns & kColumnAlignment) row.alignment = alignment[index];
+  if (columns & kColumnEndedId) row.ended_id = ended_id[index];
+  if (columns & kColumnOldAddress) row.old_address = old_address[index];
+  if (columns & kColumnStack) row.stack = stack[index];
+  return row;
+}
+
+std::vector<CallRow> decode_calls(std::span<const uint8_t> blob) {
+  CallDecoder decoder;
+  CallBatch batch;
+  decoder.decode(blob, kColumnsAll, batch);
+  std::vector<CallRow> rows(batch.events);
+  for (size_t i = 0; i < rows.size(); ++i) rows[i] = batch.row(i);
+  return rows;
+}
+
+}  // namespace heapledger::schema

@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+// The writing half of schema/event_batch.h.
+#include <algorithm>
+#include <bit>
+#include <string>
+
+#include "schema/error.h"
+#include "schema/event_batch.h"
+#include "schema/event_batch_format.h"
+#include "schema/packed_columns.h"
+
+namespace heapledger::schema {
+namespace {
+
+// A hash map from numbers to 32-bit values that is emptied in no time: open addressing, and an
+// entry counts only if it was written in the present epoch.
+class NumberMap {
+ public:
+  void start(size_t keys_max) {
+    const size_t slots = std::bit_ceil(2 * keys_max + 2);
+    if (entries_.size() < slots || ++epoch_ == 0) {
+      entries_.assign(slots, {});
+      epoch_ = 1;
+    }
+    shift_ = 64 - std::countr_zero(entries_.size());
+  }
+  // The value of a key, made (with `fresh`) if it has none.
+  uint32_t& at(uint64_t key, uint32_t fresh, bool& inserted) {
+    Entry& entry = entries_[slot_of(key)];
+    inserted = entry.epoch != epoch_;
+    if (inserted) entry = {key, fresh, epoch_};
+    return entry.value;
+  }
+  // Or nullptr.
+  const uint32_t* find(uint64_t key) const {
+    const Entry& entry = entries_[slot_of(key)];
+    return entry.epoch == epoch_ ? &entry.value : nullptr;
+  }
+
+ private:
+  struct Entry {
+    uint64_t key = 0;
+    uint32_t value = 0;
+    uint32_t epoch = 0;
+  };
+  size_t slot_of(uint64_t key) const {
+    size_t slot = key * 0x9E3779B97F4A7C15u >> shift_;
+    while (entries_[slot].epoch == epoch_ && entries_[slot].key != key) {
+      slot = (slot + 1) & (entries_.size() - 1);
+    }
+    return slot;
+  }
+
+  std::vector<Entry> entries_;
+  uint32_t epoch_ = 0;
+  int shift_ = 0;
+};
+
+// The distinct values of a column, numbered in order of appearance.
+struct Dictionary {
+  NumberMap index;
+  std::vector<uint64_t> values;
+
+  void start(size_t rows) {
+    index.start(rows);
+    values.clear();
+  }
+  uint32_t number(uint64_t value) {
+    bool inserted;
+    const uint32_t number = index.at(value, static_cast<uint32_t>(values.size()), inserted);
+    if (inserted) values.push_back(value);
+    return number;
+  }
+};
+
+// What predicts a thread's next row.
+struct ThreadState {
+  uint64_t id = 0;
+  uint64_t address = 0;
+};
+
+}  // namespace
+
+struct CallEncoder::State {
+  PackedWriter packed;
+  VarintWriter out[kCallSections];
+  Dictionary shapes, threads, stacks;
+  NumberMap row_of_id;
+  std::vector<ThreadState> thread_states;
+  std::vector<uint32_t> thread_of_row, shape_of_row;
+  std::vector<uint32_t> stack_of_row;  // Of the rows that have one.
+  std::vector<uint32_t> stack_counts;
+  uint64_t last_ended_id = 0;
+
+  void start(size_t rows);
+  uint32_t encode_row(std::span<const CallRow> rows, size_t index, ThreadState& thread);
+  uint32_t encode_ended(const CallRow& row, size_t index, const CallRow** reference,
+                        std::span<const CallRow> rows);
+  uint32_t encode_addresses(const CallRow& row, const CallRow* reference, ThreadState& thread);
+  void write_stacks();
+  void write_threads();
+};
+
+void CallEncoder::State::start(size_t rows) {
+  // Stacks are put twice: once distinct, once per row.
+  for (VarintWriter& writer : out) writer.start(2 * rows + 1);
+  shapes.start(rows);
+  threads.start(rows);
+  stacks.start(rows);
+  row_of_id.start(rows);
+  thread_states.clear();
+  thread_of_row.resize(rows);
+  shape_of_row.resize(rows);
+  stack_of_row.clear();
+  stack_counts.clear();
+  last_ended_id = 0;
+}
+
+uint32_t CallEncoder::State::encode_ended(const CallRow& row, size_t index,
+                                          const CallRow** reference,
+                                          std::span<const CallRow> rows) {
+  *reference = nullptr;
+  if (row.ended_id == 0) return kEndedNone;
+  if (const uint32_t* began = row_of_id.find(row.ended_id)) {
+    *reference = &rows[*began];
+    out[kSectionReference].put(index - *began);
+    return kEndedReference;
+  }
+  out[kSectionEndedId].put(zigzag(row.ended_id - last_ended_id));
+  last_ended_id = row.ended_id;
+  return kEndedStored;
+}
+
+uint32_t CallEncoder::State::encode_addresses(const CallRow& row, const CallRow* reference,
+                                              ThreadState& thread) {
+  uint32_t sources = 0;
+  if (row.old_address != 0) {
+    if (reference != nullptr && reference->address == row.old_address) {
+      sources |= kOldReference;
+    } else {
+      sources |= kOldStored;
+      out[kSectionOldAddress].put(zigzag(row.old_address - thread.address));
+    }
+    thread.address = row.old_address;
+  }
+  if (row.address != 0) {
+    if (reference != nullptr && reference->address == row.address) {
+      sources |= kAddressReference;
+    } else if (row.address == row.old_address) {
+      sources |= kAddressOld;
+    } else if (row.address % 16 == 0) {
+      sources |= kAddressStored;
+      const uint64_t difference = row.address - (thread.address & ~uint64_t{15});
+      const auto units = static_cast<int64_t>(difference) >> 4;
+      out[kSectionAddress].put(zigzag(static_cast<uint64_t>(units)));
+    } else {
+      sources |= kAddressStored | kAddressFine;
+      out[kSectionAddress].put(zigzag(row.address - thread.address));
+    }
+    thread.address = row.address;
+  }
+  return sources;
+}
+
+// Writes what the row's shape does not say, and returns the sources part of that shape.
+uint32_t CallEncoder::State::encode_row(std::span<const CallRow> rows, size_t index,
+                                        ThreadState& thread) {
+  const CallRow& row = rows[index];
+  const CallRow* reference;
+  uint32_t sources = encode_ended(row, index, &reference, rows);
+  sources |= encode_addresses(row, reference, thread);
+  if (row.id != 0) {
+    if (row.id == thread.id + 1) {
+      sources |= kIdNext;
+    } else {
+      sources |= kIdStored;
+      out[kSectionId].put(zigzag(row.id - thread.id));
+    }
+    thread.id = row.id;
+    bool inserted;
+    row_of_id.at(row.id, 0, inserted) = static_cast<uint32_t>(index);
+  }
+  if (row.size != 0) {
+    sources |= kHasSize;
+    out[kSectionSize].put(row.size);
+  }
+  if (row.usable != 0) {
+    if (row.usable == usable_by_rule(row.size)) {
+      sources |= kUsableByRule;
+    } else {
+      sources |= kUsableStored;
+      out[kSectionUsable].put(row.usable);
+    }
+  }
+  if (row.alignment != 0) {
+    sources |= kHasAlignmentValue;
+    out[kSectionAlignment].put(row.alignment);
+  }
+  if (row.ended_ns != row.time_ns) {
+    sources |= kEndedEarlier;
+    out[kSectionEndedTime].put(
+        zigzag(static_cast<uint64_t>(row.time_ns) - static_cast<uint64_t>(row.ended_ns)));
+  }
+  if (row.stack != 0) {
+    sources |= kHasStackValue;
+    const uint32_t number = stacks.number(row.stack);
+    if (number == stack_counts.size()) stack_counts.push_back(0);
+    ++stack_counts[number];
+    stack_of_row.push_back(number);
+  }
+  return sources;
+}
+
+// The stacks that are used most come first, so that they have indices of one byte; the others
+// follow in ascending order, so that they are small differences.
+void CallEncoder::State::write_stacks() {
+  constexpr size_t kOneByte = 128;
+  std::vector<uint32_t> order(stacks.values.size());
+  for (uint32_t i = 0; i < order.size(); ++i) order[i] = i;
+  const auto by_value = [&](uint32_t a, uint32_t b) { return stacks.values[a] < stacks.values[b]; };
+  const auto by_count = [&](uint32_t a, uint32_t b) {
+    return stack_counts[a] != stack_counts[b] ? stack_counts[a] > stack_counts[b] : by_value(a, b);
+  };
+  const auto middle = order.begin() + static_cast<ptrdiff_t>(std::min(kOneByte, order.size()));
+  std::partial_sort(order.begin(), middle, order.end(), by_count);
+  std::sort(middle, order.end(), by_value);
+
+  VarintWriter& values = out[kSectionStackValues];
+  values.put(order.size());
+  std::vector<uint32_t>& place = stack_counts;  // Not needed as counts any more.
+  uint64_t last = 0;
+  for (uint32_t i = 0; i < order.size(); ++i) {
+    const uint64_t value = stacks.values[order[i]];
+    values.put(zigzag(value - last));
+    last = value;
+  }
+  for (uint32_t i = 0; i < order.size(); ++i) place[order[i]] = i;
+  for (const uint32_t number : stack_of_row) out[kSectionStack].put(place[number]);
+}
+
+void CallEncoder::State::write_threads() {
+  VarintWriter& writer = out[kSectionThread];
+  writer.put(threads.values.size());
+  for (const uint64_t thread : threads.values) writer.put(thread);
+  if (threads.values.size() < 2) return;
+  for (const uint32_t number : thread_of_row) writer.put(number);
+}
+
+CallEncoder::CallEncoder() : state_(std::make_unique<State>()) {}
+CallEncoder::~CallEncoder() = default;
+
+std::span<const uint8_t> CallEncoder::encode(std::span<const CallRow> rows) {
+  State& state = *state_;
+  if (rows.size() > kBatchEventsMax) {
+    throw Error("cannot encode a batch", std::to_string(rows.size()) + " events are too many");
+  }
+  state.start(rows.size());
+  int64_t last_time = rows.empty() ? 0 : rows.front().time_ns;
+  uint64_t last_stored = 0;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const CallRow& row = rows[i];
+    if (row.time_ns < last_time) throw Error("cannot encode a batch", "events are out of order");
+    if (!is_call(row.kind)) throw Error("cannot encode a batch", "an event is no call");
+    last_time = row.time_ns;
+    state.out[kSectionTime].put(static_cast<uint64_t>(row.time_ns) - last_stored);
+    last_stored = static_cast<uint64_t>(row.time_ns);
+
+    const uint32_t thread = state.threads.number(row.thread);
+    if (thread == state.thread_states.size()) state.thread_states.push_back({});
+    state.thread_of_row[i] = thread;
+    const uint32_t sources = state.encode_row(rows, i, state.thread_states[thread]);
+    const uint8_t flags = row.flags & kStoredFlags;
+    state.shape_of_row[i] = state.shapes.number(make_shape(row.kind, flags, sources));
+  }
+  state.out[kSectionShapes].put(state.shapes.values.size());
+  for (const uint64_t shape : state.shapes.values) state.out[kSectionShapes].put(shape);
+  for (const uint32_t number : state.shape_of_row) state.out[kSectionShape].put(number);
+  state.write_threads();
+  state.write_stacks();
+
+  state.packed.begin(kCallMagic, rows.size(), kCallSections);
+  for (const VarintWriter& section : state.out) state.packed.add(section.bytes());
+  return state.packed.finish();
+}
+
+std::vector<uint8_t> encode_calls(std::span<const CallRow> rows) {
+  CallEncoder encoder;
+  const std::span<const uint8_t> blob = encoder.encode(rows);
+  return {blob.begin(), blob.end()};
+}
+
+}  // namespace heapledger::schema

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "schema/packed_columns.h"
+
+#include <zstd.h>
+
+#include <array>
+#include <cstring>
+#include <limits>
+#include <new>
+
+#include "schema/error.h"
+
+namespace heapledger::schema {
+namespace {
+
+constexpr int kZstdLevel = 1;
+constexpr size_t kSmallSection = 64;  // Shorter ones are not worth a zstd frame.
+
+// A section holds at most two varints per row (a dictionary and an index into it) and a count.
+constexpr size_t raw_bytes_max(size_t rows) { return (2 * rows + 4) * kVarintBytesMax; }
+
+// tables[k][b] is the CRC of byte b followed by k zero bytes: eight bytes are then eight look-ups
+// that do not wait for each other.
+constexpr auto kCrcTables = [] {
+  std::array<std::array<uint32_t, 256>, 8> tables{};
+  for (uint32_t byte = 0; byte < 256; ++byte) {
+    uint32_t crc = byte;
+    for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ (0xEDB88320u & (0u - (crc & 1)));
+    tables[0][byte] = crc;
+  }
+  for (size_t k = 1; k < 8; ++k) {
+    for (size_t byte = 0; byte < 256; ++byte) {
+      const uint32_t crc = tables[k - 1][byte];
+      tables[k][byte] = crc >> 8 ^ tables[0][crc & 0xff];
+    }
+  }
+  return tables;
+}();
+
+template <typename T>
+void put_raw(uint8_t* at, T value) {
+  std::memcpy(at, &value, sizeof(value));
+}
+
+template <typename T>
+T take_raw(const uint8_t* at) {
+  T value;
+  std::memcpy(&value, at, sizeof(value));
+  return value;
+}
+
+[[noreturn]] void damaged(const std::string& why) {
+  throw Error("cannot decode a packed batch", why);
+}
+
+void check_crc(uint32_t found, uint32_t expected, const std::string& where) {
+#ifdef FUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
+  // A fuzzer would spend its life guessing checksums and see nothing of what lies behind them.
+  (void)found, (void)expected, (void)where;
+#else
+  if (found != expected) damaged("the checksum of " + where + " is wrong");
+#endif
+}
+
+uint32_t header_crc(std::span<const uint8_t> blob, size_t sections) {
+  const uint32_t crc = crc32(blob.first(12));
+  return crc32(blob.subspan(kPackedHeaderBytes, sections * kPackedDirectoryBytes), crc);
+}
+
+}  // namespace
+
+uint32_t crc32(std::span<const uint8_t> bytes, uint32_t crc) {
+  crc = ~crc;
+  const uint8_t* at = bytes.data();
+  size_t left = bytes.size();
+  for (; left >= 8; left -= 8, at += 8) {
+    const uint64_t word = take_raw<uint64_t>(at) ^ crc;
+    crc = 0;
+    for (size_t k = 0; k < 8; ++k) crc ^= kCrcTables[7 - k][word >> (8 * k) & 0xff];
+  }
+  for (; left > 0; --left, ++at) crc = crc >> 8 ^ kCrcTables[0][(crc ^ *at) & 0xff];
+  return ~crc;
+}
+
+void VarintReader::fail() { damaged("a column ends too early or holds an impossible number"); }
+
+PackedWriter::PackedWriter() : context_(ZSTD_createCCtx()) {
+  if (context_ == nullptr) throw std::bad_alloc();
+  ZSTD_CCtx_setParameter(context_, ZSTD_c_compressionLevel, kZstdLevel);
+  ZSTD_CCtx_setParameter(context_, ZSTD_c_contentSizeFlag, 0);  // The directory has it.
+}
+
+PackedWriter::~PackedWriter() { ZSTD_freeCCtx(context_); }
+
+void PackedWriter::begin(uint32_t magic, size_t rows, size_t sections) {
+  blob_.assign(kPackedHeaderBytes + sections * kPackedDirectoryBytes, 0);
+  put_raw(&blob_[0], magic);
+  put_raw(&blob_[4], kPackedVersion);
+  put_raw(&blob_[6], static_cast<uint16_t>(sections));
+  put_raw(&blob_[8], static_cast<uint32_t>(rows));
+  next_section_ = 0;
+  sections_ = sections;
+}
+
+void PackedWriter::add(std::span<const uint8_t> section) {
+  const size_t start = blob_.size();
+  const size_t raw = section.size();
+  size_t packed = raw;
+  if (raw >= kSmallSection) {
+    blob_.resize(start + ZSTD_compressBound(raw));
+    const size_t result =
+        ZSTD_compress2(context_, &blob_[start], blob_.size() - start, section.data(), raw);
+    if (ZSTD_isError(result) == 0 && result < raw) packed = result;
+  }
+  if (packed == raw) {
+    blob_.resize(start);
+    blob_.insert(blob_.end(), section.begin(), section.end());
+  } else {
+    blob_.resize(start + packed);
+  }
+  uint8_t* entry = &blob_[kPackedHeaderBytes + next_section_ * kPackedDirectoryBytes];
+  put_raw(entry, static_cast<uint32_t>(raw));
+  put_raw(entry + 4, static_cast<uint32_t>(packed));
+  put_raw(entry + 8, crc32(std::span(blob_).subspan(start, packed)));
+  ++next_section_;
+}
+
+std::span<const uint8_t> PackedWriter::finish() {
+  put_raw(&blob_[12], header_crc(blob_, sections_));
+  return blob_;
+}
+
+PackedReader::PackedReader() : context_(ZSTD_createDCtx()) {
+  if (context_ == nullptr) throw std::bad_alloc();
+}
+
+PackedReader::~PackedReader() { ZSTD_freeDCtx(context_); }
+
+size_t PackedReader::open(std::span<const uint8_t> blob, uint32_t magic, size_t sections,
+                          size_t rows_max) {
+  if (blob.size() < kPackedHeaderBytes) damaged("it is too short");
+  if (take_raw<uint32_t>(&blob[0]) != magic) damaged("it begins with the wrong magic number");
+  const uint16_t version = take_raw<uint16_t>(&blob[4]);
+  if (version != kPackedVersion) {
+    damaged("it has batch version " + std::to_string(version) + ", this heapledger reads version " +
+            std::to_string(kPackedVersion));
+  }
+  if (take_raw<uint16_t>(&blob[6]) != sections) damaged("it has the wrong number of columns");
+  size_t at = kPackedHeaderBytes + sections * kPackedDirectoryBytes;
+  if (blob.size() < at) damaged("it is too short");
+  check_crc(header_crc(blob, sections), take_raw<uint32_t>(&blob[12]), "its header");
+  const size_t rows = take_raw<uint32_t>(&blob[8]);
+  if (rows > rows_max) damaged("it claims " + std::to_string(rows) + " rows");
+
+  sections_.resize(sections);
+  for (size_t i = 0; i < sections; ++i) {
+    const uint8_t* entry = &blob[kPackedHeaderBytes + i * kPackedDirectoryBytes];
+    const size_t raw = take_raw<uint32_t>(entry);
+    const size_t packed = take_raw<uint32_t>(entry + 4);
+    if (raw > raw_bytes_max(rows) || packed > blob.size() - at) {
+      damaged("column " + std::to_string(i) + " is longer than can be");
+    }
+    sections_[i].packed = blob.subspan(at, packed);
+    sections_[i].raw_bytes = raw;
+    sections_[i].crc = take_raw<uint32_t>(entry + 8);
+    at += packed;
+  }
+  if (at != blob.size()) damaged("bytes follow its end");
+  return rows;
+}
+
+VarintReader PackedReader::section(size_t index) {
+  Section& section = sections_[index];
+  const std::string where = "column " + std::to_string(index);
+  check_crc(crc32(section.packed), section.crc, where);
+  const size_t raw = section.raw_bytes;
+  if (section.raw.size() < raw + kVarintBytesMax) section.raw.resize(raw + kVarintBytesMax);
+  if (section.packed.size() == raw) {
+    if (raw > 0) std::memcpy(section.raw.data(), section.packed.data(), raw);
+  } else {
+    const size_t result = ZSTD_decompressDCtx(context_, section.raw.data(), raw,
+                                              section.packed.data(), section.packed.size());
+    if (ZSTD_isError(result) != 0) damaged(where + ": " + ZSTD_getErrorName(result));
+    if (result != raw) damaged(where + " has the wrong length");
+  }
+  std::memset(section.raw.data() + raw, 0, kVarintBytesMax);
+  return {section.raw.data(), section.raw.data() + raw};
+}
+
+}  // namespace heapledger::schema

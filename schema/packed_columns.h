@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+// The frame that every packed blob of a trace has: a number of rows, cut into columns ("sections"
+// here, since a column of the format need not be one of the table), each compressed for itself.
+//
+//     offset 0   u32 magic      which blob this is
+//            4   u16 version    kPackedVersion
+//            6   u16 sections   how many; fixed for a magic
+//            8   u32 rows
+//           12   u32 crc        of bytes 0..11 and of the directory
+//           16   directory      per section: u32 raw bytes, u32 packed bytes, u32 crc of the packed
+//           then the sections   packed == raw: as they are; else one zstd frame each
+//
+// All little-endian. Checksums are CRC-32 (the one of zlib and gzip). Each section has its own, so
+// that a reader of one column neither unpacks nor checks the others.
+//
+// Inside sections numbers are varints: seven bits a byte, low bits first, the top bit says that
+// more follow; at most ten bytes. zigzag() maps small negative numbers to small unsigned ones.
+//
+// Any bytes may be given to the reader; what it does not accept becomes an Error. Its memory is
+// bounded by the number of rows, which is bounded by its caller.
+// Thread safety: none; one thread at a time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+struct ZSTD_CCtx_s;
+struct ZSTD_DCtx_s;
+
+namespace heapledger::schema {
+
+inline constexpr uint16_t kPackedVersion = 1;
+inline constexpr size_t kPackedHeaderBytes = 16;
+inline constexpr size_t kPackedDirectoryBytes = 12;  // Per section.
+inline constexpr size_t kVarintBytesMax = 10;
+
+uint32_t crc32(std::span<const uint8_t> bytes, uint32_t crc = 0);
+
+constexpr uint64_t zigzag(uint64_t difference) {
+  return difference << 1 ^ (0 - (difference >> 63));
+}
+constexpr uint64_t unzigzag(uint64_t value) { return value >> 1 ^ (0 - (value & 1)); }
+
+// A growing run of varints, for writing.
+class VarintWriter {
+ public:
+  // Empties it and makes room for `values` put() calls, which do not check.
+  void start(size_t values) {
+    const size_t bytes = values * kVarintBytesMax;
+    if (capacity_ < bytes) {
+      bytes_ = std::make_unique_for_overwrite<uint8_t[]>(bytes);
+      capacity_ = bytes;
+    }
+    end_ = bytes_.get();
+  }
+  void put(uint64_t value) {
+    while (value >= 0x80) {
+      *end_++ = static_cast<uint8_t>(value | 0x80);
+      value >>= 7;
+    }
+    *end_++ = static_cast<uint8_t>(value);
+  }
+  std::span<const uint8_t> bytes() const {
+    return {bytes_.get(), static_cast<size_t>(end_ - bytes_.get())};
+  }
+
+ private:
+  std::unique_ptr<uint8_t[]> bytes_;
+  size_t capacity_ = 0;
+  uint8_t* end_ = nullptr;
+};
+
+// Reads them back. The bytes are followed by at least kVarintBytesMax zeros, which end any varint
+// that was cut: so only the start of each is checked.
+class VarintReader {
+ public:
+  VarintReader(const uint8_t* begin, const uint8_t* end) : next_(begin), end_(end) {}
+
+  uint64_t take() {
+    if (next_ >= end_) fail();
+    uint64_t value = *next_++;
+    if (value >= 0x80) value = take_long(value);
+    return value;
+  }
+  // A number that must be below `limit`.
+  uint64_t take_below(uint64_t limit) {
+    const uint64_t value = take();
+    if (value >= limit) fail();
+    return value;
+  }
+  // To be called when all is read: nothing may be left over or have been cut.
+  void finish() const {
+    if (next_ != end_) fail();
+  }
+  [[noreturn]] static void fail();
+
+ private:
+  uint64_t take_long(uint64_t first) {
+    uint64_t value = first & 0x7f;
+    for (int shift = 7; shift < 70; shift += 7) {
+      const uint64_t byte = *next_++;
+      value |= (byte & 0x7f) << shift;
+      if (byte < 0x80) return value;
+    }
+    fail();
+  }
+
+  const uint8_t* next_;
+  const uint8_t* end_;
+};
+
+class PackedWriter {
+ public:
+  PackedWriter();
+  ~PackedWriter();
+  PackedWriter(const PackedWriter&) = delete;
+  PackedWriter& operator=(const PackedWriter&) = delete;
+
+  void begin(uint32_t magic, size_t rows, size_t sections);
+  void add(std::span<const uint8_t> section);  // In order; `sections` times.
+  std::span<const uint8_t> finish();           // Valid until begin().
+
+ private:
+  ZSTD_CCtx_s* context_;
+  std::vector<uint8_t> blob_;
+  size_t next_section_ = 0;
+  size_t sections_ = 0;
+};
+
+class PackedReader {
+ public:
+  PackedReader();
+  ~PackedReader();
+  PackedReader(const PackedReader&) = delete;
+  PackedReader& operator=(const PackedReader&) = delete;
+
+  // Checks header and directory and returns the number of rows. The blob must outlive the reading.
+  size_t open(std::span<const uint8_t> blob, uint32_t magic, size_t sections, size_t rows_max);
+  // Unpacks a section; valid until open().
+  VarintReader section(size_t index);
+
+ private:
+  struct Section {
+    std::span<const uint8_t> packed;
+    size_t raw_bytes = 0;
+    uint32_t crc = 0;
+    std::vector<uint8_t> raw;  // Kept for the next blob; followed by zeros.
+  };
+  ZSTD_DCtx_s* context_;
+  std::vector<Section> sections_;
+};
+
+}  // namespace heapledger::schema
