@@ -10,6 +10,7 @@
 #include <fstream>
 
 #include "schema/error.h"
+#include "schema/event_vtab.h"
 #include "schema/schema_sql.h"
 
 namespace heapledger::schema {
@@ -294,6 +295,9 @@ Database open_trace(const std::string& path, OpenMode mode) {
           "PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536;");
     }
     check_format(db, what);
+    if (register_trace_modules(db.handle()) != SQLITE_OK) {
+      throw Error(what, sqlite3_errmsg(db.handle()));
+    }
   } catch (Error& error) {
     if (std::string_view(error.what()).starts_with(what)) throw;
     throw Error(what, error.why());

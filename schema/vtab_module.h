@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the virtual tables `event` and `fault` have in common: an SQLite module that shows the rows
+// of packed batches. Included by schema/event_vtab.cc alone, after SQLite's header.
+//
+// A query becomes a list of filters (xBestIndex writes it into idxStr, two characters a filter;
+// xFilter reads it with the values). Filters only narrow: SQLite checks every condition again on
+// the rows it gets, so a value of an unexpected type is simply not used. Batches are chosen by the
+// plain columns of their table (process, time range); within a batch the columns that filters need
+// are decoded first, and the others only where a row is left.
+//
+// Table, the parameter, is one batch at a time:
+//     kDeclaration, kBatchesSql           CREATE TABLE text; SELECT id, process, time_min_ns,
+//                                         time_max_ns, data... with ?1 process, ?2 ?3 times
+//     kTimeColumn, kProcessColumn         their places in the declaration
+//     static can_filter(column)           whether `column = value` narrows
+//     static filter_value(column, value)  what cell() must be, or nothing
+//     static needs(column)                columns to decode for it, as decode() wants them
+//     decode(statement, needs), rows(), time(row), cell(column, row), result(context, column, row)
+// No exception leaves a callback. Thread safety: as SQLite's connection.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <exception>
+#include <limits>
+#include <new>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace heapledger::schema {
+
+template <typename Table>
+class VtabModule {
+ public:
+  // Version 0 and no xCreate: eponymous-only.
+  static const sqlite3_module* module() {
+    static const sqlite3_module kModule = [] {
+      sqlite3_module made{};
+      made.xConnect = &connect;
+      made.xDisconnect = &disconnect;
+      made.xBestIndex = &best_index;
+      made.xOpen = &open;
+      made.xClose = &close;
+      made.xFilter = &filter;
+      made.xNext = &next;
+      made.xEof = &eof;
+      made.xColumn = &column;
+      made.xRowid = &rowid;
+      return made;
+    }();
+    return &kModule;
+  }
+
+ private:
+  static constexpr int64_t kTimeMin = std::numeric_limits<int64_t>::min();
+  static constexpr int64_t kTimeMax = std::numeric_limits<int64_t>::max();
+  static constexpr int kRowBits = 20;  // Of a rowid; the others are the batch.
+
+  struct Vtab : sqlite3_vtab {
+    sqlite3* db = nullptr;
+  };
+  struct Equality {
+    int column;
+    int64_t value;
+  };
+  struct Cursor : sqlite3_vtab_cursor {
+    Table table;
+    sqlite3_stmt* batches = nullptr;
+    bool at_end = true;
+    int64_t batch = 0;
+    int64_t process = 0;
+    size_t position = 0;  // Into `selected`, or the row itself where all are.
+    bool all_selected = true;
+    std::vector<uint32_t> selected;
+    int64_t time_min = kTimeMin;
+    int64_t time_max = kTimeMax;
+    std::vector<Equality> equalities;
+    uint64_t columns_used = 0;
+
+    ~Cursor() { sqlite3_finalize(batches); }
+    size_t row() const { return all_selected ? position : selected[position]; }
+    size_t count() const { return all_selected ? table.rows() : selected.size(); }
+  };
+
+  static Cursor& cursor_of(sqlite3_vtab_cursor* cursor) { return *static_cast<Cursor*>(cursor); }
+
+  static void set_message(sqlite3_vtab* vtab, const char* message) {
+    sqlite3_free(vtab->zErrMsg);
+    vtab->zErrMsg = sqlite3_mprintf("%s", message);
+  }
+
+  // Runs `work`, which returns an SQLite code, and turns what it throws into one.
+  template <typename Work>
+  static int guarded(sqlite3_vtab* vtab, Work work) {
+    try {
+      return work();
+    } catch (const std::bad_alloc&) {
+      return SQLITE_NOMEM;
+    } catch (const std::exception& error) {
+      set_message(vtab, error.what());
+      return SQLITE_ERROR;
+    }
+  }
+
+  static int connect(sqlite3* db, void*, int, const char* const*, sqlite3_vtab** out, char**) {
+    const int code = sqlite3_declare_vtab(db, Table::kDeclaration);
+    if (code != SQLITE_OK) return code;
+    sqlite3_vtab_config(db, SQLITE_VTAB_INNOCUOUS);
+    auto* vtab = new (std::nothrow) Vtab{};
+    if (vtab == nullptr) return SQLITE_NOMEM;
+    vtab->db = db;
+    *out = vtab;
+    return SQLITE_OK;
+  }
+
+  static int disconnect(sqlite3_vtab* vtab) {
+    delete static_cast<Vtab*>(vtab);
+    return SQLITE_OK;
+  }
+
+  // The letter of a condition in idxStr, 0 if it does not narrow. Strict comparisons are taken as
+  // their weak forms.
+  static char filter_letter(int column, unsigned char op) {
+    if (op == SQLITE_INDEX_CONSTRAINT_EQ) {
+      const bool own = column == Table::kTimeColumn || column == Table::kProcessColumn;
+      return own || Table::can_filter(column) ? '=' : '\0';
+    }
+    if (column != Table::kTimeColumn) return '\0';
+    if (op == SQLITE_INDEX_CONSTRAINT_GE || op == SQLITE_INDEX_CONSTRAINT_GT) return '>';
+    if (op == SQLITE_INDEX_CONSTRAINT_LE || op == SQLITE_INDEX_CONSTRAINT_LT) return '<';
+    return '\0';
+  }
+
+  static int best_index(sqlite3_vtab* vtab, sqlite3_index_info* info) {
+    return guarded(vtab, [&] {
+      // A guess at a large trace, so that the planner puts these tables on the outside of a join.
+      double rows = 1e7;
+      double batches = 1;  // The part of them that must be looked at.
+      std::string plan;
+      for (int i = 0; i < info->nConstraint; ++i) {
+        const auto& constraint = info->aConstraint[i];
+        if (constraint.usable == 0 || constraint.iColumn < 0) continue;
+        const char letter = filter_letter(constraint.iColumn, constraint.op);
+        if (letter == '\0') continue;
+        const char* collation = sqlite3_vtab_collation(info, i);
+        if (collation != nullptr && std::string(collation) != "BINARY") continue;
+        plan += static_cast<char>('a' + constraint.iColumn);
+        plan += letter;
+        info->aConstraintUsage[i].argvIndex = static_cast<int>(plan.size() / 2);
+        const bool chooses_batches =
+            constraint.iColumn == Table::kProcessColumn || constraint.iColumn == Table::kTimeColumn;
+        if (chooses_batches) batches /= letter == '=' ? 10 : 3;
+        rows /= letter == '=' ? 30 : 3;
+      }
+      info->estimatedRows = static_cast<sqlite3_int64>(rows) + 1;
+      info->estimatedCost = 1e7 * batches + rows;
+      info->idxStr = sqlite3_mprintf("%s", plan.c_str());
+      info->needToFreeIdxStr = 1;
+      if (info->idxStr == nullptr) return SQLITE_NOMEM;
+      // xFilter learns which columns are used through idxNum: there are fewer than 31.
+      info->idxNum = static_cast<int>(info->colUsed & 0x7fffffff);
+      return SQLITE_OK;
+    });
+  }
+
+  static int open(sqlite3_vtab* vtab, sqlite3_vtab_cursor** out) {
+    return guarded(vtab, [&] {
+      *out = new Cursor();
+      return SQLITE_OK;
+    });
+  }
+
+  static int close(sqlite3_vtab_cursor* cursor) {
+    delete static_cast<Cursor*>(cursor);
+    return SQLITE_OK;
+  }
+
+  // A number as a bound on integers; nothing if it is none.
+  static std::optional<int64_t> time_bound(sqlite3_value* value, bool lower) {
+    if (sqlite3_value_type(value) == SQLITE_INTEGER) return sqlite3_value_int64(value);
+    if (sqlite3_value_type(value) != SQLITE_FLOAT) return std::nullopt;
+    const double number =
+        lower ? std::floor(sqlite3_value_double(value)) : std::ceil(sqlite3_value_double(value));
+    if (!(std::abs(number) < 0x1p62)) return std::nullopt;
+    return static_cast<int64_t>(number);
+  }
+
+  static void add_filter(Cursor& cursor, int column, char letter, sqlite3_value* value,
+                         std::optional<int64_t>& process) {
+    if (column == Table::kTimeColumn) {
+      const auto low = time_bound(value, true);
+      const auto high = time_bound(value, false);
+      if (letter != '<' && low && *low > cursor.time_min) cursor.time_min = *low;
+      if (letter != '>' && high && *high < cursor.time_max) cursor.time_max = *high;
+    } else if (column == Table::kProcessColumn) {
+      if (sqlite3_value_type(value) == SQLITE_INTEGER) process = sqlite3_value_int64(value);
+    } else if (const auto wanted = Table::filter_value(column, value)) {
+      cursor.equalities.push_back({column, *wanted});
+    }
+  }
+
+  static int filter(sqlite3_vtab_cursor* base, int columns_used, const char* plan, int count,
+                    sqlite3_value** values) {
+    return guarded(base->pVtab, [&] {
+      Cursor& cursor = cursor_of(base);
+      cursor.time_min = kTimeMin;
+      cursor.time_max = kTimeMax;
+      cursor.equalities.clear();
+      cursor.columns_used = static_cast<uint64_t>(columns_used);
+      std::optional<int64_t> process;
+      for (int i = 0; i < count; ++i) {
+        add_filter(cursor, plan[2 * i] - 'a', plan[2 * i + 1], values[i], process);
+      }
+      sqlite3* db = static_cast<Vtab*>(base->pVtab)->db;
+      if (cursor.batches == nullptr) {
+        const int code = sqlite3_prepare_v2(db, Table::kBatchesSql, -1, &cursor.batches, nullptr);
+        if (code != SQLITE_OK) {
+          set_message(base->pVtab, sqlite3_errmsg(db));
+          return code;
+        }
+      }
+      sqlite3_reset(cursor.batches);
+      sqlite3_clear_bindings(cursor.batches);
+      if (process) sqlite3_bind_int64(cursor.batches, 1, *process);
+      sqlite3_bind_int64(cursor.batches, 2, cursor.time_min);
+      sqlite3_bind_int64(cursor.batches, 3, cursor.time_max);
+      return next_batch(cursor);
+    });
+  }
+
+  // Moves to the first selected row of the next batch that has one.
+  static int next_batch(Cursor& cursor) {
+    for (;;) {
+      cursor.at_end = true;
+      cursor.position = 0;
+      const int code = sqlite3_step(cursor.batches);
+      if (code == SQLITE_DONE) {
+        sqlite3_reset(cursor.batches);  // Ends the read transaction.
+        return SQLITE_OK;
+      }
+      if (code != SQLITE_ROW) {
+        set_message(cursor.pVtab, sqlite3_errmsg(static_cast<Vtab*>(cursor.pVtab)->db));
+        return code;
+      }
+      cursor.batch = sqlite3_column_int64(cursor.batches, 0);
+      cursor.process = sqlite3_column_int64(cursor.batches, 1);
+      try {
+        select_rows(cursor);
+      } catch (const std::bad_alloc&) {
+        throw;
+      } catch (const std::exception& error) {
+        set_message(cursor.pVtab,
+                    ("batch " + std::to_string(cursor.batch) + ": " + error.what()).c_str());
+        return SQLITE_CORRUPT;
+      }
+      if (cursor.count() > 0) {
+        cursor.at_end = false;
+        return SQLITE_OK;
+      }
+    }
+  }
+
+  static void select_rows(Cursor& cursor) {
+    const bool time_matters = sqlite3_column_int64(cursor.batches, 2) < cursor.time_min ||
+                              sqlite3_column_int64(cursor.batches, 3) > cursor.time_max;
+    uint32_t first = time_matters ? Table::needs(Table::kTimeColumn) : 0;
+    for (const Equality& equality : cursor.equalities) first |= Table::needs(equality.column);
+    uint32_t all = first;
+    for (int column = 0; column < 31; ++column) {
+      if (cursor.columns_used >> column & 1) all |= Table::needs(column);
+    }
+    cursor.all_selected = !time_matters && cursor.equalities.empty();
+    cursor.selected.clear();
+    if (!cursor.all_selected) {
+      cursor.table.decode(cursor.batches, first);
+      const size_t rows = cursor.table.rows();
+      for (size_t row = 0; row < rows; ++row) {
+        if (matches(cursor, time_matters, row))
+          cursor.selected.push_back(static_cast<uint32_t>(row));
+      }
+      if (cursor.selected.empty() || all == first) return;
+    }
+    cursor.table.decode(cursor.batches, all);
+  }
+
+  static bool matches(const Cursor& cursor, bool time_matters, size_t row) {
+    if (time_matters) {
+      const int64_t time = cursor.table.time(row);
+      if (time < cursor.time_min || time > cursor.time_max) return false;
+    }
+    for (const Equality& equality : cursor.equalities) {
+      if (cursor.table.cell(equality.column, row) != equality.value) return false;
+    }
+    return true;
+  }
+
+  static int next(sqlite3_vtab_cursor* base) {
+    Cursor& cursor = cursor_of(base);
+    if (++cursor.position < cursor.count()) return SQLITE_OK;
+    return guarded(base->pVtab, [&] { return next_batch(cursor); });
+  }
+
+  static int eof(sqlite3_vtab_cursor* base) { return cursor_of(base).at_end ? 1 : 0; }
+
+  static int column(sqlite3_vtab_cursor* base, sqlite3_context* context, int column) {
+    const Cursor& cursor = cursor_of(base);
+    if (column == Table::kProcessColumn) {
+      sqlite3_result_int64(context, cursor.process);
+    } else {
+      cursor.table.result(context, column, cursor.row());
+    }
+    return SQLITE_OK;
+  }
+
+  static int rowid(sqlite3_vtab_cursor* base, sqlite3_int64* out) {
+    const Cursor& cursor = cursor_of(base);
+    *out = cursor.batch << kRowBits | static_cast<int64_t>(cursor.row());
+    return SQLITE_OK;
+  }
+};
+
+}  // namespace heapledger::schema
