@@ -22,269 +22,270 @@ CREATE TABLE meta (
 
 -- One row per program image: a fork makes a row, and so does an exec (with the same pid).
 CREATE TABLE process (
-  id INTEGER PRIMARY KEY,  -- 1 is the program that was started
-  pid INTEGER NOT NULL,    -- in the collector's pid namespace
-  ppid INTEGER,            -- of its parent, likewise
-  parent INTEGER REFERENCES process,  -- row of the process that forked or exec'ed it, where recorded
-  forked INTEGER NOT NULL DEFAULT 0,  -- 1: began as a fork of `parent`, whose heap it inherited; 0: began as a new image
-  image INTEGER NOT NULL DEFAULT 0,   -- which shared region it wrote to: ids (event.id) are unique within one image
-  exe TEXT,                -- path of its executable
-  command TEXT,            -- its arguments, quoted for a shell
-  recorded INTEGER NOT NULL,  -- 1: its calls are in the trace; 0: they are not, and `reason` says why
-  reason TEXT,
-  start_ns INTEGER,        -- first moment that was seen
-  end_ns INTEGER,
-  ended_by TEXT,           -- exit | signal | exec; NULL: not known, or still running when the recording ended
-  exit_status INTEGER,     -- NULL where unknown or ended otherwise, never 0 for that
-  signal INTEGER,          -- that ended it
+  id INTEGER PRIMARY KEY,                        -- 1 is the program that was started
+  pid INTEGER NOT NULL,                          -- in the collector's pid namespace
+  ppid INTEGER,                                  -- of its parent, likewise
+  parent INTEGER REFERENCES process,             -- row of the process that forked or exec'ed it, where recorded
+  forked INTEGER NOT NULL DEFAULT 0,             -- 1: began as a fork of `parent`, whose heap it inherited; 0: began as a new image
+  image INTEGER NOT NULL DEFAULT 0,              -- which shared region it wrote to: ids (event.id) are unique within one image
+  exe TEXT,                                      -- path of its executable
+  command TEXT,                                  -- its arguments, quoted for a shell
+  recorded INTEGER NOT NULL,                     -- 1: its calls are in the trace; 0: they are not, and `reason` says why
+  reason TEXT,                                   -- why they are not, one line; NULL where recorded
+  start_ns INTEGER,                              -- first moment that was seen
+  end_ns INTEGER,                                -- NULL: still running when the recording ended, or not seen
+  ended_by TEXT,                                 -- exit | signal | exec; NULL: not known, or still running when the recording ended
+  exit_status INTEGER,                           -- NULL where unknown or ended otherwise, never 0 for that
+  signal INTEGER,                                -- that ended it
   -- Settings its allocator started with (policy_event has the changes).
-  mmap_threshold INTEGER,
-  mmap_threshold_dynamic INTEGER,
-  trim_threshold INTEGER,
-  top_pad INTEGER,
-  mmap_max INTEGER,
-  arena_max INTEGER,
-  tcache_count INTEGER,
-  heap_start INTEGER,      -- first break the allocator saw
+  mmap_threshold INTEGER,                        -- bytes; larger requests get a mapping of their own
+  mmap_threshold_dynamic INTEGER,                -- 1: it grows as mapped blocks are freed (glibc's rule); 0: it was set by hand
+  trim_threshold INTEGER,                        -- bytes free at the top of the heap from which they are given back
+  top_pad INTEGER,                               -- bytes asked for beyond what is needed when the heap grows
+  mmap_max INTEGER,                              -- mappings that may exist at once
+  arena_max INTEGER,                             -- arenas; 0: by the number of cpus
+  tcache_count INTEGER,                          -- blocks kept per size and thread
+  heap_start INTEGER,                            -- first break the allocator saw
   -- What was recorded, and what was not.
   events INTEGER NOT NULL DEFAULT 0,             -- malloc-family calls in event_batch
-  events_lost INTEGER NOT NULL DEFAULT 0,
+  events_lost INTEGER NOT NULL DEFAULT 0,        -- calls that could not be recorded
   incomplete_stacks INTEGER NOT NULL DEFAULT 0,  -- events whose stack could not be walked to its root
   stall_ns INTEGER NOT NULL DEFAULT 0,           -- time its threads waited for room in their rings
   recorder_syscalls INTEGER NOT NULL DEFAULT 0,  -- system calls made by the recorder inside the process
   -- Page faults by three counters (DESIGN: they are three lines, not one).
-  rusage_start_minor INTEGER,  -- getrusage when recording began in it (the loader's, before)
-  rusage_start_major INTEGER,
-  rusage_minor INTEGER,        -- getrusage at its end, or the last value seen
-  rusage_major INTEGER,
-  perf_minor INTEGER,          -- rows in fault_batch
-  perf_major INTEGER,
-  perf_lost INTEGER,           -- PERF_RECORD_LOST, charged to the process where the kernel says whose, else to process 1
-  rss_peak_bytes INTEGER       -- VmHWM, last value seen
+  rusage_start_minor INTEGER,                    -- getrusage when recording began in it (the loader's, before)
+  rusage_start_major INTEGER,                    -- likewise, major
+  rusage_minor INTEGER,                          -- getrusage at its end, or the last value seen
+  rusage_major INTEGER,                          -- likewise, major
+  perf_minor INTEGER,                            -- rows in fault_batch
+  perf_major INTEGER,                            -- likewise, major
+  perf_lost INTEGER,                             -- PERF_RECORD_LOST, charged to the process where the kernel says whose, else to process 1
+  rss_peak_bytes INTEGER                         -- VmHWM, last value seen
 );
 
 -- One row per thread that made an event, faulted, or was seen in /proc.
 CREATE TABLE thread (
-  id INTEGER PRIMARY KEY,
-  process INTEGER NOT NULL REFERENCES process,
-  tid INTEGER NOT NULL,  -- in the collector's pid namespace
-  name TEXT,             -- its comm, last seen
-  start_ns INTEGER,
-  end_ns INTEGER,
-  stall_ns INTEGER NOT NULL DEFAULT 0,
-  minor_faults INTEGER,  -- by /proc/PID/task/TID/stat, last value seen
-  major_faults INTEGER
+  id INTEGER PRIMARY KEY,                       -- per trace; event.thread and fault.thread
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  tid INTEGER NOT NULL,                         -- in the collector's pid namespace
+  name TEXT,                                    -- its comm, last seen
+  start_ns INTEGER,                             -- first moment that was seen
+  end_ns INTEGER,                               -- NULL: until its process ended, or not seen
+  stall_ns INTEGER NOT NULL DEFAULT 0,          -- time it waited for room in its ring
+  minor_faults INTEGER,                         -- by /proc/PID/task/TID/stat, last value seen
+  major_faults INTEGER                          -- likewise, major
 );
 
 -- ELF files mapped into a process, from when to when.
 CREATE TABLE module (
-  id INTEGER PRIMARY KEY,
-  process INTEGER NOT NULL REFERENCES process,
-  path TEXT NOT NULL,
-  build_id TEXT,               -- lower-case hex
-  base INTEGER NOT NULL,       -- address in memory = base + address in the file's ELF headers
-  start_address INTEGER NOT NULL,
-  end_address INTEGER NOT NULL,
-  start_ns INTEGER,
-  end_ns INTEGER               -- NULL: until the process ended
+  id INTEGER PRIMARY KEY,                       -- per trace
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  path TEXT NOT NULL,                           -- absolute; [vdso] for the kernel's own
+  build_id TEXT,                                -- lower-case hex
+  base INTEGER NOT NULL,                        -- address in memory = base + address in the file's ELF headers
+  start_address INTEGER NOT NULL,               -- first mapped address
+  end_address INTEGER NOT NULL,                 -- one past the last
+  start_ns INTEGER,                             -- when it was mapped; NULL: before the recording
+  end_ns INTEGER                                -- NULL: until the process ended
 );
 
 -- One row per distinct code address. Frames of forked children share the parent's rows where the module is the same file at the same base.
 CREATE TABLE frame (
-  id INTEGER PRIMARY KEY,      -- 1 is "[incomplete]": the outermost frame of a stack that could not be walked to its root
+  id INTEGER PRIMARY KEY,            -- 1 is "[incomplete]": the outermost frame of a stack that could not be walked to its root
   module INTEGER REFERENCES module,  -- NULL: in no known module (JIT code); offset is then the address itself
-  offset INTEGER NOT NULL      -- return address minus module.base; look up offset - 1
+  offset INTEGER NOT NULL            -- return address minus module.base; look up offset - 1
 );
 
 -- The call tree: a stack is a node, read towards the root by parent.
 CREATE TABLE stack (
-  id INTEGER PRIMARY KEY,   -- from 1
-  parent INTEGER NOT NULL,  -- 0: this is an outermost frame
-  frame INTEGER NOT NULL REFERENCES frame
+  id INTEGER PRIMARY KEY,                  -- from 1
+  parent INTEGER NOT NULL,                 -- 0: this is an outermost frame
+  frame INTEGER NOT NULL REFERENCES frame  -- its innermost frame
 );
 
 -- Names of frames, written by the final pass. Depth 0 is the function whose machine code it is; inlined ones have higher depths, the innermost the highest.
 CREATE TABLE symbol (
-  frame INTEGER NOT NULL REFERENCES frame,
-  inline_depth INTEGER NOT NULL,
-  function TEXT,  -- demangled; NULL: unknown
-  file TEXT,
-  line INTEGER,
+  frame INTEGER NOT NULL REFERENCES frame,  -- row of frame
+  inline_depth INTEGER NOT NULL,            -- 0: the function itself
+  function TEXT,                            -- demangled; NULL: unknown
+  file TEXT,                                -- source file; NULL: unknown
+  line INTEGER,                             -- NULL: unknown
   PRIMARY KEY (frame, inline_depth)
 ) WITHOUT ROWID;
 
 -- One row per memory system call, by the allocator, by the program through libc's wrappers, or by the recorder itself.
 CREATE TABLE syscall (
-  time_ns INTEGER NOT NULL,  -- when it was entered
-  process INTEGER NOT NULL REFERENCES process,
-  thread INTEGER NOT NULL REFERENCES thread,
-  name TEXT NOT NULL,        -- brk | mmap | munmap | mremap | madvise | mprotect
-  arg0 INTEGER, arg1 INTEGER, arg2 INTEGER, arg3 INTEGER, arg4 INTEGER, arg5 INTEGER,
-  result INTEGER,            -- as the kernel gives it: -errno on failure
-  duration_ns INTEGER NOT NULL,
-  cause TEXT,                -- why the allocator made it ("grow top", "trim top", ...); NULL for the program's own
-  origin TEXT NOT NULL,      -- allocator | program
-  stack INTEGER NOT NULL     -- of the call that caused it
+  time_ns INTEGER NOT NULL,                     -- when it was entered
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  thread INTEGER NOT NULL REFERENCES thread,    -- that made it
+  name TEXT NOT NULL,                           -- brk | mmap | munmap | mremap | madvise | mprotect
+  arg0 INTEGER, arg1 INTEGER, arg2 INTEGER, arg3 INTEGER, arg4 INTEGER, arg5 INTEGER,  -- arguments as passed, 0 where the call has fewer
+  result INTEGER,                               -- as the kernel gives it: -errno on failure
+  duration_ns INTEGER NOT NULL,                 -- from entry to return
+  cause TEXT,                                   -- why the allocator made it ("grow top", "trim top", ...); NULL for the program's own
+  origin TEXT NOT NULL,                         -- allocator | program | recorder
+  stack INTEGER NOT NULL                        -- of the call that caused it
 );
 
 -- Decisions of the allocator that change how it behaves from here on.
 CREATE TABLE policy_event (
-  time_ns INTEGER NOT NULL,
-  process INTEGER NOT NULL REFERENCES process,
-  thread INTEGER NOT NULL REFERENCES thread,
-  kind TEXT NOT NULL,  -- "threshold raised", "top grown", "trim", ...
-  old_value INTEGER,
-  new_value INTEGER,
-  stack INTEGER NOT NULL
+  time_ns INTEGER NOT NULL,                     -- when it was decided
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  thread INTEGER NOT NULL REFERENCES thread,    -- whose call led to it
+  kind TEXT NOT NULL,                           -- "threshold raised", "top grown", "trim", ...
+  old_value INTEGER,                            -- what it was
+  new_value INTEGER,                            -- what it is now
+  stack INTEGER NOT NULL                        -- of that call; 0: none was taken
 );
 
 -- Marks set by the program (heapledger_mark) or from outside, and notes by the recorder about itself.
 CREATE TABLE mark (
-  time_ns INTEGER NOT NULL,
-  process INTEGER NOT NULL REFERENCES process,
-  thread INTEGER REFERENCES thread,
-  kind TEXT NOT NULL,  -- mark | note
-  text TEXT NOT NULL
+  time_ns INTEGER NOT NULL,                     -- when it was set
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  thread INTEGER REFERENCES thread,             -- that set it; NULL: from outside
+  kind TEXT NOT NULL,                           -- mark | note
+  text TEXT NOT NULL                            -- what was said
 );
 
 -- Malloc-family calls, packed (schema/event_batch.h). Inside a batch events are sorted by time; batches of a process may overlap in time.
 CREATE TABLE event_batch (
-  id INTEGER PRIMARY KEY,
-  process INTEGER NOT NULL REFERENCES process,
-  events INTEGER NOT NULL,
-  time_min_ns INTEGER NOT NULL,
-  time_max_ns INTEGER NOT NULL,
-  data BLOB NOT NULL
+  id INTEGER PRIMARY KEY,                       -- per trace
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  events INTEGER NOT NULL,                      -- rows in it
+  time_min_ns INTEGER NOT NULL,                 -- of its first row
+  time_max_ns INTEGER NOT NULL,                 -- of its last row
+  data BLOB NOT NULL                            -- see schema/README.md, "Event batches"
 );
 
 -- Page faults, packed (schema/fault_batch.h), sorted and overlapping likewise. `attribution` is added by the final pass.
 CREATE TABLE fault_batch (
-  id INTEGER PRIMARY KEY,
-  process INTEGER NOT NULL REFERENCES process,
-  faults INTEGER NOT NULL,
-  time_min_ns INTEGER NOT NULL,
-  time_max_ns INTEGER NOT NULL,
-  data BLOB NOT NULL,
-  attribution BLOB  -- per fault: block id, site, touch; NULL until the final pass
+  id INTEGER PRIMARY KEY,                       -- per trace
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  faults INTEGER NOT NULL,                      -- rows in it
+  time_min_ns INTEGER NOT NULL,                 -- of its first row
+  time_max_ns INTEGER NOT NULL,                 -- of its last row
+  data BLOB NOT NULL,                           -- see schema/README.md, "Fault batches"
+  attribution BLOB                              -- per fault: block id, site, touch; NULL until the final pass
 );
 
 -- What the kernel said of a process's memory at a moment. The program runs on while it is taken: from time_ns to end_ns.
 CREATE TABLE snapshot (
-  id INTEGER PRIMARY KEY,
-  process INTEGER NOT NULL REFERENCES process,
-  time_ns INTEGER NOT NULL,
-  end_ns INTEGER NOT NULL,
-  reason TEXT NOT NULL,  -- start | schedule | peak | mark | exit
-  rss_bytes INTEGER,     -- smaps: sum of Rss
-  pss_bytes INTEGER,
-  swap_bytes INTEGER,
-  rss_peak_bytes INTEGER -- VmHWM
+  id INTEGER PRIMARY KEY,                       -- per trace
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  time_ns INTEGER NOT NULL,                     -- when taking it began
+  end_ns INTEGER NOT NULL,                      -- when it was done
+  reason TEXT NOT NULL,                         -- start | schedule | peak | mark | exit
+  rss_bytes INTEGER,                            -- smaps: sum of Rss
+  pss_bytes INTEGER,                            -- sum of Pss: shared pages divided by their users
+  swap_bytes INTEGER,                           -- sum of Swap
+  rss_peak_bytes INTEGER                        -- VmHWM of status
 );
 
 -- The lines of smaps at a snapshot.
 CREATE TABLE region (
-  snapshot INTEGER NOT NULL REFERENCES snapshot,
-  start INTEGER NOT NULL,
-  end INTEGER NOT NULL,
-  kind TEXT NOT NULL,  -- text | data | bss | heap | block | file | anonymous | stack | thread stack | recorder | vdso | shared
-  name TEXT,           -- path or [heap], [stack], ...
-  permissions TEXT NOT NULL,
-  size_bytes INTEGER NOT NULL,
-  rss_bytes INTEGER NOT NULL,
-  swap_bytes INTEGER NOT NULL,
-  private_dirty_bytes INTEGER NOT NULL,
-  anonymous_bytes INTEGER NOT NULL,
-  huge_bytes INTEGER NOT NULL  -- AnonHugePages
+  snapshot INTEGER NOT NULL REFERENCES snapshot,  -- row of snapshot
+  start INTEGER NOT NULL,                         -- first address
+  end INTEGER NOT NULL,                           -- one past the last
+  kind TEXT NOT NULL,                             -- text | data | bss | heap | block | file | anonymous | stack | thread stack | recorder | vdso | shared
+  name TEXT,                                      -- path or [heap], [stack], ...
+  permissions TEXT NOT NULL,                      -- as in maps: rwxp
+  size_bytes INTEGER NOT NULL,                    -- end minus start
+  rss_bytes INTEGER NOT NULL,                     -- Rss
+  swap_bytes INTEGER NOT NULL,                    -- Swap
+  private_dirty_bytes INTEGER NOT NULL,           -- Private_Dirty
+  anonymous_bytes INTEGER NOT NULL,               -- Anonymous
+  huge_bytes INTEGER NOT NULL                     -- AnonHugePages
 );
 
 -- Which pages of the heap's regions were resident at a snapshot (pagemap).
 CREATE TABLE residency (
-  snapshot INTEGER NOT NULL REFERENCES snapshot,
-  start INTEGER NOT NULL,       -- address of the first page
-  pages INTEGER NOT NULL,
-  resident INTEGER NOT NULL,    -- how many of them
-  runs BLOB NOT NULL            -- varints: lengths in pages of runs, alternately absent and resident, absent first
+  snapshot INTEGER NOT NULL REFERENCES snapshot,  -- row of snapshot
+  start INTEGER NOT NULL,                         -- address of the first page
+  pages INTEGER NOT NULL,                         -- OS pages from there on
+  resident INTEGER NOT NULL,                      -- how many of them
+  runs BLOB NOT NULL                              -- varints: lengths in pages of runs, alternately absent and resident, absent first
 );
 
 -- From here on: filled by the final pass (`heapledger-analyzer finalize`), empty before.
 
 -- One row per process and allocating stack. sum(calls), sum(bytes), ... over a process equal its totals.
 CREATE TABLE site (
-  process INTEGER NOT NULL REFERENCES process,
-  stack INTEGER NOT NULL,
-  calls INTEGER NOT NULL,            -- successful allocations (a realloc is one)
-  bytes INTEGER NOT NULL,            -- requested by them
-  live_bytes_peak INTEGER NOT NULL,  -- of its blocks, when the process's live bytes peaked
-  live_blocks_peak INTEGER NOT NULL,
-  live_bytes_end INTEGER NOT NULL,
-  live_blocks_end INTEGER NOT NULL,
-  temporary INTEGER NOT NULL,        -- blocks freed before the same thread allocated again
-  faults INTEGER NOT NULL,           -- page faults on its blocks
-  syscalls INTEGER NOT NULL,         -- memory system calls made by its calls
-  syscall_ns INTEGER NOT NULL,
-  first_ns INTEGER NOT NULL,
-  last_ns INTEGER NOT NULL,
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  stack INTEGER NOT NULL,                       -- that allocated
+  calls INTEGER NOT NULL,                       -- successful allocations (a realloc is one)
+  bytes INTEGER NOT NULL,                       -- requested by them
+  live_bytes_peak INTEGER NOT NULL,             -- of its blocks, when the process's live bytes peaked
+  live_blocks_peak INTEGER NOT NULL,            -- blocks at that moment
+  live_bytes_end INTEGER NOT NULL,              -- requested bytes not freed when the process ended
+  live_blocks_end INTEGER NOT NULL,             -- blocks not freed
+  temporary INTEGER NOT NULL,                   -- blocks freed before the same thread allocated again
+  faults INTEGER NOT NULL,                      -- page faults on its blocks
+  syscalls INTEGER NOT NULL,                    -- memory system calls made by its calls
+  syscall_ns INTEGER NOT NULL,                  -- time in them
+  first_ns INTEGER NOT NULL,                    -- of its first call
+  last_ns INTEGER NOT NULL,                     -- of its last call
   PRIMARY KEY (process, stack)
 ) WITHOUT ROWID;
 
 -- The heap over time: at most some thousand rows per process.
 CREATE TABLE timeline (
-  process INTEGER NOT NULL REFERENCES process,
-  time_ns INTEGER NOT NULL,
-  live_bytes INTEGER NOT NULL,      -- requested by live blocks
-  live_blocks INTEGER NOT NULL,
-  held_bytes INTEGER NOT NULL,      -- held from the system by the allocator: brk heap and mappings
-  resident_bytes INTEGER,           -- of them, by faults and releases; NULL without perf
-  calls INTEGER NOT NULL,           -- since the process began
-  syscalls INTEGER NOT NULL,
-  faults INTEGER NOT NULL
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  time_ns INTEGER NOT NULL,                     -- moment of the row
+  live_bytes INTEGER NOT NULL,                  -- requested by live blocks
+  live_blocks INTEGER NOT NULL,                 -- blocks not freed yet
+  held_bytes INTEGER NOT NULL,                  -- held from the system by the allocator: brk heap and mappings
+  resident_bytes INTEGER,                       -- of them, by faults and releases; NULL without perf
+  calls INTEGER NOT NULL,                       -- since the process began
+  syscalls INTEGER NOT NULL,                    -- memory system calls since the process began
+  faults INTEGER NOT NULL                       -- page faults since the process began
 );
 
 -- Fragmentation at the moments that reports default to.
 CREATE TABLE fragmentation (
-  process INTEGER NOT NULL REFERENCES process,
-  at TEXT NOT NULL,                 -- peak (of held bytes) | exit
-  at_ns INTEGER NOT NULL,
-  held_bytes INTEGER NOT NULL,
-  live_bytes INTEGER NOT NULL,      -- usable bytes of live blocks
-  requested_bytes INTEGER NOT NULL,
-  free_bytes INTEGER NOT NULL,      -- held and in no live block nor header
-  free_resident_bytes INTEGER,
-  external REAL NOT NULL,           -- 1 - live / held
-  internal REAL NOT NULL,           -- (live - requested) / live
-  largest_free_bytes INTEGER NOT NULL,
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  at TEXT NOT NULL,                             -- peak (of held bytes) | exit
+  at_ns INTEGER NOT NULL,                       -- when that was
+  held_bytes INTEGER NOT NULL,                  -- held from the system by the allocator
+  live_bytes INTEGER NOT NULL,                  -- usable bytes of live blocks
+  requested_bytes INTEGER NOT NULL,             -- asked for by live blocks
+  free_bytes INTEGER NOT NULL,                  -- held and in no live block nor header
+  free_resident_bytes INTEGER,                  -- of them resident; NULL without perf
+  external REAL NOT NULL,                       -- 1 - live / held
+  internal REAL NOT NULL,                       -- (live - requested) / live
+  largest_free_bytes INTEGER NOT NULL,          -- longest free run
   PRIMARY KEY (process, at)
 ) WITHOUT ROWID;
 
+-- Free chunks by size, at the same moments.
 CREATE TABLE free_histogram (
-  process INTEGER NOT NULL REFERENCES process,
-  at TEXT NOT NULL,
-  bytes_min INTEGER NOT NULL,
-  bytes_max INTEGER NOT NULL,
-  chunks INTEGER NOT NULL,
-  bytes INTEGER NOT NULL
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  at TEXT NOT NULL,                             -- peak | exit
+  bytes_min INTEGER NOT NULL,                   -- smallest chunk of the row
+  bytes_max INTEGER NOT NULL,                   -- largest
+  chunks INTEGER NOT NULL,                      -- how many
+  bytes INTEGER NOT NULL                        -- sum of them
 );
 
 -- Live blocks that keep free memory from going back to the system, by allocating stack.
 CREATE TABLE pinner (
-  process INTEGER NOT NULL REFERENCES process,
-  at TEXT NOT NULL,
-  stack INTEGER NOT NULL,
-  bytes_released_if_freed INTEGER NOT NULL,
-  blocks INTEGER NOT NULL,
-  age_ns INTEGER NOT NULL  -- of the oldest
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  at TEXT NOT NULL,                             -- peak | exit
+  stack INTEGER NOT NULL,                       -- that allocated the pinning blocks
+  bytes_released_if_freed INTEGER NOT NULL,     -- what trim would give back without them
+  blocks INTEGER NOT NULL,                      -- how many pin
+  age_ns INTEGER NOT NULL                       -- of the oldest
 );
 
 -- Page faults by the stack that allocated the block and the code that touched it.
 CREATE TABLE fault_site (
-  process INTEGER NOT NULL REFERENCES process,
-  stack INTEGER NOT NULL,        -- 0: in no block
-  touched_by INTEGER,            -- frame of the touching instruction
-  region TEXT NOT NULL,          -- heap | block | other
-  faults INTEGER NOT NULL,
-  repeat_faults INTEGER NOT NULL,
-  bytes INTEGER NOT NULL,
-  ns_estimate INTEGER NOT NULL
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  stack INTEGER NOT NULL,                       -- 0: in no block
+  touched_by INTEGER,                           -- frame of the touching instruction
+  region TEXT NOT NULL,                         -- heap | block | other
+  faults INTEGER NOT NULL,                      -- page faults
+  repeat_faults INTEGER NOT NULL,               -- of them on pages that had been there before
+  bytes INTEGER NOT NULL,                       -- brought in by them
+  ns_estimate INTEGER NOT NULL                  -- time in them, by the measured cost of a fault
 );
 
 CREATE INDEX event_batch_by_process ON event_batch(process, time_min_ns);
