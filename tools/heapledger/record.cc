@@ -5,6 +5,7 @@
 #include <poll.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
+#include <time.h>
 
 #include <chrono>
 #include <cstdlib>
@@ -25,6 +26,8 @@ namespace {
 
 constexpr size_t kCommandBytesMax = size_t{64}
                                     << 10;  // Of it goes to the collector; a message has limits.
+
+constexpr long kContinueGraceNs = 20'000'000;
 
 uint64_t nanoseconds(const timeval& time) {
   return static_cast<uint64_t>(time.tv_sec) * 1'000'000'000 +
@@ -64,7 +67,8 @@ class Recording {
   void drop_inherited_descriptors() const;
   void supervise();
   void handle_signals();
-  bool reap();  // True once the program has ended.
+  void continue_program();
+  bool reap();  // Follows the program's stops; true once it has ended.
   void handle_collector();
   void lose_collector();
   void finish();
@@ -78,6 +82,10 @@ class Recording {
   std::optional<Launch> launch_;
   std::optional<CollectorLink> collector_;
   int exec_error_ = 0;
+  int stopped_by_ = 0;  // The signal that the program is stopped by, as far as it was reported.
+  uint64_t stops_ = 0;  // So many stops were reported,
+  uint64_t stops_followed_ = 0;  // and up to this one we have stopped too.
+  bool ended_ = false;
   int wait_status_ = 0;
   rusage usage_{};
   std::optional<nlohmann::json> finished_;
@@ -170,22 +178,47 @@ void Recording::supervise() {
 }
 
 void Recording::handle_signals() {
-  while (const auto signal = signals_.next()) forward_signal(*signal, launch_->pid());
+  while (const auto signal = signals_.next()) {
+    if (signal->ssi_signo == SIGCONT) {
+      continue_program();
+    } else {
+      forward_signal(*signal, launch_->pid());
+    }
+  }
+}
+
+// We were continued. A shell's `fg` continues the whole group: then the program says so itself, or
+// has even stopped anew, in a moment. Where it does not, only we were sent the signal.
+void Recording::continue_program() {
+  if (reap() || stopped_by_ == 0) return;
+  const uint64_t stops = stops_;
+  const timespec grace{0, kContinueGraceNs};
+  nanosleep(&grace, nullptr);
+  if (!reap() && stopped_by_ != 0 && stops == stops_) kill(launch_->pid(), SIGCONT);
 }
 
 bool Recording::reap() {
   int status = 0;
   rusage usage{};
-  const pid_t pid = wait4(launch_->pid(), &status, WNOHANG | WUNTRACED, &usage);
-  if (pid != launch_->pid()) return false;
-  if (WIFSTOPPED(status)) {
-    narration_.clear_line();
-    stop_like_program(WSTOPSIG(status));
-    return false;
+  while (!ended_ && wait4(launch_->pid(), &status, WNOHANG | WUNTRACED | WCONTINUED, &usage) ==
+                        launch_->pid()) {
+    if (WIFSTOPPED(status)) {
+      stopped_by_ = WSTOPSIG(status);
+      ++stops_;
+    } else if (WIFCONTINUED(status)) {
+      stopped_by_ = 0;
+    } else {
+      ended_ = true;
+      wait_status_ = status;
+      usage_ = usage;
+    }
   }
-  wait_status_ = status;
-  usage_ = usage;
-  return true;
+  if (!ended_ && stopped_by_ != 0 && stops_followed_ != stops_) {
+    stops_followed_ = stops_;
+    narration_.clear_line();
+    stop_like_program(stopped_by_);
+  }
+  return ended_;
 }
 
 void Recording::handle_collector() {

@@ -3,7 +3,6 @@
 
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <time.h>
 
 #include <cstdio>
 #include <string>
@@ -15,38 +14,31 @@ namespace heapledger::front {
 namespace {
 
 constexpr int kAncestorsMax = 64;
-constexpr long kContinueGraceNs = 20'000'000;
 
-struct ProcessState {
-  char state = 0;
-  pid_t parent = 0;
-};
-
-// State and parent from /proc/PID/stat; the name in parentheses may hold anything, so the fields
-// count from the last ')'.
-std::optional<ProcessState> process_state(pid_t pid) {
+// Parent from /proc/PID/stat; the name in parentheses may hold anything, so the fields count from
+// the last ')'. 0 where the process is gone.
+pid_t parent_of(pid_t pid) {
   const std::string path = "/proc/" + std::to_string(pid) + "/stat";
   std::FILE* file = std::fopen(path.c_str(), "re");
-  if (file == nullptr) return std::nullopt;
+  if (file == nullptr) return 0;
   char text[512] = {};
   const size_t size = std::fread(text, 1, sizeof text - 1, file);
   std::fclose(file);
   const std::string line(text, size);
   const size_t name_end = line.rfind(')');
-  ProcessState result;
+  char state = 0;
+  pid_t parent = 0;
   if (name_end == std::string::npos ||
-      std::sscanf(line.c_str() + name_end + 1, " %c %d", &result.state, &result.parent) != 2) {
-    return std::nullopt;
+      std::sscanf(line.c_str() + name_end + 1, " %c %d", &state, &parent) != 2) {
+    return 0;
   }
-  return result;
+  return parent;
 }
 
 bool descends_from(pid_t pid, pid_t ancestor) {
   for (int i = 0; i < kAncestorsMax && pid > 1; ++i) {
     if (pid == ancestor) return true;
-    const auto state = process_state(pid);
-    if (!state) return false;
-    pid = state->parent;
+    pid = parent_of(pid);
   }
   return false;
 }
@@ -95,20 +87,12 @@ std::optional<signalfd_siginfo> Signals::next() {
 
 void forward_signal(const signalfd_siginfo& signal, pid_t program) {
   const int number = static_cast<int>(signal.ssi_signo);
-  if (number == SIGCHLD) return;
+  if (number == SIGCHLD || number == SIGCONT) return;
   if (signal.ssi_code == SI_KERNEL && is_terminal_signal(signal.ssi_signo)) return;
   const auto sender = static_cast<pid_t>(signal.ssi_pid);
   const bool was_sent = signal.ssi_code <= 0;
   // Our own write to a closed pipe, and what the program's tree did to its whole group.
   if (was_sent && (sender == getpid() || descends_from(sender, program))) return;
-  if (number == SIGCONT) {
-    // A shell's `fg` continues the whole group; only one sent to us alone finds the program still
-    // stopped a moment later.
-    const timespec grace{0, kContinueGraceNs};
-    nanosleep(&grace, nullptr);
-    const auto state = process_state(program);
-    if (!state || state->state != 'T') return;
-  }
   if (signal.ssi_code == SI_QUEUE) {
     sigval value{};
     value.sival_ptr = reinterpret_cast<void*>(signal.ssi_ptr);

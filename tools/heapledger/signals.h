@@ -37,7 +37,7 @@ class Signals {
 
 // Sends on to the program what was sent to us but not to it: not what the terminal sent (the kernel
 // sent it to both), nor what comes from the program's own tree (kill(0, ...) by one of its children
-// reached it already).
+// reached it already). SIGCHLD and SIGCONT are the caller's.
 void forward_signal(const signalfd_siginfo& signal, pid_t program);
 
 // The program was stopped by this signal: so are we, until somebody continues us.
