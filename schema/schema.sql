@@ -208,7 +208,8 @@ CREATE TABLE residency (
 
 -- From here on: filled by the final pass (`heapledger-analyzer finalize`), empty before.
 
--- One row per process and allocating stack. sum(calls), sum(bytes), ... over a process equal its totals.
+-- One row per process and allocating stack. sum(calls), sum(bytes), ... over a process equal its totals. A forked child's
+-- inherited blocks are among its live ones, but no calls of its own.
 CREATE TABLE site (
   process INTEGER NOT NULL REFERENCES process,  -- row of process
   stack INTEGER NOT NULL,                       -- that allocated
@@ -218,13 +219,28 @@ CREATE TABLE site (
   live_blocks_peak INTEGER NOT NULL,            -- blocks at that moment
   live_bytes_end INTEGER NOT NULL,              -- requested bytes not freed when the process ended
   live_blocks_end INTEGER NOT NULL,             -- blocks not freed
+  inherited_bytes_end INTEGER NOT NULL,         -- of live_bytes_end: allocated by an ancestor, before the fork
+  inherited_blocks_end INTEGER NOT NULL,        -- of live_blocks_end likewise
   temporary INTEGER NOT NULL,                   -- blocks freed before the same thread allocated again
   faults INTEGER NOT NULL,                      -- page faults on its blocks
-  syscalls INTEGER NOT NULL,                    -- memory system calls made by its calls
+  syscalls INTEGER NOT NULL,                    -- memory system calls of the allocator made by this stack's calls
   syscall_ns INTEGER NOT NULL,                  -- time in them
-  first_ns INTEGER NOT NULL,                    -- of its first call
-  last_ns INTEGER NOT NULL,                     -- of its last call
+  calls_with_syscall INTEGER NOT NULL,          -- allocations that needed memory from the system
+  mapped_blocks INTEGER NOT NULL,               -- blocks that got a mapping of their own
+  mapped_ns INTEGER NOT NULL,                   -- time in mapping and unmapping them
+  growth INTEGER NOT NULL,                      -- of 16 equal parts of the run: how many ended with more live bytes than ever before
+  first_ns INTEGER NOT NULL,                    -- of its first allocation
+  last_ns INTEGER NOT NULL,                     -- of its last allocation
   PRIMARY KEY (process, stack)
+) WITHOUT ROWID;
+
+-- Calls as the program made them, by the function's name; failed ones are among them. free(NULL) is no call.
+CREATE TABLE call_count (
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  kind TEXT NOT NULL,                           -- as in `event`
+  calls INTEGER NOT NULL,                       -- how many
+  failed INTEGER NOT NULL,                      -- of them: returned NULL or an error
+  PRIMARY KEY (process, kind)
 ) WITHOUT ROWID;
 
 -- The heap over time: at most some thousand rows per process.
