@@ -256,9 +256,8 @@ class Allocator {
   Chunk* map_block(const Request& request);
   bool grow_top(ThreadState& thread, ArenaType& arena, size_t chunk_bytes);
   void adopt_memory(ThreadState& thread, ArenaType& arena, uintptr_t begin, size_t bytes,
-                    uintptr_t mapped_end);
-  uintptr_t align_new_part(ArenaType& arena, uintptr_t begin, size_t bytes, size_t old_bytes,
-                           uintptr_t* end, uintptr_t mapped_end);
+                    bool from_break);
+  uintptr_t end_new_part(ArenaType& arena, uintptr_t begin, size_t bytes, bool from_break);
   void fence_old_top(ThreadState& thread, ArenaType& arena, Chunk* old_top, size_t old_bytes);
   uintptr_t map_fallback(ArenaType& arena, size_t* bytes, size_t old_bytes, size_t chunk_bytes);
   bool trim_top(ArenaType& arena, size_t pad);
@@ -283,7 +282,7 @@ class Allocator {
   void free_merging(ArenaType& arena, Chunk* chunk, size_t bytes);
   size_t merge_and_file(ArenaType& arena, Chunk* chunk, size_t bytes, bool consolidating);
   void consolidate(ArenaType& arena);
-  void unlink(ArenaType& arena, Chunk* chunk);
+  static void unlink(Chunk* chunk);
   void push_unsorted(ArenaType& arena, Chunk* chunk, size_t bytes);
 
   // allocator_resize.h
@@ -291,20 +290,24 @@ class Allocator {
                           const ReleaseObserver& observer);
   Chunk* resize_in_arena(ThreadState& thread, ArenaType& arena, Chunk* old, const Request& request,
                          const ReleaseObserver& observer);
-  Chunk* grow_in_place(ArenaType& arena, Chunk* old, size_t bytes);
+  bool grow_in_place(ArenaType& arena, Chunk* old, size_t bytes);
   Chunk* move_chunk(ThreadState& thread, ArenaType& arena, Chunk* old, const Request& request,
                     const ReleaseObserver& observer);
   void split_tail(ThreadState& thread, ArenaType& arena, Chunk* chunk, const Request& request);
   Chunk* take_aligned(ThreadState& thread, ArenaType& arena, size_t alignment, size_t size);
-  Chunk* align_mapped(Chunk* chunk, Chunk* aligned);
+  Chunk* align_mapped(Chunk* chunk, size_t lead);
 
   // allocator_admin.h
-  static void add_bin(ArenaType& arena, size_t index, SizeClass* sum);
-  bool segments_are_valid(ArenaType& arena, size_t* free_chunks, const char** why);
-  bool bins_are_valid(ArenaType& arena, size_t* free_chunks, const char** why);
-  bool large_bin_is_valid(ArenaType& arena, size_t index);
-  bool fast_bins_are_valid(ArenaType& arena);
-  bool cache_is_valid(const ThreadState& thread);
+  static SizeClass sum_bin(ArenaType& arena, size_t index);
+  static SizeClass sum_fast(ArenaType& arena, size_t index);
+  // Each returns nullptr or the broken invariant in words.
+  const char* fault_in_segments(ArenaType& arena, size_t* free_chunks);
+  const char* fault_in_chunk(const Chunk* chunk, uintptr_t end, bool prev_free);
+  const char* fault_in_bins(ArenaType& arena, size_t* free_chunks);
+  const char* fault_in_bin(ArenaType& arena, size_t index, size_t* free_chunks);
+  const char* fault_in_sizes(ArenaType& arena, size_t index);
+  const char* fault_in_fast_bins(ArenaType& arena);
+  const char* fault_in_cache(const ThreadState& thread);
 
   ArenaType& arena_of(ThreadState& thread) {
     thread.arena = &main_;
@@ -328,13 +331,14 @@ class Allocator {
   size_t cache_count_ = 0;       // Blocks per cache bin.
   uint64_t initialised_ = 0;
 
-  Settings settings_;  // mmap_threshold and trim_threshold change at any time: relaxed atomics.
+  uintptr_t main_base_ = 0;  // The first address the main arena ever got; under its lock.
+  Settings settings_ =
+      kNoSettings;  // mmap_threshold and trim_threshold change at any time: relaxed atomics.
   uintptr_t break_ = 0;
   size_t mapped_count_ = 0;  // Live mapped blocks; these four are relaxed atomics, as statistics.
   size_t mapped_bytes_ = 0;
   size_t mapped_count_max_ = 0;
   size_t mapped_bytes_max_ = 0;
-  bool fallback_done_ = false;  // The break has failed once: see map_fallback().
   base::Lock init_lock_;
   [[no_unique_address]] Os os_{};
   ArenaType main_;

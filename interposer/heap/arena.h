@@ -70,14 +70,15 @@ struct Arena {
   static constexpr size_t kSegmentsMax = 64;
 
   base::Lock lock;
-  bool contiguous = true;        // Memory comes from the break, without a gap so far as we know.
+  bool contiguous = false;       // Memory comes from the break, without a gap so far as we know.
   bool has_fast_chunks = false;  // Some fastbin may be non-empty.
   Chunk* top = nullptr;
-  Chunk* last_remainder =
-      nullptr;  // What the latest split for a small request left; splits go on there.
+  // What the latest split for a small request left: further small requests are cut from it.
+  Chunk* last_remainder = nullptr;
   Chunk* fast[kFastBins] = {};
-  Chunk* links[2 * kBinCount] =
-      {};  // Heads of the circular bin lists, next and previous; see bin().
+  // Heads of the circular bin lists, next and previous; see bin(). One more than there are bins:
+  // the by-size links of the last head are read, and must not be null.
+  Chunk* links[2 * (kBinCount + 1)] = {};
   uint32_t bin_map[kBinCount / 32] = {};
   size_t system_bytes = 0;
   size_t system_bytes_max = 0;

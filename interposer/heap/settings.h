@@ -35,6 +35,21 @@ struct Settings {
   uint8_t perturb = 0;  // Non-zero: fill new memory with its complement, freed memory with it.
 };
 
+// All zero: what a constant-initialised allocator holds before its first call, so that it needs no
+// space in the file.
+inline constexpr Settings kNoSettings{.mmap_threshold = 0,
+                                      .trim_threshold = 0,
+                                      .top_pad = 0,
+                                      .mmap_max = 0,
+                                      .threshold_is_dynamic = false,
+                                      .arena_max = 0,
+                                      .arena_test = 0,
+                                      .cache_count = 0,
+                                      .cache_request_max = 0,
+                                      .cache_unsorted_limit = 0,
+                                      .fast_chunk_max = 0,
+                                      .perturb = 0};
+
 // Applies one MALLOC_* variable or one GLIBC_TUNABLES entry by its tunable name, e.g.
 // "mmap_threshold" = "65536". Values outside the tunable's range and unknown names change nothing.
 // Returns whether it took effect.

@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// free: what a pointer must look like, where a freed chunk goes (cache, fastbin, merged into
+// unsorted or top), what that triggers.
+//
+// The checks are glibc's, with its texts, plus one that the header makes possible: a freed chunk is
+// marked in the word that holds a live block's id, which finds most double frees exactly, also
+// across threads.
+#pragma once
+
+#include <cstring>
+
+#include "interposer/base/fatal.h"
+#include "interposer/heap/allocator.h"
+
+namespace heapledger::heap {
+
+// ---- Is this a live block?
+
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::fatal_foreign(Use use) {
+  base::fatal(use == Use::kFree ? "free(): invalid pointer" : "realloc(): invalid pointer");
+}
+
+template <class L, OperatingSystem Os>
+bool Allocator<L, Os>::owns(const void* pointer) const {
+  const uintptr_t address = base::address_of(pointer);
+  return in_main_range(address) || page_map_.lookup(address) != PageState::kForeign;
+}
+
+template <class L, OperatingSystem Os>
+Checked Allocator<L, Os>::check_slow(const void* block, Use use) {
+  const Chunk* chunk = View::of_block(block);
+  const uintptr_t address = base::address_of(chunk);
+  const bool aligned = base::is_aligned(address, kAlignment);
+  if (in_arenas(base::address_of(block))) {
+    if (!aligned || !in_arenas(address)) fatal_foreign(use);
+    check_arena_chunk(chunk, use);
+  } else if (page_map_.lookup(address) == PageState::kMapped) {
+    if (!aligned) fatal_foreign(use);
+    check_mapped_chunk(chunk, use);
+  } else {
+    return {};
+  }
+  return {true, id_of(block)};
+}
+
+// All reads are of words that do not change while the block is live, or by relaxed atomics: no
+// lock.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::check_arena_chunk(const Chunk* chunk, Use use) {
+  const size_t head = View::head(chunk);
+  const size_t bytes = head & ~kFlagMask;
+  const uintptr_t end = base::address_of(chunk) + bytes;
+  if (L::kHasId && View::mark(chunk) == kFreedMark) fatal_double_free(chunk, use);
+  if (bytes < kMinChunk || (head & kIsMapped) != 0 || end < base::address_of(chunk)) {
+    base::fatal(use == Use::kFree ? "free(): invalid size" : "realloc(): invalid old size");
+  }
+  if (use == Use::kFree && is_cacheable(View::policy_size_of(head))) return;
+  // glibc asks these under the lock, in an order that a top chunk satisfies first.
+  const Chunk* next = View::after(chunk, bytes);
+  if (!in_arenas(end)) {
+    base::fatal(use == Use::kFree ? "double free or corruption (out)"
+                                  : "realloc(): invalid next size");
+  }
+  const bool is_fast = View::policy_size_of(head) <= settings_.fast_chunk_max;
+  if (use == Use::kFree && !is_fast && !View::prev_in_use(next)) fatal_double_free(chunk, use);
+  if (View::size(next) < kFenceBytes) {
+    base::fatal(use == Use::kRealloc ? "realloc(): invalid next size"
+                : is_fast            ? "free(): invalid next size (fast)"
+                                     : "free(): invalid next size (normal)");
+  }
+}
+
+// The process ends here in any case: the lock is not needed for a choice of words.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::fatal_double_free(const Chunk* chunk, Use use) {
+  if (use == Use::kRealloc) base::fatal("realloc(): invalid pointer");
+  const size_t policy = View::policy_size(chunk);
+  if (policy >= kMinChunk && policy <= settings_.fast_chunk_max &&
+      main_.fast[BinsOf::fast_index(View::size(chunk))] == chunk) {
+    base::fatal("double free or corruption (fasttop)");
+  }
+  if (chunk == main_.top) base::fatal("double free or corruption (top)");
+  if (is_cacheable(policy)) base::fatal("free(): double free detected in tcache 2");
+  base::fatal("double free or corruption (!prev)");
+}
+
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::check_mapped_chunk(const Chunk* chunk, Use use) {
+  const size_t head = View::head(chunk);
+  const size_t offset = front_offset(chunk);
+  const uintptr_t begin = base::address_of(chunk) - offset;
+  const size_t length = (head & ~kFlagMask) + offset;
+  const size_t in_page = base::address_of(View::block(chunk)) & (base::kPageBytes - 1);
+  const bool good = (head & kIsMapped) != 0 && offset <= base::address_of(chunk) &&
+                    base::is_aligned(begin | length, base::kPageBytes) &&
+                    length >= base::kPageBytes && (in_page & (in_page - 1)) == 0;
+  if (!good) {
+    base::fatal(use == Use::kFree ? "munmap_chunk(): invalid pointer"
+                                  : "mremap_chunk(): invalid pointer");
+  }
+}
+
+template <class L, OperatingSystem Os>
+size_t Allocator<L, Os>::usable_size(const void* block) {
+  if (block == nullptr) return 0;
+  const Chunk* chunk = View::of_block(block);
+  const bool is_mapped = (View::head(chunk) & kIsMapped) != 0;
+  return is_mapped || View::in_use(chunk) ? View::usable(chunk) : 0;
+}
+
+// ---- Release.
+
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::release_slow(ThreadState& thread, Chunk* chunk) {
+  if ((View::head(chunk) & kIsMapped) != 0) {
+    if (!page_map_.take_mapped(base::address_of(chunk))) {
+      base::fatal("munmap_chunk(): invalid pointer");
+    }
+    raise_threshold(View::size(chunk));
+    unmap_block(chunk);
+    return;
+  }
+  if (thread.owned == nullptr && !thread.ended) {
+    // The first call of a thread makes its cache, be it a free.
+    create_cache(thread);
+    if (is_cacheable(View::policy_size(chunk)) && cache_push(thread, chunk, View::size(chunk))) {
+      return;
+    }
+  }
+  ArenaType& arena = arena_of_chunk(chunk);
+  base::LockGuard guard(arena.lock);
+  free_past_cache(arena, chunk);
+}
+
+// Frees what the allocator itself split off: like the program's own free, the cache comes first.
+// Lock held.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::free_chunk(ThreadState& thread, ArenaType& arena, Chunk* chunk) {
+  if (is_cacheable(View::policy_size(chunk)) && cache_push(thread, chunk, View::size(chunk)))
+    return;
+  free_past_cache(arena, chunk);
+}
+
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::free_past_cache(ArenaType& arena, Chunk* chunk) {
+  const size_t bytes = View::size(chunk);
+  if (View::policy_size(chunk) <= settings_.fast_chunk_max) {
+    free_fast(arena, chunk, bytes);
+  } else {
+    free_merging(arena, chunk, bytes);
+  }
+}
+
+// Fast chunks are neither merged nor do they trigger anything, even where they touch the top.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::free_fast(ArenaType& arena, Chunk* chunk, size_t bytes) {
+  const size_t next_bytes = View::size(View::after(chunk, bytes));
+  if (next_bytes < kFenceBytes || next_bytes >= arena.system_bytes) {
+    base::fatal("free(): invalid next size (fast)");
+  }
+  if (settings_.perturb != 0) {
+    std::memset(View::block(chunk), settings_.perturb, bytes - View::kHeaderBytes);
+  }
+  Chunk*& head = arena.fast[BinsOf::fast_index(bytes)];
+  if (head == chunk) base::fatal("double free or corruption (fasttop)");
+  if (head != nullptr && View::size(head) != bytes) base::fatal("invalid fastbin entry (free)");
+  View::set_mark(chunk, kFreedMark);
+  auto* entry = static_cast<FreeEntry*>(View::block(chunk));
+  entry->set_next(head == nullptr ? nullptr : static_cast<FreeEntry*>(View::block(head)));
+  head = chunk;
+  arena.has_fast_chunks = true;
+}
+
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::free_merging(ArenaType& arena, Chunk* chunk, size_t bytes) {
+  Chunk* next = View::after(chunk, bytes);
+  if (chunk == arena.top) base::fatal("double free or corruption (top)");
+  if (arena.contiguous &&
+      base::address_of(next) >= base::address_of(arena.top) + arena.top_bytes()) {
+    base::fatal("double free or corruption (out)");
+  }
+  if (!View::prev_in_use(next)) base::fatal("double free or corruption (!prev)");
+  const size_t next_bytes = View::size(next);
+  if (next_bytes < kFenceBytes || next_bytes >= arena.system_bytes) {
+    base::fatal("free(): invalid next size (normal)");
+  }
+  if (settings_.perturb != 0) {
+    std::memset(View::block(chunk), settings_.perturb, bytes - View::kHeaderBytes);
+  }
+  // Stays readable where the chunk is merged into the one before: a second free of it is then
+  // recognised.
+  if constexpr (L::kHasId) View::set_mark(chunk, kFreedMark);
+  const size_t merged = merge_and_file(arena, chunk, bytes, false);
+  if (merged < kConsolidateBytes) return;
+  if (arena.has_fast_chunks) consolidate(arena);
+  const size_t threshold = __atomic_load_n(&settings_.trim_threshold, __ATOMIC_RELAXED);
+  if (arena.top_bytes() >= threshold) trim_top(arena, settings_.top_pad);
+}
+
+// Merges a chunk with its free neighbours; the result goes to the front of the unsorted list or
+// becomes the top. Returns its size.
+template <class L, OperatingSystem Os>
+size_t Allocator<L, Os>::merge_and_file(ArenaType& arena, Chunk* chunk, size_t bytes,
+                                        bool consolidating) {
+  Chunk* next = View::after(chunk, bytes);
+  if (!View::prev_in_use(chunk)) {
+    const size_t before_bytes = View::prev_size(chunk);
+    chunk = View::at(chunk, -static_cast<ptrdiff_t>(before_bytes));
+    if (View::size(chunk) != before_bytes) {
+      base::fatal(consolidating ? "corrupted size vs. prev_size in fastbins"
+                                : "corrupted size vs. prev_size while consolidating");
+    }
+    bytes += before_bytes;
+    unlink(chunk);
+  }
+  if (next == arena.top) {
+    bytes += View::size(next);
+    View::set_head(chunk, bytes | kPrevInUse);
+    arena.top = chunk;
+    return bytes;
+  }
+  if (View::in_use(next)) {
+    View::clear_prev_in_use(next);
+  } else {
+    bytes += View::size(next);
+    unlink(next);
+  }
+  push_unsorted(arena, chunk, bytes);
+  return bytes;
+}
+
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::push_unsorted(ArenaType& arena, Chunk* chunk, size_t bytes) {
+  Chunk* unsorted = arena.bin(kUnsortedBin);
+  Chunk* first = View::next_link(unsorted);
+  if (View::prev_link(first) != unsorted) base::fatal("free(): corrupted unsorted chunks");
+  View::next_link(chunk) = first;
+  View::prev_link(chunk) = unsorted;
+  if (!BinsOf::is_small(bytes)) {
+    View::next_size_link(chunk) = nullptr;
+    View::prev_size_link(chunk) = nullptr;
+  }
+  View::next_link(unsorted) = chunk;
+  View::prev_link(first) = chunk;
+  View::set_head(chunk, bytes | kPrevInUse);
+  View::set_foot(chunk, bytes);
+}
+
+// Takes a free chunk out of its bin, and out of the by-size list where it is in it.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::unlink(Chunk* chunk) {
+  if (View::size(chunk) != View::prev_size(View::next(chunk))) {
+    base::fatal("corrupted size vs. prev_size");
+  }
+  Chunk* next = View::next_link(chunk);
+  Chunk* before = View::prev_link(chunk);
+  if (View::prev_link(next) != chunk || View::next_link(before) != chunk) {
+    base::fatal("corrupted double-linked list");
+  }
+  View::prev_link(next) = before;
+  View::next_link(before) = next;
+  if (BinsOf::is_small(View::size(chunk)) || View::next_size_link(chunk) == nullptr) return;
+  Chunk* smaller = View::next_size_link(chunk);
+  Chunk* larger = View::prev_size_link(chunk);
+  if (View::prev_size_link(smaller) != chunk || View::next_size_link(larger) != chunk) {
+    base::fatal("corrupted double-linked list (not small)");
+  }
+  // The next chunk of the list takes its place if it has the same size, which it has iff it is not
+  // in the by-size list itself.
+  const bool has_heir = View::next_size_link(next) == nullptr;
+  if (!has_heir) {
+    View::prev_size_link(smaller) = larger;
+    View::next_size_link(larger) = smaller;
+    return;
+  }
+  const bool alone = smaller == chunk;
+  View::next_size_link(next) = alone ? next : smaller;
+  View::prev_size_link(next) = alone ? next : larger;
+  if (!alone) {
+    View::prev_size_link(smaller) = next;
+    View::next_size_link(larger) = next;
+  }
+}
+
+// Merges all fast chunks with their neighbours, smallest sizes first.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::consolidate(ArenaType& arena) {
+  arena.has_fast_chunks = false;
+  for (size_t index = 0; index < ArenaType::kFastBins; ++index) {
+    Chunk* chunk = arena.fast[index];
+    arena.fast[index] = nullptr;
+    while (chunk != nullptr) {
+      if (!base::is_aligned(base::address_of(chunk), kAlignment)) {
+        base::fatal("malloc_consolidate(): unaligned fastbin chunk detected");
+      }
+      const size_t bytes = View::size(chunk);
+      if (bytes < kMinChunk || BinsOf::fast_index(bytes) != index) {
+        base::fatal("malloc_consolidate(): invalid chunk size");
+      }
+      auto* entry = static_cast<FreeEntry*>(View::block(chunk))->next();
+      merge_and_file(arena, chunk, bytes, true);
+      chunk = entry == nullptr ? nullptr : View::of_block(entry);
+    }
+  }
+}
+
+}  // namespace heapledger::heap

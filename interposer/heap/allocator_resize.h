@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// realloc and memalign: blocks that change size, and blocks at chosen addresses.
+#pragma once
+
+#include <errno.h>
+
+#include <cstring>
+
+#include "interposer/heap/allocator.h"
+
+namespace heapledger::heap {
+
+template <class L, OperatingSystem Os>
+void* Allocator<L, Os>::reallocate(ThreadState& thread, void* old, size_t size,
+                                   const ReleaseObserver& observer) {
+  if (old == nullptr) return allocate(thread, size);
+  if (size == 0) {
+    observer(old);
+    release_checked(thread, old);
+    return nullptr;
+  }
+  if (size > kRequestMax) {
+    errno = ENOMEM;
+    return nullptr;
+  }
+  Chunk* chunk = View::of_block(old);
+  const Request request = Request::of<L>(size);
+  if ((View::head(chunk) & kIsMapped) != 0) {
+    return reallocate_mapped(thread, chunk, request, observer);
+  }
+  ensure_cache(thread);
+  ArenaType& arena = arena_of_chunk(chunk);
+  {
+    base::LockGuard guard(arena.lock);
+    if (Chunk* resized = resize_in_arena(thread, arena, chunk, request, observer)) {
+      return View::block(resized);
+    }
+  }
+  // The arena has nothing, but this thread's cache or (with several) another arena may.
+  void* fresh = allocate(thread, size);
+  if (fresh == nullptr) return nullptr;
+  std::memcpy(fresh, old, View::usable(chunk));
+  observer(old);
+  release_checked(thread, old);
+  return fresh;
+}
+
+// A mapped block stays one, however small it becomes, unless the kernel refuses.
+template <class L, OperatingSystem Os>
+void* Allocator<L, Os>::reallocate_mapped(ThreadState& thread, Chunk* old, const Request& request,
+                                          const ReleaseObserver& observer) {
+  if (Chunk* moved = remap_block(old, request, observer)) return View::block(moved);
+  void* block = View::block(old);
+  if (View::size(old) - 8 >= request.policy) {
+    View::set_mark(old, 0);
+    return block;
+  }
+  void* fresh = allocate(thread, request.user);
+  if (fresh == nullptr) return nullptr;
+  std::memcpy(fresh, block, View::usable(old));
+  observer(block);
+  if (!page_map_.take_mapped(base::address_of(old))) {
+    base::fatal("munmap_chunk(): invalid pointer");
+  }
+  unmap_block(old);
+  return fresh;
+}
+
+// Lock held. nullptr: no memory, nothing changed.
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::resize_in_arena(ThreadState& thread, ArenaType& arena, Chunk* old,
+                                         const Request& request, const ReleaseObserver& observer) {
+  const size_t old_bytes = View::size(old);
+  if (old_bytes >= arena.system_bytes) base::fatal("realloc(): invalid old size");
+  const size_t next_bytes = View::size(View::after(old, old_bytes));
+  if (next_bytes < kFenceBytes || next_bytes >= arena.system_bytes) {
+    base::fatal("realloc(): invalid next size");
+  }
+  if (old_bytes < request.bytes && !grow_in_place(arena, old, request.bytes)) {
+    Chunk* moved = move_chunk(thread, arena, old, request, observer);
+    if (moved != old) return moved;
+  }
+  observer(View::block(old));
+  split_tail(thread, arena, old, request);
+  return hand_out(old, request);
+}
+
+// Into the top or a free chunk behind, if that is enough. The chunk may then be larger than asked.
+template <class L, OperatingSystem Os>
+bool Allocator<L, Os>::grow_in_place(ArenaType& arena, Chunk* old, size_t bytes) {
+  const size_t old_bytes = View::size(old);
+  const size_t flags = View::head(old) & kFlagMask;
+  Chunk* next = View::after(old, old_bytes);
+  const size_t both = old_bytes + View::size(next);
+  if (next == arena.top) {
+    if (both < bytes + kMinChunk) return false;
+    View::set_head(old, bytes | flags);
+    arena.top = View::after(old, bytes);
+    View::set_head(arena.top, (both - bytes) | kPrevInUse);
+    return true;
+  }
+  if (both < bytes || View::in_use(next)) return false;
+  unlink(next);
+  View::set_head(old, both | flags);
+  View::set_prev_in_use(View::after(old, both));
+  return true;
+}
+
+// Returns the new chunk, or `old` itself, grown, where the new chunk turned out to be the one
+// behind it; nullptr: no memory.
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::move_chunk(ThreadState& thread, ArenaType& arena, Chunk* old,
+                                    const Request& request, const ReleaseObserver& observer) {
+  Chunk* fresh = take(thread, arena, request);
+  if (fresh == nullptr) return nullptr;
+  const size_t old_bytes = View::size(old);
+  const bool is_mapped = (View::head(fresh) & kIsMapped) != 0;
+  if (!is_mapped && fresh == View::after(old, old_bytes)) {
+    const size_t flags = View::head(old) & kFlagMask;
+    View::set_head(old, (old_bytes + View::size(fresh)) | flags);
+    return old;
+  }
+  std::memcpy(View::block(fresh), View::block(old), View::usable(old));
+  observer(View::block(old));
+  free_chunk(thread, arena, old);
+  return fresh;
+}
+
+// Cuts an allocated chunk down to the request and frees the rest, if that can be a chunk. May trim.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::split_tail(ThreadState& thread, ArenaType& arena, Chunk* chunk,
+                                  const Request& request) {
+  const size_t bytes = View::size(chunk);
+  const size_t rest_bytes = bytes - request.bytes;
+  if (rest_bytes < kMinChunk) return;
+  Chunk* rest = View::after(chunk, request.bytes);
+  View::set_head(chunk, request.bytes | (View::head(chunk) & kFlagMask));
+  View::set_head(rest, rest_bytes | kPrevInUse);
+  View::set_prev_in_use(View::after(rest, rest_bytes));
+  free_chunk(thread, arena, rest);
+}
+
+template <class L, OperatingSystem Os>
+void* Allocator<L, Os>::allocate_aligned(ThreadState& thread, size_t alignment, size_t size) {
+  if (alignment <= kAlignment) return allocate(thread, size);
+  if (alignment > size_t{1} << 63) {
+    errno = EINVAL;
+    return nullptr;
+  }
+  alignment = std::bit_ceil(alignment);
+  if (size > kRequestMax / 2 || alignment > kRequestMax / 2) {
+    errno = ENOMEM;
+    return nullptr;
+  }
+  ensure_initialised();
+  ArenaType& arena = arena_of(thread);
+  Chunk* chunk = nullptr;
+  {
+    base::LockGuard guard(arena.lock);
+    chunk = take_aligned(thread, arena, alignment, size);
+  }
+  if (chunk == nullptr) {
+    errno = ENOMEM;
+    return nullptr;
+  }
+  return View::block(chunk);
+}
+
+// Takes enough for the worst case, then frees what lies before and behind.
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::take_aligned(ThreadState& thread, ArenaType& arena, size_t alignment,
+                                      size_t size) {
+  const Request wanted = Request::of<L>(size);
+  const Request padded = Request::of<L>(wanted.policy + alignment + kMinChunk);
+  Chunk* chunk = take(thread, arena, padded);
+  if (chunk == nullptr) return nullptr;
+  const bool is_mapped = (View::head(chunk) & kIsMapped) != 0;
+  const uintptr_t block = base::address_of(View::block(chunk));
+  size_t lead = base::align_up(block, alignment) - block;
+  if (lead != 0) {
+    // What is cut off in front must be a chunk too.
+    if (lead < kMinChunk) lead += alignment;
+    if (is_mapped) return align_mapped(chunk, lead);
+    Chunk* aligned = View::after(chunk, lead);
+    View::set_head(aligned, (View::size(chunk) - lead) | kPrevInUse);
+    View::set_head(chunk, lead | (View::head(chunk) & kPrevInUse));
+    free_chunk(thread, arena, chunk);
+    chunk = aligned;
+  }
+  if (is_mapped) return chunk;
+  if (View::size(chunk) > wanted.bytes + kMinChunk) split_tail(thread, arena, chunk, wanted);
+  return hand_out(chunk, wanted);
+}
+
+// Nothing of a mapping is given back: the chunk remembers where it starts.
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::align_mapped(Chunk* chunk, size_t lead) {
+  Chunk* aligned = View::after(chunk, lead);
+  const size_t bytes = View::size(chunk) - lead;
+  page_map_.take_mapped(base::address_of(chunk));
+  if (!page_map_.set(os_, base::address_of(aligned), PageState::kMapped)) {
+    unmap_block(chunk);
+    return nullptr;
+  }
+  View::set_prev_size(aligned, lead);
+  View::set_head(aligned, bytes | kIsMapped | kSlack);
+  View::set_mark(aligned, 0);
+  return aligned;
+}
+
+}  // namespace heapledger::heap

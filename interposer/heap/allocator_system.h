@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Memory from the system and back: mapped blocks, growth of the top by the break, what happens when
+// the break was moved by somebody else or cannot move, trimming, mremap, the dynamic mmap
+// threshold. The policy is glibc 2.36's; its two oddities that programs can observe are kept and
+// named where they are.
+#pragma once
+
+#include <sys/mman.h>
+
+#include "interposer/heap/allocator.h"
+
+namespace heapledger::heap {
+
+// Bins and top have failed: existing free space always wins over a mapping.
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::take_from_system(ThreadState& thread, ArenaType& arena,
+                                          const Request& request) {
+  const size_t threshold = __atomic_load_n(&settings_.mmap_threshold, __ATOMIC_RELAXED);
+  const size_t mapped = __atomic_load_n(&mapped_count_, __ATOMIC_RELAXED);
+  const int mapped_max = settings_.mmap_max;
+  if (request.policy >= threshold && mapped_max > 0 && mapped < static_cast<size_t>(mapped_max)) {
+    if (Chunk* chunk = map_block(request)) return chunk;
+  }
+  return grow_top(thread, arena, request.bytes) ? take_top(arena, request) : nullptr;
+}
+
+// ---- Mapped blocks.
+
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::map_block(const Request& request) {
+  // Both layouts need 16 bytes before the block, and nb leaves 8 of them: no borrowing behind the
+  // end of a mapping.
+  const size_t length = base::align_up(request.policy + 8, base::kPageBytes);
+  if (length <= request.policy) return nullptr;
+  void* memory = os_.mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                          Cause::kMapBlock);
+  if (memory == nullptr) return nullptr;
+  if (!page_map_.set(os_, base::address_of(memory), PageState::kMapped)) {
+    os_.munmap(memory, length, Cause::kUnmapBlock);
+    return nullptr;
+  }
+  auto* chunk = static_cast<Chunk*>(memory);
+  View::set_head(chunk, length | kIsMapped);
+  View::set_mark(chunk, 0);
+  count_mapping(length);
+  return chunk;
+}
+
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::count_mapping(size_t bytes) {
+  // The maxima are statistics: a lost race between two threads costs exactness of a maximum,
+  // nothing else.
+  const size_t count = __atomic_add_fetch(&mapped_count_, 1, __ATOMIC_RELAXED);
+  const size_t total = __atomic_add_fetch(&mapped_bytes_, bytes, __ATOMIC_RELAXED);
+  if (count > __atomic_load_n(&mapped_count_max_, __ATOMIC_RELAXED)) {
+    __atomic_store_n(&mapped_count_max_, count, __ATOMIC_RELAXED);
+  }
+  if (total > __atomic_load_n(&mapped_bytes_max_, __ATOMIC_RELAXED)) {
+    __atomic_store_n(&mapped_bytes_max_, total, __ATOMIC_RELAXED);
+  }
+}
+
+// Bytes between the start of the mapping and the chunk: non-zero only after memalign.
+template <class L, OperatingSystem Os>
+size_t Allocator<L, Os>::front_offset(const Chunk* chunk) {
+  return (View::head(chunk) & kSlack) != 0 ? View::prev_size(chunk) : 0;
+}
+
+// Freeing a large mapping says: blocks of this size come and go. From now on they come from the
+// break.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::raise_threshold(size_t mapped_chunk_bytes) {
+  if (!settings_.threshold_is_dynamic) return;
+  // glibc compares the size word with its mapped flag (2) in it: a chunk of exactly 32 MiB does not
+  // count.
+  const size_t compared = mapped_chunk_bytes | 2;
+  const size_t old = __atomic_load_n(&settings_.mmap_threshold, __ATOMIC_RELAXED);
+  if (compared <= old || compared > kDynamicThresholdMax) return;
+  __atomic_store_n(&settings_.mmap_threshold, mapped_chunk_bytes, __ATOMIC_RELAXED);
+  __atomic_store_n(&settings_.trim_threshold, 2 * mapped_chunk_bytes, __ATOMIC_RELAXED);
+  os_.on_policy(PolicyKind::kThresholdRaised, old, mapped_chunk_bytes);
+}
+
+// The chunk's page is out of the page map already: nobody else can free it.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::unmap_block(Chunk* chunk) {
+  const size_t offset = front_offset(chunk);
+  const size_t length = View::size(chunk) + offset;
+  __atomic_sub_fetch(&mapped_count_, 1, __ATOMIC_RELAXED);
+  __atomic_sub_fetch(&mapped_bytes_, length, __ATOMIC_RELAXED);
+  os_.munmap(View::at(chunk, -static_cast<ptrdiff_t>(offset)), length, Cause::kUnmapBlock);
+}
+
+// Resizes a mapping, in place or elsewhere. nullptr: the kernel refused, and nothing has changed.
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::remap_block(Chunk* chunk, const Request& request,
+                                     const ReleaseObserver& observer) {
+  const size_t offset = front_offset(chunk);
+  const size_t flags = View::head(chunk) & kFlagMask;
+  const size_t old_length = View::size(chunk) + offset;
+  const size_t new_length = base::align_up(request.policy + offset + 8, base::kPageBytes);
+  observer(View::block(chunk));
+  if (new_length == old_length) {
+    View::set_mark(chunk, 0);
+    return chunk;
+  }
+  // Out of the map first: the kernel may hand the old addresses to another thread before mremap has
+  // returned here.
+  page_map_.take_mapped(base::address_of(chunk));
+  void* memory = os_.mremap(View::at(chunk, -static_cast<ptrdiff_t>(offset)), old_length,
+                            new_length, MREMAP_MAYMOVE, Cause::kRemapBlock);
+  if (memory == nullptr) {
+    page_map_.set(os_, base::address_of(chunk), PageState::kMapped);
+    return nullptr;
+  }
+  Chunk* moved = View::after(static_cast<Chunk*>(memory), offset);
+  HL_CHECK(page_map_.set(os_, base::address_of(moved), PageState::kMapped));
+  View::set_head(moved, (new_length - offset) | flags);
+  View::set_mark(moved, 0);
+  const size_t total =
+      __atomic_add_fetch(&mapped_bytes_, new_length - old_length, __ATOMIC_RELAXED);
+  if (total > __atomic_load_n(&mapped_bytes_max_, __ATOMIC_RELAXED)) {
+    __atomic_store_n(&mapped_bytes_max_, total, __ATOMIC_RELAXED);
+  }
+  return moved;
+}
+
+// ---- The break.
+
+// sbrk() over the break that libc's sbrk would know: returns the old break, 0 where the kernel
+// refused. No system call for an increment of 0 once the break is known.
+template <class L, OperatingSystem Os>
+uintptr_t Allocator<L, Os>::move_break(ptrdiff_t increment, Cause cause) {
+  uintptr_t old = known_break();
+  if (old == 0) {
+    old = os_.brk(0, Cause::kQueryBreak);
+    note_break(old);
+    if (old == 0) return 0;
+  }
+  if (increment == 0) return old;
+  const uintptr_t wanted = old + static_cast<uintptr_t>(increment);
+  if ((increment > 0) != (wanted > old)) return 0;
+  const uintptr_t now = os_.brk(wanted, cause);
+  // libc's sbrk caches what the kernel answered even where it refused.
+  note_break(now);
+  return increment > 0 && now < wanted ? 0 : old;
+}
+
+// Makes the top large enough for a chunk of these bytes. False: no memory.
+template <class L, OperatingSystem Os>
+bool Allocator<L, Os>::grow_top(ThreadState& thread, ArenaType& arena, size_t chunk_bytes) {
+  const size_t old_bytes = arena.top_bytes();
+  size_t bytes = chunk_bytes + settings_.top_pad + kMinChunk;
+  // Contiguous memory continues the old top; otherwise the new part must hold the chunk alone.
+  if (arena.contiguous) bytes -= old_bytes;
+  bytes = base::align_up(bytes, base::kPageBytes);
+  const auto increment = static_cast<ptrdiff_t>(bytes);
+  uintptr_t begin = increment > 0 ? move_break(increment, Cause::kGrowTop) : 0;
+  const bool from_break = begin != 0;
+  if (!from_break) {
+    begin = map_fallback(arena, &bytes, old_bytes, chunk_bytes);
+    if (begin == 0) return false;
+  }
+  const size_t system_before = arena.system_bytes;
+  adopt_memory(thread, arena, begin, bytes, from_break);
+  if (arena.system_bytes > arena.system_bytes_max) arena.system_bytes_max = arena.system_bytes;
+  os_.on_policy(PolicyKind::kTopGrown, system_before, arena.system_bytes);
+  return true;
+}
+
+// The break cannot move: a mapping takes its place, and the arena is never contiguous again.
+// glibc 2.36 swaps two arguments here, so the first such mapping is a multiple of 1 MiB and later
+// ones are as small as the request allows.
+template <class L, OperatingSystem Os>
+uintptr_t Allocator<L, Os>::map_fallback(ArenaType& arena, size_t* bytes, size_t old_bytes,
+                                         size_t chunk_bytes) {
+  constexpr size_t kFirstUnit = 1024 * 1024;
+  const size_t asked = *bytes;
+  size_t length = asked;
+  if (arena.contiguous) length = base::align_up(length + old_bytes, kFirstUnit);
+  if (length < base::kPageBytes) length = base::kPageBytes;
+  if (length <= chunk_bytes) return 0;
+  void* memory = os_.mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                          Cause::kFallbackTop);
+  if (memory == nullptr) return 0;
+  const uintptr_t begin = base::address_of(memory);
+  if (!page_map_.set_range(os_, begin, begin + length, PageState::kArena)) {
+    page_map_.set_range(os_, begin, begin + length, PageState::kForeign);
+    os_.munmap(memory, length, Cause::kFallbackTop);
+    return 0;
+  }
+  arena.contiguous = false;
+  *bytes = length;
+  os_.on_policy(PolicyKind::kTopFallback, asked, length);
+  return begin;
+}
+
+// New memory continues the top, or becomes the new top while the old one is fenced off and freed.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::adopt_memory(ThreadState& thread, ArenaType& arena, uintptr_t begin,
+                                    size_t bytes, bool from_break) {
+  Chunk* old_top = arena.top;
+  const size_t old_bytes = arena.top_bytes();
+  const uintptr_t old_end = base::address_of(old_top) + old_bytes;
+  if (main_base_ == 0) main_base_ = begin;
+  arena.system_bytes += bytes;
+  if (from_break && old_bytes != 0 && begin == old_end) {
+    View::set_head(old_top, (old_bytes + bytes) | kPrevInUse);
+    note_main_range(begin, begin + bytes);
+    return;
+  }
+  if (arena.contiguous && old_bytes != 0) {
+    if (begin < old_end) base::fatal("break adjusted to free malloc space");
+    arena.system_bytes += begin - old_end;
+    os_.on_policy(PolicyKind::kForeignBreak, old_end, begin);
+  }
+  const uintptr_t end = end_new_part(arena, begin, bytes, from_break);
+  const uintptr_t aligned = base::align_up(begin, kAlignment);
+  arena.top = reinterpret_cast<Chunk*>(aligned);
+  View::set_head(arena.top, base::align_down(end - aligned, kAlignment) | kPrevInUse);
+  if (arena.segment_count < ArenaType::kSegmentsMax) {
+    arena.segments[arena.segment_count] = arena.top;
+  }
+  ++arena.segment_count;
+  if (from_break) note_main_range(begin, end);
+  if (old_bytes != 0) fence_old_top(thread, arena, old_top, old_bytes);
+}
+
+// Where the new part that begins at `begin` ends. Behind a foreign break the part is made to end on
+// a page boundary, and to hold as much as if the old top had continued: a second step of the break.
+template <class L, OperatingSystem Os>
+uintptr_t Allocator<L, Os>::end_new_part(ArenaType& arena, uintptr_t begin, size_t bytes,
+                                         bool from_break) {
+  if (!from_break) return begin + bytes;
+  if (!arena.contiguous) return move_break(0, Cause::kNone);
+  size_t correction = base::align_up(begin, kAlignment) - begin + arena.top_bytes();
+  const uintptr_t end = begin + bytes + correction;
+  correction += base::align_up(end, base::kPageBytes) - end;
+  const uintptr_t second = move_break(static_cast<ptrdiff_t>(correction), Cause::kAlignForeign);
+  // Refused: the first step alone is used. It holds the chunk only if the caller is lucky;
+  // take_top() finds out.
+  if (second == 0) return begin + bytes;
+  arena.system_bytes += correction;
+  return second + correction;
+}
+
+// An old top that nothing continues ends in two pseudo-chunks that look allocated, so that no merge
+// runs beyond it.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::fence_old_top(ThreadState& thread, ArenaType& arena, Chunk* old_top,
+                                     size_t old_bytes) {
+  const size_t rest = base::align_down(old_bytes - 2 * kFenceBytes, kAlignment);
+  View::set_head(old_top, rest | kPrevInUse);
+  View::set_head(View::after(old_top, rest), kFenceBytes | kPrevInUse);
+  View::set_head(View::after(old_top, rest + kFenceBytes), kFenceBytes | kPrevInUse);
+  if (rest >= kMinChunk) free_chunk(thread, arena, old_top);
+}
+
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::note_main_range(uintptr_t begin, uintptr_t end) {
+  if (main_begin_ == 0) __atomic_store_n(&main_begin_, begin, __ATOMIC_RELAXED);
+  if (end > main_end_) __atomic_store_n(&main_end_, end, __ATOMIC_RELAXED);
+}
+
+// Gives back what the top holds above `pad`, if the break is where the top ends.
+template <class L, OperatingSystem Os>
+bool Allocator<L, Os>::trim_top(ArenaType& arena, size_t pad) {
+  const size_t top_bytes = arena.top_bytes();
+  if (top_bytes < kMinChunk + 1) return false;
+  const size_t area = top_bytes - kMinChunk - 1;
+  if (area <= pad) return false;
+  const size_t extra = base::align_down(area - pad, base::kPageBytes);
+  if (extra == 0) return false;
+  const uintptr_t top_end = base::address_of(arena.top) + top_bytes;
+  if (move_break(0, Cause::kNone) != top_end) return false;
+  move_break(-static_cast<ptrdiff_t>(extra), Cause::kTrimTop);
+  const size_t released = top_end - known_break();
+  if (released == 0) return false;
+  const size_t system_before = arena.system_bytes;
+  arena.system_bytes -= released;
+  View::set_head(arena.top, (top_bytes - released) | kPrevInUse);
+  __atomic_store_n(&main_end_, top_end - released, __ATOMIC_RELAXED);
+  os_.on_policy(PolicyKind::kTopTrimmed, system_before, arena.system_bytes);
+  return true;
+}
+
+// malloc_trim's other half: the whole pages inside large free chunks are dropped; links and the
+// foot stay.
+template <class L, OperatingSystem Os>
+bool Allocator<L, Os>::release_pages(ArenaType& arena) {
+  constexpr size_t kChunkStructBytes = 48;  // glibc's sizeof(struct malloc_chunk).
+  constexpr size_t kPage = base::kPageBytes;
+  bool released = false;
+  for (size_t index = kUnsortedBin; index < kBinCount; ++index) {
+    if (index != kUnsortedBin && index < BinsOf::index(kPage + L::kSlackMax)) continue;
+    Chunk* bin = arena.bin(index);
+    for (Chunk* chunk = View::prev_link(bin); chunk != bin; chunk = View::prev_link(chunk)) {
+      if (View::size(chunk) <= kPage - 1 + kChunkStructBytes) continue;
+      const uintptr_t begin = base::align_up(base::address_of(chunk) + kChunkStructBytes, kPage);
+      // A layout that keeps the foot inside the chunk must not lose it.
+      const size_t foot = L::kPrevSizeAt < 0 ? static_cast<size_t>(-L::kPrevSizeAt) : 0;
+      const uintptr_t end = base::align_down(base::address_of(View::next(chunk)) - foot, kPage);
+      if (end <= begin) continue;
+      os_.madvise(base::pointer_to(begin), end - begin, MADV_DONTNEED, Cause::kReleasePages);
+      released = true;
+    }
+  }
+  return released;
+}
+
+}  // namespace heapledger::heap

@@ -1,0 +1,486 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// How a request that the cache could not serve is served from an arena, in glibc 2.36's order:
+//   fastbin, exact small bin, unsorted list (filing what does not fit), own large bin, next larger
+//   bin, top, system.
+// On the way, chunks of exactly the requested size go to the thread's cache until its bin is full.
+// All functions here run with the arena's lock held, unless they say otherwise; `take` and its
+// parts return nullptr where they have nothing.
+#pragma once
+
+#include <errno.h>
+
+#include <cstring>
+
+#include "interposer/base/fatal.h"
+#include "interposer/heap/allocator.h"
+
+namespace heapledger::heap {
+
+// ---- Entry points without a lock.
+
+template <class L, OperatingSystem Os>
+void* Allocator<L, Os>::allocate_slow(ThreadState& thread, size_t size) {
+  if (size > kRequestMax) {
+    errno = ENOMEM;
+    return nullptr;
+  }
+  ensure_initialised();
+  ensure_cache(thread);
+  const Request request = Request::of<L>(size);
+  // Not only the fast path's misses come here: the cache may have been in use, or its head damaged.
+  if (is_cacheable(request.policy)) {
+    Chunk* cached = cache_pop(thread, request.bytes);
+    if (cached != nullptr) return View::block(cached);
+  }
+  return allocate_uncached(thread, request);
+}
+
+template <class L, OperatingSystem Os>
+void* Allocator<L, Os>::allocate_uncached(ThreadState& thread, const Request& request) {
+  ArenaType& arena = arena_of(thread);
+  Chunk* chunk = nullptr;
+  {
+    base::LockGuard guard(arena.lock);
+    chunk = take(thread, arena, request);
+  }
+  if (chunk == nullptr) {
+    errno = ENOMEM;
+    return nullptr;
+  }
+  return View::block(chunk);
+}
+
+template <class L, OperatingSystem Os>
+void* Allocator<L, Os>::allocate_zeroed(ThreadState& thread, size_t count, size_t size) {
+  const size_t bytes = base::multiply_saturating(count, size);
+  if (bytes > kRequestMax) {
+    errno = ENOMEM;
+    return nullptr;
+  }
+  ensure_initialised();
+  ensure_cache(thread);
+  ArenaType& arena = arena_of(thread);
+  Chunk* chunk = nullptr;
+  Chunk* old_top = nullptr;
+  size_t dirty_bytes = 0;  // How much of old_top may hold old data.
+  {
+    base::LockGuard guard(arena.lock);
+    old_top = arena.top;
+    if (old_top != nullptr) {
+      // What the break once reached and gave back counts as dirty, as in glibc. Behind a fallback
+      // mapping the difference is negative, that is, huge: everything counts.
+      const size_t reached = main_base_ + arena.system_bytes_max - base::address_of(old_top);
+      dirty_bytes = reached > arena.top_bytes() ? reached : arena.top_bytes();
+    }
+    chunk = take(thread, arena, Request::of<L>(bytes));
+  }
+  if (chunk == nullptr) {
+    errno = ENOMEM;
+    return nullptr;
+  }
+  void* block = View::block(chunk);
+  if ((View::head(chunk) & kIsMapped) != 0) {
+    if (settings_.perturb != 0) std::memset(block, 0, bytes);
+    return block;
+  }
+  size_t clear = View::usable(chunk);
+  if (settings_.perturb == 0 && chunk == old_top && dirty_bytes - View::kHeaderBytes < clear) {
+    clear = dirty_bytes - View::kHeaderBytes;
+  }
+  std::memset(block, 0, clear);
+  return block;
+}
+
+// ---- The cache.
+
+template <class L, OperatingSystem Os>
+inline void Allocator<L, Os>::ensure_initialised() {
+  // Acquire: pairs with the release in initialise().
+  if (!__atomic_load_n(&initialised_, __ATOMIC_ACQUIRE)) [[unlikely]]
+    initialise();
+}
+
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::initialise() {
+  base::LockGuard guard(init_lock_);
+  if (initialised_) return;
+  settings_ = os_.initial_settings();
+  cache_policy_max_ = policy_bytes(settings_.cache_request_max);
+  cache_count_ = settings_.cache_count;
+  for (size_t i = 0; i <= kBinCount; ++i) {
+    View::next_link(main_.bin(i)) = main_.bin(i);
+    View::prev_link(main_.bin(i)) = main_.bin(i);
+  }
+  main_.next = &main_;
+  main_.contiguous = true;
+  __atomic_store_n(&initialised_, 1, __ATOMIC_RELEASE);
+}
+
+template <class L, OperatingSystem Os>
+inline void Allocator<L, Os>::ensure_cache(ThreadState& thread) {
+  if (thread.owned == nullptr && !thread.ended) [[unlikely]]
+    create_cache(thread);
+}
+
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::create_cache(ThreadState& thread) {
+  // glibc's struct is a chunk of nb 656 in the arena; ours may need more bytes but decides by the
+  // same number.
+  constexpr size_t kBytes = base::align_up(sizeof(Cache), kAlignment) + View::kHeaderBytes;
+  static_assert(kBytes >= Cache::kPolicyBytes && kBytes - Cache::kPolicyBytes <= L::kSlackMax);
+  ArenaType& arena = arena_of(thread);
+  Chunk* chunk = nullptr;
+  {
+    base::LockGuard guard(arena.lock);
+    chunk = take(thread, arena, Request{Cache::kPolicyBytes, kBytes, sizeof(Cache)});
+  }
+  if (chunk == nullptr) return;  // The next call tries again.
+  void* memory = View::block(chunk);
+  std::memset(memory, 0, sizeof(Cache));
+  if (thread.owned != nullptr) {
+    // A signal handler of this thread was faster.
+    release_slow(thread, chunk);
+    return;
+  }
+  thread.owned = static_cast<Cache*>(memory);
+  base::compiler_barrier();
+  thread.cache = thread.owned;
+}
+
+template <class L, OperatingSystem Os>
+bool Allocator<L, Os>::cache_has_room(const ThreadState& thread, size_t chunk_bytes) const {
+  return thread.cache != nullptr && thread.cache->counts[Cache::index(chunk_bytes)] < cache_count_;
+}
+
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::cache_pop(ThreadState& thread, size_t chunk_bytes) {
+  Cache* cache = thread.cache;
+  if (cache == nullptr) return nullptr;
+  const size_t index = Cache::index(chunk_bytes);
+  thread.cache = nullptr;
+  base::compiler_barrier();
+  FreeEntry* entry = cache->entries[index];
+  if (entry != nullptr) {
+    if (!base::is_aligned(base::address_of(entry), kAlignment)) {
+      base::fatal("malloc(): unaligned tcache chunk detected");
+    }
+    cache->entries[index] = entry->next();
+    --cache->counts[index];
+  }
+  base::compiler_barrier();
+  thread.cache = cache;
+  if (entry == nullptr) return nullptr;
+  Chunk* chunk = View::of_block(entry);
+  View::set_mark(chunk, 0);
+  return chunk;
+}
+
+// ---- One request against one arena.
+
+// The last step of every way to serve a request: the chunk remembers nb, and is marked live.
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::hand_out(Chunk* chunk, const Request& request) {
+  View::set_head(chunk, (View::head(chunk) & ~kSlack) | request.slack_flag());
+  View::set_mark(chunk, 0);
+  return chunk;
+}
+
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::take(ThreadState& thread, ArenaType& arena, const Request& request) {
+  Chunk* chunk = take_free(thread, arena, request);
+  if (chunk == nullptr) {
+    chunk = take_from_system(thread, arena, request);
+    if (chunk == nullptr) return nullptr;
+  }
+  if ((View::head(chunk) & kIsMapped) == 0) hand_out(chunk, request);
+  if (settings_.perturb != 0) {
+    std::memset(View::block(chunk), settings_.perturb ^ 0xff, request.user);
+  }
+  return chunk;
+}
+
+// Bins and top: what needs no system call.
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::take_free(ThreadState& thread, ArenaType& arena, const Request& request) {
+  if (request.policy <= settings_.fast_chunk_max) {
+    if (Chunk* chunk = take_fast(thread, arena, request)) return chunk;
+  }
+  if (request.policy <= kSmallPolicyMax) {
+    if (Chunk* chunk = take_small(thread, arena, request)) return chunk;
+  } else if (arena.has_fast_chunks) {
+    consolidate(arena);
+  }
+  for (;;) {
+    if (Chunk* chunk = take_unsorted(thread, arena, request)) return chunk;
+    if (request.policy > kSmallPolicyMax) {
+      if (Chunk* chunk = take_large(arena, request)) return chunk;
+    }
+    if (Chunk* chunk = take_next_bin(arena, request)) return chunk;
+    if (Chunk* chunk = take_top(arena, request)) return chunk;
+    // Fast chunks may merge to something large enough: once more from the unsorted list, where they
+    // go.
+    if (!arena.has_fast_chunks) return nullptr;
+    consolidate(arena);
+  }
+}
+
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::take_fast(ThreadState& thread, ArenaType& arena, const Request& request) {
+  const size_t index = BinsOf::fast_index(request.bytes);
+  auto pop = [&]() -> Chunk* {
+    Chunk* chunk = arena.fast[index];
+    if (chunk == nullptr) return nullptr;
+    if (!base::is_aligned(base::address_of(chunk), kAlignment)) {
+      base::fatal("malloc(): unaligned fastbin chunk detected");
+    }
+    if (View::size(chunk) != request.bytes) base::fatal("malloc(): memory corruption (fast)");
+    auto* next = static_cast<FreeEntry*>(View::block(chunk))->next();
+    arena.fast[index] = next == nullptr ? nullptr : View::of_block(next);
+    return chunk;
+  };
+  Chunk* taken = pop();
+  if (taken == nullptr) return nullptr;
+  if (is_cacheable(request.policy)) {
+    while (cache_has_room(thread, request.bytes)) {
+      Chunk* more = pop();
+      if (more == nullptr) break;
+      cache_push(thread, hand_out(more, request), request.bytes);
+    }
+  }
+  return taken;
+}
+
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::take_small(ThreadState& thread, ArenaType& arena, const Request& request) {
+  Chunk* bin = arena.bin(BinsOf::index(request.bytes));
+  auto pop = [&]() -> Chunk* {
+    Chunk* chunk = View::prev_link(bin);
+    if (chunk == bin) return nullptr;
+    Chunk* before = View::prev_link(chunk);
+    if (View::next_link(before) != chunk) {
+      base::fatal("malloc(): smallbin double linked list corrupted");
+    }
+    View::set_prev_in_use(View::after(chunk, request.bytes));
+    View::prev_link(bin) = before;
+    View::next_link(before) = bin;
+    return chunk;
+  };
+  Chunk* taken = pop();
+  if (taken == nullptr) return nullptr;
+  if (is_cacheable(request.policy)) {
+    while (cache_has_room(thread, request.bytes)) {
+      Chunk* more = pop();
+      if (more == nullptr) break;
+      cache_push(thread, hand_out(more, request), request.bytes);
+    }
+  }
+  return taken;
+}
+
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::check_unsorted(ArenaType& arena, Chunk* chunk) {
+  const size_t bytes = View::size(chunk);
+  if (bytes < kMinChunk || bytes > arena.system_bytes) {
+    base::fatal("malloc(): invalid size (unsorted)");
+  }
+  Chunk* next = View::after(chunk, bytes);
+  if (View::size(next) < kFenceBytes || View::size(next) > arena.system_bytes) {
+    base::fatal("malloc(): invalid next size (unsorted)");
+  }
+  if (View::prev_size(next) != bytes) {
+    base::fatal("malloc(): mismatching next->prev_size (unsorted)");
+  }
+  if (View::next_link(View::prev_link(chunk)) != chunk ||
+      View::next_link(chunk) != arena.bin(kUnsortedBin)) {
+    base::fatal("malloc(): unsorted double linked list corrupted");
+  }
+  if (View::prev_in_use(next)) base::fatal("malloc(): invalid next->prev_inuse (unsorted)");
+}
+
+// Looks through the unsorted list, oldest first, and files everything that is not exactly right.
+// The only chance of a chunk to be split without being filed is to be the remainder of the previous
+// split: runs of small requests stay together.
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::take_unsorted(ThreadState& thread, ArenaType& arena,
+                                       const Request& request) {
+  constexpr int kChunksMax = 10000;
+  Chunk* unsorted = arena.bin(kUnsortedBin);
+  const bool cacheable = is_cacheable(request.policy);
+  bool cached_one = false;
+  size_t scanned = 0;
+  for (int filed = 0; filed < kChunksMax; ++filed) {
+    Chunk* chunk = View::prev_link(unsorted);
+    if (chunk == unsorted) break;
+    check_unsorted(arena, chunk);
+    const size_t bytes = View::size(chunk);
+    Chunk* before = View::prev_link(chunk);
+    if (request.policy <= kSmallPolicyMax && before == unsorted && chunk == arena.last_remainder &&
+        bytes > request.bytes + kMinChunk) {
+      return split_last_remainder(arena, chunk, request);
+    }
+    View::prev_link(unsorted) = before;
+    View::next_link(before) = unsorted;
+    if (bytes == request.bytes) {
+      View::set_prev_in_use(View::after(chunk, bytes));
+      if (!cacheable || !cache_has_room(thread, bytes)) return chunk;
+      cache_push(thread, hand_out(chunk, request), bytes);
+      cached_one = true;
+      continue;  // At most a cache bin's worth of these.
+    }
+    file_in_bin(arena, chunk);
+    if (cached_one && settings_.cache_unsorted_limit > 0 &&
+        ++scanned > settings_.cache_unsorted_limit) {
+      break;
+    }
+  }
+  return cached_one ? cache_pop(thread, request.bytes) : nullptr;
+}
+
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::split_last_remainder(ArenaType& arena, Chunk* chunk,
+                                              const Request& request) {
+  Chunk* unsorted = arena.bin(kUnsortedBin);
+  View::prev_link(unsorted) = unsorted;
+  View::next_link(unsorted) = unsorted;
+  return split_free(arena, chunk, request, true);
+}
+
+// Cuts a free chunk that is in no list; the rest, if it can be a chunk, goes to the front of the
+// unsorted list.
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::split_free(ArenaType& arena, Chunk* chunk, const Request& request,
+                                    bool remember) {
+  const size_t bytes = View::size(chunk);
+  const size_t rest_bytes = bytes - request.bytes;
+  if (rest_bytes < kMinChunk) {
+    View::set_prev_in_use(View::after(chunk, bytes));
+    return chunk;
+  }
+  Chunk* rest = View::after(chunk, request.bytes);
+  View::set_head(chunk, request.bytes | kPrevInUse);
+  push_unsorted(arena, rest, rest_bytes);
+  if (remember) arena.last_remainder = rest;
+  return chunk;
+}
+
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::file_in_bin(ArenaType& arena, Chunk* chunk) {
+  const size_t bytes = View::size(chunk);
+  const size_t index = BinsOf::index(bytes);
+  arena.bin_map[index / 32] |= 1U << (index % 32);
+  if (!BinsOf::is_small(bytes)) {
+    file_in_large_bin(arena, chunk, index);
+    return;
+  }
+  Chunk* bin = arena.bin(index);
+  Chunk* first = View::next_link(bin);
+  View::prev_link(chunk) = bin;
+  View::next_link(chunk) = first;
+  View::prev_link(first) = chunk;
+  View::next_link(bin) = chunk;
+}
+
+// Large bins descend. The first chunk of each size is also in the by-size list (circular); a chunk
+// of a size that is there already goes second, so that the by-size list need not change.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::file_in_large_bin(ArenaType& arena, Chunk* chunk, size_t index) {
+  const size_t bytes = View::size(chunk);
+  Chunk* bin = arena.bin(index);
+  Chunk* before = bin;                  // Becomes the neighbour towards the larger ones.
+  Chunk* after = View::next_link(bin);  // And the one towards the smaller ones.
+  if (after == bin) {
+    View::next_size_link(chunk) = chunk;
+    View::prev_size_link(chunk) = chunk;
+  } else if (bytes < View::size(View::prev_link(bin))) {
+    // Smaller than all: the end of both lists. The common case after splits, worth its own test.
+    Chunk* largest = View::next_link(bin);
+    before = View::prev_link(bin);
+    after = bin;
+    View::next_size_link(chunk) = largest;
+    View::prev_size_link(chunk) = View::prev_size_link(largest);
+    View::next_size_link(View::prev_size_link(largest)) = chunk;
+    View::prev_size_link(largest) = chunk;
+  } else {
+    while (bytes < View::size(after)) after = View::next_size_link(after);
+    if (bytes == View::size(after)) {
+      View::next_size_link(chunk) = nullptr;
+      View::prev_size_link(chunk) = nullptr;
+      after = View::next_link(after);
+    } else {
+      View::next_size_link(chunk) = after;
+      View::prev_size_link(chunk) = View::prev_size_link(after);
+      if (View::next_size_link(View::prev_size_link(after)) != after) {
+        base::fatal("malloc(): largebin double linked list corrupted (nextsize)");
+      }
+      View::next_size_link(View::prev_size_link(after)) = chunk;
+      View::prev_size_link(after) = chunk;
+    }
+    before = View::prev_link(after);
+    if (View::next_link(before) != after) {
+      base::fatal("malloc(): largebin double linked list corrupted (bk)");
+    }
+  }
+  View::prev_link(chunk) = before;
+  View::next_link(chunk) = after;
+  View::prev_link(after) = chunk;
+  View::next_link(before) = chunk;
+}
+
+// The smallest adequate chunk of the request's own large bin; not the first of its size if there is
+// another, to spare the by-size list.
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::take_large(ArenaType& arena, const Request& request) {
+  // A large request may need a chunk just within the small bins of this layout: there the next step
+  // finds it.
+  if (BinsOf::is_small(request.bytes)) return nullptr;
+  Chunk* bin = arena.bin(BinsOf::index(request.bytes));
+  Chunk* largest = View::next_link(bin);
+  if (largest == bin || View::size(largest) < request.bytes) return nullptr;
+  Chunk* chunk = View::prev_size_link(largest);
+  while (View::size(chunk) < request.bytes) chunk = View::prev_size_link(chunk);
+  if (chunk != View::prev_link(bin) && View::size(chunk) == View::size(View::next_link(chunk))) {
+    chunk = View::next_link(chunk);
+  }
+  unlink(chunk);
+  return split_free(arena, chunk, request, false);
+}
+
+// The smallest chunk of the first non-empty bin above the request's own.
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::take_next_bin(ArenaType& arena, const Request& request) {
+  const bool own_bin_seen = !BinsOf::is_small(request.bytes) || request.policy <= kSmallPolicyMax;
+  size_t index = BinsOf::index(request.bytes) + (own_bin_seen ? 1 : 0);
+  while (index < kBinCount) {
+    const uint32_t above = arena.bin_map[index / 32] & (~0U << (index % 32));
+    if (above == 0) {
+      index = (index / 32 + 1) * 32;
+      continue;
+    }
+    index = index / 32 * 32 + static_cast<size_t>(std::countr_zero(above));
+    Chunk* bin = arena.bin(index);
+    Chunk* chunk = View::prev_link(bin);
+    if (chunk != bin) {
+      unlink(chunk);
+      return split_free(arena, chunk, request, request.policy <= kSmallPolicyMax);
+    }
+    // Only here is the bit of an empty bin cleared: frees need not look.
+    arena.bin_map[index / 32] &= ~(1U << (index % 32));
+    ++index;
+  }
+  return nullptr;
+}
+
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::take_top(ArenaType& arena, const Request& request) {
+  const size_t bytes = arena.top_bytes();
+  if (bytes > arena.system_bytes) base::fatal("malloc(): corrupted top size");
+  if (bytes < request.bytes + kMinChunk) return nullptr;
+  Chunk* chunk = arena.top;
+  arena.top = View::after(chunk, request.bytes);
+  View::set_head(arena.top, (bytes - request.bytes) | kPrevInUse);
+  View::set_head(chunk, request.bytes | kPrevInUse);
+  return chunk;
+}
+
+}  // namespace heapledger::heap

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// fork in a process whose other threads are in the middle of calls: the child can use the heap, and
+// finds it consistent.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "tests/interposer/heap/heap_fixture.h"
+
+namespace heapledger::heap {
+namespace {
+
+class Fork : public HeapTest {};
+
+// Exit status of the child: what it found wrong.
+int use_heap(TestAllocator& heap, Thread<Header16>& thread) {
+  const char* why = nullptr;
+  if (!heap.arena_is_valid(&thread, &why)) return 2;
+  for (int i = 0; i < 2000; ++i) {
+    void* block = heap.allocate(thread, static_cast<size_t>(i) * 7);
+    if (block == nullptr) return 3;
+    if (i % 3 != 0) heap.release(thread, block);
+  }
+  return heap.arena_is_valid(&thread, &why) ? 0 : 4;
+}
+
+TEST_F(Fork, AChildOfABusyProcessCanAllocate) {
+  alloc(1);
+  std::atomic<bool> stop = false;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 3; ++t) {
+    threads.emplace_back([this, &stop] {
+      Thread<Header16> mine;
+      while (!stop) {
+        void* blocks[16];
+        for (size_t i = 0; i < 16; ++i) blocks[i] = heap().allocate(mine, 3000 * i);
+        for (void* block : blocks) heap().release(mine, block);
+      }
+      heap().thread_exit(mine);
+    });
+  }
+  for (int round = 0; round < 20; ++round) {
+    heap().fork_prepare();
+    const pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      heap().fork_child(thread_);
+      ::_exit(use_heap(heap(), thread_));
+    }
+    heap().fork_parent();
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    ASSERT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
+    ASSERT_EQ(WEXITSTATUS(status), 0) << "round " << round;
+  }
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace
+}  // namespace heapledger::heap
