@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "interposer/trace/process.h"
+
+#include <errno.h>
+#include <sys/mman.h>
+
+#include "interposer/base/bits.h"
+#include "interposer/base/sys.h"
+#include "interposer/trace/stack_capture.h"
+#include "interposer/trace/thread_local.h"
+
+namespace heapledger::trace {
+
+constinit Recorder g_recorder{};
+constinit std::atomic<uint32_t> g_stopped{0};
+
+namespace {
+
+namespace sys = base::sys;
+using schema::ProcessSlot;
+using schema::ProcessState;
+
+constexpr uint64_t kExitSnapshotNs = 1'000'000'000;
+
+// Survive fork: what a child must know of its parent.
+constinit uint32_t g_last_process_index = UINT32_MAX;
+constinit uint64_t g_fork_tick = 0;
+constinit bool g_fork_handled = false;  // The handlers ran for this fork.
+
+void raise_to(std::atomic<uint32_t>& high_water, uint32_t value) {
+  uint32_t seen = high_water.load(std::memory_order_relaxed);
+  while (seen < value &&
+         !high_water.compare_exchange_weak(seen, value, std::memory_order_release)) {
+  }
+}
+
+uint32_t claim_slot() {
+  const Region& region = g_recorder.region;
+  for (uint32_t i = 0; i < region.process_slots; ++i) {
+    ProcessState expected = ProcessState::kFree;
+    // Acquire: pairs with the collector's release store of kFree.
+    if (region.processes[i].state.compare_exchange_strong(expected, ProcessState::kClaimed,
+                                                          std::memory_order_acquire)) {
+      raise_to(region.control->process_slots_used, i + 1);
+      return i;
+    }
+  }
+  return UINT32_MAX;
+}
+
+void fill_slot(ProcessSlot& slot, uint64_t start_tick) {
+  const StartSettings& settings = g_recorder.settings;
+  slot.pid = static_cast<uint32_t>(sys::getpid());
+  slot.ppid = static_cast<uint32_t>(sys::getppid());
+  slot.parent_slot = g_last_process_index;
+  slot.start_tick = start_tick;
+  slot.parent_fork_tick = g_fork_handled ? g_fork_tick : start_tick;
+  slot.mmap_threshold = settings.mmap_threshold;
+  slot.trim_threshold = settings.trim_threshold;
+  slot.top_pad = settings.top_pad;
+  slot.mmap_max = settings.mmap_max;
+  slot.arena_max = settings.arena_max;
+  slot.mmap_threshold_dynamic = settings.mmap_threshold_dynamic;
+  slot.tcache_count = settings.tcache_count;
+  slot.heap_start = 0;
+  rusage usage{};
+  sys::getrusage(RUSAGE_SELF, &usage);
+  slot.start_minor_faults = static_cast<uint64_t>(usage.ru_minflt);
+  slot.start_major_faults = static_cast<uint64_t>(usage.ru_majflt);
+  slot.end_minor_faults.store(0, std::memory_order_relaxed);
+  slot.end_major_faults.store(0, std::memory_order_relaxed);
+  slot.end_tick.store(0, std::memory_order_relaxed);
+  slot.exit_status.store(0, std::memory_order_relaxed);
+  slot.events_lost.store(0, std::memory_order_relaxed);
+  slot.recorder_syscalls.store(3, std::memory_order_relaxed);  // The three above.
+  slot.snapshot_wanted.store(0, std::memory_order_relaxed);
+  slot.snapshot_done.store(0, std::memory_order_relaxed);
+}
+
+bool adopt_slot(ProcessPage* page, uint64_t start_tick) {
+  const uint32_t index = claim_slot();
+  if (index == UINT32_MAX) return false;
+  ProcessSlot& slot = g_recorder.region.processes[index];
+  fill_slot(slot, start_tick);
+  slot.state.store(ProcessState::kLive,
+                   std::memory_order_release);  // Pairs with the collector's acquire load.
+  g_last_process_index = index;
+  page->index = index;
+  page->pid = slot.pid;
+  page->shared = {g_recorder.region.control, &g_stopped, &slot, Patience{}};
+  page->slot = &slot;
+  return true;
+}
+
+bool collector_is_gone() {
+  const schema::ControlPage& control = *g_recorder.region.control;
+  return control.recording.load(std::memory_order_acquire) == 0 ||
+         sys::kill(static_cast<pid_t>(control.collector_pid), 0) == -ESRCH;
+}
+
+}  // namespace
+
+const char* start(const Region& region, const StartSettings& settings, bool follow,
+                  void (*on_first_event)()) noexcept {
+  const uint32_t wanted_depth = region.control->stack_depth;
+  const uint32_t depth = wanted_depth < kDepthMax ? wanted_depth : kDepthMax;
+  const size_t frame_capacity = depth + kOwnFramesMax + 4;
+  const size_t stride = base::align_up(sizeof(ThreadRing) + 2 * frame_capacity * 8, 4096);
+  const size_t bytes = 4096 + region.ring_slots * stride;
+  if (mapping_allowance(bytes) < bytes) return "the address space limit leaves no room for it";
+  const long memory = sys::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
+  if (sys::failed(memory)) return "no memory for the recorder";
+  void* address = base::pointer_to(static_cast<uintptr_t>(memory));
+  if (sys::failed(sys::madvise(address, bytes, MADV_WIPEONFORK))) {
+    sys::munmap(address, bytes);
+    return "this kernel has no MADV_WIPEONFORK";
+  }
+  sys::madvise(address, bytes, MADV_DONTDUMP);
+
+  g_recorder = {region,   region.control->clock,
+                depth,    region.control->free_stacks != 0,
+                follow,   static_cast<std::byte*>(address),
+                stride,   frame_capacity,
+                settings, on_first_event};
+  const uint64_t now = tick();
+  if (!adopt_slot(g_recorder.process(), now)) {
+    g_stopped.store(1, std::memory_order_relaxed);
+    return "the recording has no room for another process";
+  }
+  count_recorder_syscalls(3);
+  return nullptr;
+}
+
+bool adopt_child() noexcept {
+  if (!g_recorder.follow) {
+    g_stopped.store(1, std::memory_order_relaxed);
+    return false;
+  }
+  ProcessPage* page = g_recorder.process();
+  base::LockGuard guard(page->adopting);
+  if (page->slot != nullptr) return true;
+  if (!g_fork_handled) distrust_unwinder();  // Some thread of the parent may have been inside it.
+  const bool adopted = adopt_slot(page, tick());
+  g_fork_handled = false;
+  if (!adopted) g_stopped.store(1, std::memory_order_relaxed);
+  return adopted;
+}
+
+void count_lost_event() noexcept {
+  if (g_recorder.region.control == nullptr) return;
+  ProcessSlot* slot = g_recorder.process()->slot;
+  if (slot != nullptr) slot->events_lost.fetch_add(1, std::memory_order_relaxed);
+}
+
+void count_recorder_syscalls(uint64_t count) noexcept {
+  ProcessSlot* slot = g_recorder.process()->slot;
+  if (slot != nullptr) slot->recorder_syscalls.fetch_add(count, std::memory_order_relaxed);
+}
+
+void before_fork() noexcept {
+  if (!is_recording()) return;
+  const ThreadRing* own = t_local.ring;
+  fork_begins([](uint32_t i) { return &g_recorder.ring(i)->busy; },
+              g_recorder.region.control->ring_slots_used.load(std::memory_order_acquire),
+              own != nullptr ? &own->busy : nullptr);
+  g_fork_tick = tick();
+  g_fork_handled = true;
+}
+
+void after_fork_in_parent() noexcept {
+  if (g_recorder.region.control == nullptr) return;
+  g_fork_handled = false;
+  fork_ends_in_parent();
+}
+
+void after_fork_in_child() noexcept {
+  if (g_recorder.region.control == nullptr) return;
+  fork_ends_in_child();
+  this_process();
+}
+
+void note_heap_start(uint64_t address) noexcept {
+  ProcessPage* page = this_process();
+  if (page != nullptr && page->slot->heap_start == 0) page->slot->heap_start = address;
+}
+
+void request_snapshot(uint64_t limit_ns) noexcept {
+  ProcessPage* page = this_process();
+  if (page == nullptr || collector_is_gone()) return;
+  ProcessSlot& slot = *page->slot;
+  schema::ControlPage& control = *g_recorder.region.control;
+  // Release: what the program did before is in its rings, for whoever sees the wish.
+  const uint32_t wanted = slot.snapshot_wanted.fetch_add(1, std::memory_order_release) + 1;
+  control.doorbell.fetch_add(1, std::memory_order_seq_cst);
+  sys::futex_wake(reinterpret_cast<volatile uint32_t*>(&control.doorbell), 1, true);
+  uint64_t calls = 2;
+  const uint64_t deadline = monotonic_raw_ns() + limit_ns;
+  for (;;) {
+    // Acquire: pairs with the collector's release store.
+    const uint32_t done = slot.snapshot_done.load(std::memory_order_acquire);
+    if (static_cast<int32_t>(done - wanted) >= 0) break;
+    const uint64_t now = monotonic_raw_ns();
+    if (now >= deadline || collector_is_gone()) break;
+    constexpr uint64_t kNapNs = 50'000'000;
+    const uint64_t left = deadline - now < kNapNs ? deadline - now : kNapNs;
+    const timespec nap = {0, static_cast<long>(left)};
+    calls += 2;
+    const long result = sys::futex_wait(reinterpret_cast<volatile uint32_t*>(&slot.snapshot_done),
+                                        done, &nap, true);
+    if (result == -EPERM || result == -ENOSYS) break;  // A filter refuses futex.
+  }
+  count_recorder_syscalls(calls);
+}
+
+void process_ends(int status) noexcept {
+  if (!is_recording()) return;
+  const uint64_t now = tick();
+  ProcessPage* page = this_process();
+  if (page == nullptr || static_cast<uint32_t>(sys::getpid()) != page->pid) return;
+  ProcessSlot& slot = *page->slot;
+  uint64_t none = 0;
+  if (!slot.end_tick.compare_exchange_strong(none, now, std::memory_order_relaxed)) return;
+  rusage usage{};
+  sys::getrusage(RUSAGE_SELF, &usage);
+  slot.end_minor_faults.store(static_cast<uint64_t>(usage.ru_minflt), std::memory_order_relaxed);
+  slot.end_major_faults.store(static_cast<uint64_t>(usage.ru_majflt), std::memory_order_relaxed);
+  slot.exit_status.store((static_cast<uint32_t>(status) & 0xffU) + 1, std::memory_order_release);
+  count_recorder_syscalls(2);
+  request_snapshot(kExitSnapshotNs);
+}
+
+}  // namespace heapledger::trace

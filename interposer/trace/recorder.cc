@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "interposer/trace/recorder.h"
+
+#include "interposer/base/sys.h"
+#include "interposer/trace/stack_capture.h"
+
+namespace heapledger::trace {
+
+using schema::EventHead;
+using schema::EventKind;
+
+namespace {
+constexpr uint8_t failed_flag(bool failed) {
+  return failed ? uint8_t{schema::kFailed} : uint8_t{0};
+}
+}  // namespace
+
+// ---- Stacks.
+
+void CallScope::walk() noexcept {
+  const size_t capacity = g_recorder.frame_capacity;
+  uintptr_t* fresh = ring_->frames(1 - ring_->current, capacity);
+  const uintptr_t* known = ring_->frames(ring_->current, capacity);
+  const Walk found = walk_stack(fresh, g_recorder.depth, caller_, &ring_->busy);
+  // Counted from the outermost frame, which is the last one in both.
+  const size_t most = found.count < ring_->stack_count ? found.count : ring_->stack_count;
+  size_t keep = 0;
+  while (keep < most && fresh[found.count - 1 - keep] == known[ring_->stack_count - 1 - keep]) {
+    ++keep;
+  }
+  keep_ = static_cast<uint16_t>(keep);
+  fresh_ = static_cast<uint16_t>(found.count - keep);
+  incomplete_ = !found.complete;
+  fresh_is_new_ = true;
+  has_stack_ = true;
+}
+
+void CallScope::need_stack() noexcept {
+  if (!has_stack_ && g_recorder.depth != 0) walk();
+}
+
+// The event that was just published made the walk the ring's current stack: the next one keeps it
+// whole.
+void CallScope::stack_written() noexcept {
+  if (!fresh_is_new_) return;
+  ring_->current = 1 - ring_->current;
+  ring_->stack_count = static_cast<uint32_t>(keep_) + fresh_;
+  keep_ = static_cast<uint16_t>(ring_->stack_count);
+  fresh_ = 0;
+  fresh_is_new_ = false;
+}
+
+// ---- Events.
+
+EventHead CallScope::head(EventKind kind, uint8_t flags, size_t words,
+                          uint64_t at_tick) const noexcept {
+  EventHead result = {kind, flags, static_cast<uint16_t>(words), 0, 0, at_tick};
+  if (has_stack_) {
+    result.flags |= schema::kHasStack;
+    if (incomplete_) result.flags |= schema::kStackIncomplete;
+    result.fresh = fresh_;
+    result.keep = keep_;
+  }
+  if (ring_->level != 0) result.flags |= schema::kNested;
+  return result;
+}
+
+template <class Event>
+void CallScope::write(Event& event, EventKind kind, uint8_t flags, uint64_t at_tick,
+                      const uint64_t* optional, size_t optional_words) noexcept {
+  static_assert(sizeof(Event) % 8 == 0);
+  const size_t fixed_words = sizeof(Event) / 8;
+  const size_t words = fixed_words + optional_words + fresh_;
+  uint64_t* at = ring_->producer.reserve(words);
+  if (at == nullptr) {
+    count_lost_event();
+    return;
+  }
+  event.head = head(kind, flags, words, at_tick);
+  memcpy(at, &event, sizeof(Event));
+  at += fixed_words;
+  for (size_t i = 0; i < optional_words; ++i) *at++ = optional[i];
+  if (fresh_ != 0) {
+    memcpy(at, ring_->frames(1 - ring_->current, g_recorder.frame_capacity), fresh_ * size_t{8});
+  }
+  ring_->producer.commit(words);
+  stack_written();
+}
+
+template <class Event>
+void CallScope::write_text(Event& event, EventKind kind, const Part* parts, size_t count,
+                           size_t bytes) noexcept {
+  static_assert(sizeof(Event) % 8 == 0);
+  const size_t text_words = schema::text_words(bytes);
+  const size_t words = sizeof(Event) / 8 + text_words + fresh_;
+  uint64_t* at = ring_->producer.reserve(words);
+  if (at == nullptr) {
+    count_lost_event();
+    return;
+  }
+  event.head = head(kind, 0, words, tick());
+  memcpy(at, &event, sizeof(Event));
+  at += sizeof(Event) / 8;
+  if (text_words != 0) at[text_words - 1] = 0;  // The padding.
+  auto* text = reinterpret_cast<char*>(at);
+  size_t left = bytes;
+  for (size_t i = 0; i < count && left != 0; ++i) {
+    const size_t size = parts[i].size < left ? parts[i].size : left;
+    memcpy(text, parts[i].bytes, size);
+    text += size;
+    left -= size;
+  }
+  at += text_words;
+  if (fresh_ != 0) {
+    memcpy(at, ring_->frames(1 - ring_->current, g_recorder.frame_capacity), fresh_ * size_t{8});
+  }
+  ring_->producer.commit(words);
+  stack_written();
+}
+
+void CallScope::on_allocation(const Allocation& allocation) noexcept {
+  if (ring_ == nullptr) return count_lost_event();
+  need_stack();
+  flush();
+  schema::AllocEvent event;
+  event.address = base::address_of(allocation.address);
+  event.size = allocation.size;
+  event.id = allocation.id;
+  uint8_t flags = 0;
+  uint64_t optional[2];
+  size_t words = 0;
+  if (allocation.address == nullptr) {
+    flags |= schema::kFailed;
+  } else if (allocation.usable != schema::usable_by_rule(allocation.size)) {
+    flags |= schema::kHasUsable;
+    optional[words++] = allocation.usable;
+  }
+  if (allocation.alignment != 0) {
+    flags |= schema::kHasAlignment;
+    optional[words++] = allocation.alignment;
+  }
+  // A walk puts thousands of instructions between the allocator's loads and the stamp; without one,
+  // a fence must.
+  const uint64_t now = has_stack_ ? tick() : tick_now_fenced(g_recorder.clock);
+  write(event, allocation.kind, flags, now, optional, words);
+}
+
+void CallScope::on_release(EventKind kind, const void* address, uint64_t ended_id) noexcept {
+  if (ring_ == nullptr) return count_lost_event();
+  if (g_recorder.free_stacks) need_stack();
+  schema::FreeEvent event;
+  event.address = base::address_of(address);
+  event.ended_id = ended_id;
+  write(event, kind, 0, tick(), nullptr, 0);
+}
+
+void CallScope::on_reallocation(const Reallocation& reallocation) noexcept {
+  if (ring_ == nullptr) return count_lost_event();
+  need_stack();
+  flush();
+  schema::ReallocEvent event;
+  event.ended_tick = reallocation.ended_tick;
+  event.old_address = base::address_of(reallocation.old_address);
+  event.ended_id = reallocation.failed ? 0 : reallocation.ended_id;
+  event.address = base::address_of(reallocation.address);
+  event.size = reallocation.size;
+  event.id = reallocation.id;
+  uint8_t flags = failed_flag(reallocation.failed);
+  size_t words = 0;
+  if (reallocation.address != nullptr &&
+      reallocation.usable != schema::usable_by_rule(reallocation.size)) {
+    flags |= schema::kHasUsable;
+    words = 1;
+  }
+  const uint64_t now = has_stack_ ? tick() : tick_now_fenced(g_recorder.clock);
+  if (event.ended_tick == 0 || event.ended_tick > now) event.ended_tick = now;
+  write(event, reallocation.kind, flags, now, &reallocation.usable, words);
+}
+
+void CallScope::on_syscall(schema::SyscallName name, schema::Origin origin, uint64_t entered,
+                           const uint64_t (&args)[6], int64_t result) noexcept {
+  if (ring_ == nullptr) return count_lost_event();
+  schema::SyscallEvent event{};
+  event.duration_ticks = tick() - entered;
+  event.name = name;
+  event.origin = origin;
+  event.result = result;
+  memcpy(event.args, args, sizeof(event.args));
+  if (origin == schema::Origin::kProgram) need_stack();
+  write(event, EventKind::kSyscall, failed_flag(result < 0), entered, nullptr, 0);
+}
+
+void CallScope::on_text(EventKind kind, const char* text, bool with_stack) noexcept {
+  if (ring_ == nullptr) return count_lost_event();
+  if (with_stack) need_stack();
+  const size_t length = strnlen(text, schema::kTextBytesMax);
+  schema::TextEvent event{};
+  event.text_bytes = length;
+  const Part part = {text, length};
+  write_text(event, kind, &part, 1, length);
+}
+
+void CallScope::on_module(schema::ModuleEvent event, EventKind kind, const char* path) noexcept {
+  if (ring_ == nullptr) return count_lost_event();
+  const size_t length = strnlen(path, schema::kTextBytesMax);
+  event.text_bytes = static_cast<uint32_t>(length);
+  const Part part = {path, length};
+  write_text(event, kind, &part, 1, length);
+}
+
+void CallScope::on_exec(uint32_t pid, const char* path, const char* const* argv) noexcept {
+  if (ring_ == nullptr) return count_lost_event();
+  constexpr size_t kPartsMax = 64;  // Small: this may run on a vfork child's tiny stack.
+  Part parts[kPartsMax];
+  size_t count = 0;
+  size_t bytes = 0;
+  schema::ExecEvent event{};
+  event.pid = pid;
+  if (path != nullptr) {
+    event.path_bytes = static_cast<uint32_t>(strnlen(path, kPathBytes));
+    parts[count++] = {path, event.path_bytes};
+    bytes = event.path_bytes;
+    for (; argv != nullptr && *argv != nullptr && count < kPartsMax; ++argv) {
+      const size_t size = strlen(*argv) + 1;
+      if (bytes + size > schema::kTextBytesMax) break;  // Arguments are kept whole or not at all.
+      parts[count++] = {*argv, size};
+      bytes += size;
+    }
+  }
+  event.text_bytes = bytes;
+  write_text(event, path == nullptr ? EventKind::kExecFailed : EventKind::kExec, parts, count,
+             bytes);
+}
+
+void CallScope::on_plain(EventKind kind) noexcept {
+  if (ring_ == nullptr) return count_lost_event();
+  schema::PlainEvent event;
+  write(event, kind, 0, tick(), nullptr, 0);
+}
+
+// ---- What the allocator does meanwhile.
+
+void CallScope::flush_pending() noexcept {
+  need_stack();
+  const uint32_t count = ring_->pending_count;
+  for (uint32_t i = 0; i < count; ++i) {
+    const PendingEvent& pending = ring_->pending[i];
+    if (pending.kind == EventKind::kPolicy) {
+      schema::PolicyEvent event{};
+      event.policy = pending.cause;
+      event.old_value = pending.args[0];
+      event.new_value = pending.args[1];
+      write(event, EventKind::kPolicy, 0, pending.tick, nullptr, 0);
+      continue;
+    }
+    schema::SyscallEvent event{};
+    event.duration_ticks = pending.duration_ticks;
+    event.name = pending.name;
+    event.origin = schema::Origin::kAllocator;
+    event.cause = pending.cause;
+    event.result = pending.result;
+    memcpy(event.args, pending.args, sizeof(event.args));
+    write(event, EventKind::kSyscall, failed_flag(pending.result < 0), pending.tick, nullptr, 0);
+  }
+  ring_->pending_count = 0;
+}
+
+namespace {
+
+// The ring of the call that is under way on this thread.
+ThreadRing* current_ring() {
+  const unsigned level = t_local.level;
+  ThreadRing* ring = t_local.ring;
+  if (level == 0 || level > kLevels || ring == nullptr) return nullptr;
+  if (level > 1) ring = ring->nested[level - 2];
+  return ring != nullptr && ring->producer.attached() ? ring : nullptr;
+}
+
+// The list is full: the oldest entry is written without a stack, if there is room in the ring now.
+// Waiting is not allowed here, under the allocator's locks.
+void spill_oldest(ThreadRing* ring) {
+  const PendingEvent& oldest = ring->pending[0];
+  schema::SyscallEvent syscall{};
+  schema::PolicyEvent policy{};
+  const bool is_policy = oldest.kind == EventKind::kPolicy;
+  const size_t words = (is_policy ? sizeof(policy) : sizeof(syscall)) / 8;
+  uint64_t* at = ring->producer.reserve(words, false);
+  if (at == nullptr) {
+    count_lost_event();
+  } else {
+    uint8_t flags = failed_flag(!is_policy && oldest.result < 0);
+    if (ring->level != 0) flags |= schema::kNested;
+    const EventHead head = {oldest.kind, flags, static_cast<uint16_t>(words), 0, 0, oldest.tick};
+    syscall.head = head;
+    syscall.duration_ticks = oldest.duration_ticks;
+    syscall.name = oldest.name;
+    syscall.origin = schema::Origin::kAllocator;
+    syscall.cause = oldest.cause;
+    syscall.result = oldest.result;
+    memcpy(syscall.args, oldest.args, sizeof(syscall.args));
+    policy = {head, oldest.cause, oldest.args[0], oldest.args[1]};
+    if (is_policy) {
+      memcpy(at, &policy, sizeof(policy));
+    } else {
+      memcpy(at, &syscall, sizeof(syscall));
+    }
+    ring->producer.commit(words);
+  }
+  memmove(&ring->pending[0], &ring->pending[1], (kPendingMax - 1) * sizeof(PendingEvent));
+  ring->pending_count = kPendingMax - 1;
+}
+
+PendingEvent* next_pending() {
+  ThreadRing* ring = current_ring();
+  if (ring == nullptr) {
+    count_lost_event();
+    return nullptr;
+  }
+  if (ring->pending_count == kPendingMax) spill_oldest(ring);
+  return &ring->pending[ring->pending_count++];
+}
+
+}  // namespace
+
+void note_os_call(schema::SyscallName name, uint8_t cause, uint64_t entered,
+                  const uint64_t (&args)[6], int64_t result) noexcept {
+  if (!is_recording()) return;
+  PendingEvent* pending = next_pending();
+  if (pending == nullptr) return;
+  *pending = {EventKind::kSyscall, name, cause, entered, tick() - entered, result, {}};
+  memcpy(pending->args, args, sizeof(args));
+}
+
+void note_policy(uint8_t policy, uint64_t old_value, uint64_t new_value) noexcept {
+  if (!is_recording()) return;
+  PendingEvent* pending = next_pending();
+  if (pending == nullptr) return;
+  *pending = {EventKind::kPolicy, {}, policy, tick(), 0, 0, {old_value, new_value}};
+}
+
+void note_fatal(const char* message) noexcept {
+  ThreadRing* ring = is_recording() ? current_ring() : nullptr;
+  if (ring == nullptr) return;
+  ring->scope->flush();
+  ring->scope->on_text(EventKind::kNote, message, true);
+}
+
+}  // namespace heapledger::trace

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+// The recorder's whole use of thread-local storage: 16 bytes, initial-exec, so that reading them
+// never allocates and glibc's static surplus suffices.
+//
+// They survive fork (a child's memory is a copy), unlike the ThreadRing that `ring` points at,
+// which the child finds wiped.
+#pragma once
+
+#include <cstdint>
+
+namespace heapledger::trace {
+
+struct ThreadRing;
+
+struct ThreadLocal {
+  ThreadRing* ring;     // Level 0's; null: none claimed yet, or given back. May be a wiped one (see
+                        // thread_ring.h).
+  uint16_t level;       // Events being made on this thread, one inside the other.
+  uint8_t in_unwinder;  // 1 while libunwind runs.
+  uint8_t armed;        // 1: the end of this thread will be noticed (lifecycle.cc).
+  uint32_t loader_depth;  // LoaderScopes.
+};
+static_assert(sizeof(ThreadLocal) == 16);
+
+extern thread_local constinit ThreadLocal t_local __attribute__((tls_model("initial-exec")));
+
+}  // namespace heapledger::trace

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+// Claiming and giving back rings.
+#include "interposer/trace/thread_ring.h"
+
+#include "interposer/base/sys.h"
+#include "interposer/trace/process.h"
+#include "interposer/trace/recorder.h"
+#include "interposer/trace/thread_local.h"
+
+namespace heapledger::trace {
+namespace {
+
+namespace sys = base::sys;
+using schema::RingSlot;
+using schema::RingState;
+
+constexpr uint64_t kClaimLimitNs = 10'000'000'000;  // Waiting for a slot to be drained and freed.
+
+constexpr uint32_t kNone = UINT32_MAX;
+
+uint32_t try_claim_slot() {
+  const Region& region = g_recorder.region;
+  std::atomic<uint32_t>& used = region.control->ring_slots_used;
+  for (uint32_t i = 0; i < region.ring_slots; ++i) {
+    RingState expected = RingState::kFree;
+    if (region.rings[i].state.load(std::memory_order_relaxed) != RingState::kFree) continue;
+    // Acquire: pairs with the collector's release store of kFree, after it has read the last
+    // owner's events.
+    if (!region.rings[i].state.compare_exchange_strong(expected, RingState::kClaimed,
+                                                       std::memory_order_acquire)) {
+      continue;
+    }
+    uint32_t seen = used.load(std::memory_order_relaxed);
+    while (seen <= i && !used.compare_exchange_weak(seen, i + 1, std::memory_order_release)) {
+    }
+    return i;
+  }
+  return kNone;
+}
+
+// All slots are taken: by live threads, or by ended ones that the collector has yet to drain. The
+// latter is worth waiting for.
+uint32_t claim_slot() {
+  uint32_t slot = try_claim_slot();
+  if (slot != kNone) return slot;
+  schema::ControlPage& control = *g_recorder.region.control;
+  const uint64_t deadline = monotonic_raw_ns() + kClaimLimitNs;
+  while (slot == kNone && control.recording.load(std::memory_order_acquire) != 0 &&
+         monotonic_raw_ns() < deadline) {
+    control.doorbell.fetch_add(1, std::memory_order_seq_cst);
+    sys::futex_wake(reinterpret_cast<volatile uint32_t*>(&control.doorbell), 1, true);
+    constexpr timespec kNap = {0, 1'000'000};
+    sys::nanosleep(&kNap);
+    count_recorder_syscalls(2);
+    slot = try_claim_slot();
+  }
+  return slot;
+}
+
+void open_ring(ThreadRing* ring, uint32_t index, unsigned level) {
+  const Region& region = g_recorder.region;
+  ProcessPage* page = g_recorder.process();
+  RingSlot& slot = region.rings[index];
+  ring->slot = index;
+  ring->level = level;
+  ring->nested[0] = ring->nested[1] = nullptr;
+  ring->busy.store(0, std::memory_order_relaxed);
+  ring->current = 0;
+  ring->stack_count = 0;
+  ring->pending_count = 0;
+  const auto tid = static_cast<uint32_t>(sys::gettid());
+  slot.pid.store(page->pid, std::memory_order_relaxed);
+  slot.tid.store(tid, std::memory_order_relaxed);
+  slot.process_slot.store(page->index, std::memory_order_relaxed);
+  ring->producer.attach(&page->shared, &slot, region.data + index * region.ring_bytes,
+                        region.ring_bytes);
+
+  schema::ThreadStartEvent event{};
+  constexpr size_t kWords = sizeof(event) / 8;
+  event.head = {schema::EventKind::kThreadStart, 0, kWords, 0, 0, tick()};
+  event.pid = page->pid;
+  event.tid = tid;
+  event.process_slot = page->index;
+  event.level = level;
+  event.next_sequence = ring->producer.next_sequence();
+  uint64_t* at = ring->producer.reserve(kWords);
+  if (at != nullptr) {
+    memcpy(at, &event, sizeof(event));
+    ring->producer.commit(kWords);
+  } else {
+    ring->producer.detach();
+  }
+  // Release: pairs with the collector's acquire load; the owner's name and first event are there.
+  slot.state.store(RingState::kLive, std::memory_order_release);
+  count_recorder_syscalls(1);
+}
+
+void close_ring(ThreadRing* ring) {
+  RingSlot* slot = ring->producer.slot();
+  if (slot == nullptr) return;
+  schema::PlainEvent event{};
+  constexpr size_t kWords = sizeof(event) / 8;
+  event.head = {schema::EventKind::kThreadEnd, 0, kWords, 0, 0, tick()};
+  uint64_t* at = ring->producer.reserve(kWords);
+  if (at != nullptr) {
+    memcpy(at, &event, sizeof(event));
+    ring->producer.commit(kWords);
+  }
+  ring->producer.detach();
+  // Release: pairs with the collector's acquire load; nothing is written to the ring after.
+  slot->state.store(RingState::kEnded, std::memory_order_release);
+}
+
+}  // namespace
+
+ThreadRing* claim_ring(unsigned level) noexcept {
+  if (this_process() == nullptr || level >= kLevels) return nullptr;
+  ThreadRing* base = t_local.ring;
+  const bool base_ready = base != nullptr && base->producer.attached();
+  if (level != 0) {
+    // A handler that interrupted the very claim of level 0 finds no place to keep its ring: its
+    // events are lost.
+    if (!base_ready) return nullptr;
+    ThreadRing* nested = base->nested[level - 1];
+    if (nested != nullptr && nested->producer.attached()) return nested;
+  }
+  const uint32_t index = claim_slot();
+  if (index == kNone) return nullptr;
+  ThreadRing* ring = g_recorder.ring(index);
+  open_ring(ring, index, level);
+  if (!ring->producer.attached()) return nullptr;
+  if (level != 0) {
+    base->nested[level - 1] = ring;
+    return ring;
+  }
+  t_local.ring = ring;
+  if (g_recorder.on_first_event != nullptr) g_recorder.on_first_event();
+  return ring;
+}
+
+void end_thread() noexcept {
+  ThreadRing* ring = t_local.ring;
+  if (ring == nullptr) return;
+  ++t_local.level;  // A signal handler must not claim into what is being closed.
+  base::compiler_barrier();
+  t_local.ring = nullptr;
+  if (ring->producer.attached()) {
+    for (ThreadRing* nested : ring->nested) {
+      if (nested != nullptr) close_ring(nested);
+    }
+    close_ring(ring);
+  }
+  base::compiler_barrier();
+  --t_local.level;
+}
+
+}  // namespace heapledger::trace
