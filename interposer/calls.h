@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+// One call of the malloc family, recorded: shared by entry.cc and operator_new.cc. See the ordering
+// rule in entry.cc.
+#pragma once
+
+#include "interposer/heap.h"
+#include "interposer/lifecycle.h"
+#include "interposer/trace/recorder.h"
+
+namespace heapledger {
+
+// Unrecorded threads have a cache too, which must be given back at their end.
+inline void arm_plain() noexcept {
+  if (__builtin_expect(trace::t_local.armed == 0, 0)) arm_thread_end();
+}
+
+// `make` allocates, or returns null with errno set.
+template <class Make>
+inline void* record_allocation(schema::EventKind kind, size_t size, size_t alignment,
+                               const void* caller, Make make) noexcept {
+  if (!traced()) {
+    arm_plain();
+    return make();
+  }
+  trace::CallScope scope(caller);
+  void* block = make();
+  uint64_t id = 0;
+  size_t usable = 0;
+  if (block != nullptr) {
+    id = scope.next_id();
+    Heap::set_id(block, id);
+    usable = Heap::usable_size(block);
+  }
+  scope.on_allocation({kind, block, size, usable, alignment, id});
+  return block;
+}
+
+void release_foreign(void* block) noexcept;
+void* resize_foreign(void* block, size_t size) noexcept;
+
+inline void record_release(schema::EventKind kind, void* block, const void* caller) noexcept {
+  if (block == nullptr) return;
+  if (!traced()) {
+    arm_plain();
+    if (!g_heap.check(block, heap::Use::kFree).ours) return release_foreign(block);
+    g_heap.release_checked(t_heap, block);
+    return;
+  }
+  trace::CallScope scope(caller);
+  const heap::Checked found = g_heap.check(block, heap::Use::kFree);
+  scope.on_release(kind, block, found.id);
+  if (!found.ours) return release_foreign(block);
+  g_heap.release_checked(t_heap, block);
+  scope.flush();
+}
+
+}  // namespace heapledger

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "interposer/lifecycle.h"
+
+#include <elf.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <cstring>
+
+#include "interposer/base/env.h"
+#include "interposer/base/fatal.h"
+#include "interposer/calls.h"
+#include "interposer/collector_start.h"
+#include "interposer/trace/module_map.h"
+#include "interposer/trace/recorder.h"
+#include "interposer/trace/stack_capture.h"
+
+extern "C" char** environ;
+
+namespace heapledger {
+
+constinit std::atomic<Mode> g_mode{Mode::kNew};
+constinit std::atomic<bool> g_other_allocators{false};
+
+namespace {
+
+constinit Real g_real{};
+constinit bool g_real_ready = false;
+constinit char g_session[256] = {};  // The name of a session that this process started itself.
+constinit pthread_key_t g_end_key = 0;
+constinit bool g_end_key_ready = false;
+
+enum : uint8_t { kUnarmed = 0, kArmed = 1, kEnded = 2 };  // ThreadLocal::armed.
+
+template <class Function>
+void resolve(Function*& function, const char* name) {
+  function = reinterpret_cast<Function*>(dlsym(RTLD_NEXT, name));
+}
+
+void resolve_all() {
+  resolve(g_real.mmap, "mmap");
+  resolve(g_real.munmap, "munmap");
+  resolve(g_real.mremap, "mremap");
+  resolve(g_real.madvise, "madvise");
+  resolve(g_real.mprotect, "mprotect");
+  resolve(g_real.mlockall, "mlockall");
+  resolve(g_real.execve, "execve");
+  resolve(g_real.execvpe, "execvpe");
+  resolve(g_real.fexecve, "fexecve");
+  resolve(g_real.posix_spawn, "posix_spawn");
+  resolve(g_real.posix_spawnp, "posix_spawnp");
+  resolve(g_real.dlopen, "dlopen");
+  resolve(g_real.dlmopen, "dlmopen");
+  resolve(g_real.dlclose, "dlclose");
+  resolve(g_real.dl_iterate_phdr, "dl_iterate_phdr");
+  resolve(g_real.exit_now, "_exit");
+  resolve(g_real.quick_exit, "quick_exit");
+  resolve(g_real.free, "free");
+  g_real_ready = true;
+}
+
+bool option_is_set(const char* name) {
+  const char* value = base::env_lookup(name);
+  return value != nullptr && value[0] != 0 && strcmp(value, "0") != 0;
+}
+
+trace::StartSettings start_settings() {
+  const heap::Settings settings = heap::settings_from_environment();
+  return {settings.mmap_threshold,
+          settings.trim_threshold,
+          settings.top_pad,
+          static_cast<uint64_t>(settings.mmap_max),
+          settings.arena_max,
+          settings.threshold_is_dynamic ? 1U : 0U,
+          static_cast<uint32_t>(settings.cache_count)};
+}
+
+const char* begin_recording() {
+  const char* name = base::env_lookup(schema::kSessionVariable);
+  if (name == nullptr || name[0] == 0) {
+    if (const char* why = start_collector(g_session, sizeof(g_session))) return why;
+    name = g_session;
+  }
+  trace::Region region;
+  if (const char* why = trace::join_session(name, &region)) return why;
+  return trace::start(region, start_settings(), !option_is_set("HEAPLEDGER_NO_FOLLOW"),
+                      arm_thread_end);
+}
+
+// One line, in two pieces that need no buffer for formatting.
+void warn_untraced(const char* why) {
+  if (option_is_set("HEAPLEDGER_QUIET")) return;
+  char line[512] = "not recorded: ";
+  const size_t start = strlen(line);
+  const size_t length = strnlen(why, sizeof(line) - start - 1);
+  memcpy(line + start, why, length);
+  line[start + length] = 0;
+  base::warn(line);
+}
+
+// ---- What the constructor adds.
+
+// Key destructors run in rounds; waiting for the last one leaves the rings and the cache to all
+// others. What libc itself frees after that claims a ring once more, which the collector takes back
+// when it sees that the thread is gone.
+void on_thread_end(void* value) {
+  const auto round = reinterpret_cast<uintptr_t>(value);
+  if (round < PTHREAD_DESTRUCTOR_ITERATIONS) {
+    pthread_setspecific(g_end_key, reinterpret_cast<void*>(round + 1));
+    return;
+  }
+  trace::t_local.armed = kEnded;
+  if (traced()) {
+    trace::CallScope scope(__builtin_return_address(0));
+    g_heap.thread_exit(t_heap);
+    scope.flush();
+  } else {
+    g_heap.thread_exit(t_heap);
+  }
+  trace::end_thread();
+}
+
+void before_fork() {
+  trace::before_fork();  // First: threads inside libunwind must be out of it before the heap stands
+                         // still.
+  g_heap.fork_prepare();
+}
+void after_fork_in_parent() {
+  g_heap.fork_parent();
+  trace::after_fork_in_parent();
+}
+void after_fork_in_child() {
+  g_heap.fork_child(t_heap);
+  trace::reset_module_lock();
+  trace::after_fork_in_child();
+}
+
+void on_exit_status(int status, void*) { trace::process_ends(status); }
+
+void load_unwinder() {
+  trace::LoaderScope loader;
+  void* library = g_real.dlopen("libunwind.so.8", RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) return;
+  void* found[std::size(trace::kUnwinderSymbols)];
+  for (size_t i = 0; i < std::size(found); ++i) {
+    found[i] = dlsym(library, trace::kUnwinderSymbols[i]);
+    if (found[i] == nullptr) return;
+  }
+  trace::Unwinder unwinder;
+  unwinder.backtrace = reinterpret_cast<int (*)(void**, int)>(found[0]);
+  unwinder.get_context = reinterpret_cast<int (*)(void*)>(found[1]);
+  unwinder.init_local = reinterpret_cast<int (*)(void*, void*)>(found[2]);
+  unwinder.step = reinterpret_cast<int (*)(void*)>(found[3]);
+  unwinder.get_register = reinterpret_cast<int (*)(void*, int, uint64_t*)>(found[4]);
+  unwinder.get_proc_info = reinterpret_cast<int (*)(void*, void*)>(found[5]);
+  const uintptr_t linker = base::aux_value(AT_BASE);
+  uintptr_t entry = 0;
+  if (linker != 0) {
+    entry = linker + reinterpret_cast<const Elf64_Ehdr*>(linker)->e_entry;
+  }
+  trace::set_unwinder(unwinder, entry);
+}
+
+// Children find the session by the environment, or, with --no-follow, find nothing of ours there.
+void prepare_children() {
+  if (option_is_set("HEAPLEDGER_NO_FOLLOW")) {
+    unsetenv(schema::kSessionVariable);
+    unsetenv("LD_PRELOAD");
+  } else if (g_session[0] != 0) {
+    setenv(schema::kSessionVariable, g_session, 1);
+  }
+}
+
+__attribute__((constructor)) void on_load() {
+  start_once();
+  if (!g_end_key_ready && pthread_key_create(&g_end_key, on_thread_end) == 0) {
+    g_end_key_ready = true;
+    arm_thread_end();
+  }
+  pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+  if (g_mode.load(std::memory_order_relaxed) != Mode::kTraced) return;
+  load_unwinder();
+  on_exit(on_exit_status, nullptr);
+  prepare_children();
+  trace::CallScope scope(__builtin_return_address(0));
+  trace::scan_modules(g_real.dl_iterate_phdr, scope);  // libunwind has come.
+}
+
+}  // namespace
+
+const Real& real() noexcept {
+  if (__builtin_expect(!g_real_ready, 0)) resolve_all();
+  return g_real;
+}
+
+void arm_thread_end() noexcept {
+  if (!g_end_key_ready || trace::t_local.armed != kUnarmed) return;
+  trace::t_local.armed = kArmed;
+  pthread_setspecific(g_end_key, reinterpret_cast<void*>(uintptr_t{1}));
+}
+
+void start_once() noexcept {
+  Mode expected = Mode::kNew;
+  if (!g_mode.compare_exchange_strong(expected, Mode::kStarting)) return;
+  resolve_all();
+  Mode mode = Mode::kPlain;
+  const char* record = base::env_lookup("HEAPLEDGER_RECORD");
+  const bool off = record != nullptr && strcmp(record, "off") == 0;
+  if (!off && !base::is_secure()) {
+    if (const char* why = begin_recording()) {
+      warn_untraced(why);
+    } else {
+      mode = Mode::kTraced;
+      base::set_fatal_hook(trace::note_fatal);
+    }
+  }
+  // Release: the region and all else is in place for whoever sees the mode.
+  g_mode.store(mode, std::memory_order_release);
+  if (mode != Mode::kTraced) return;
+  trace::CallScope scope(__builtin_return_address(0));
+  trace::scan_modules(g_real.dl_iterate_phdr, scope);
+}
+
+void* find_cxx_function(const char* mangled) noexcept {
+  if (void* found = dlsym(RTLD_NEXT, mangled)) return found;
+  void* library = g_real.dlopen("libstdc++.so.6",
+                                RTLD_LAZY | RTLD_NOLOAD);  // Loaded by dlopen, out of our scope.
+  return library == nullptr ? nullptr : dlsym(library, mangled);
+}
+
+void release_foreign(void* block) noexcept {
+  if (g_other_allocators.load(std::memory_order_relaxed)) {
+    real().free(block);
+  } else {
+    Heap::fatal_foreign(heap::Use::kFree);
+  }
+}
+
+void* resize_foreign(void*, size_t) noexcept { Heap::fatal_foreign(heap::Use::kRealloc); }
+
+}  // namespace heapledger
+
+#define HL_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+[[noreturn]] void end_process(int status) {
+  if (heapledger::traced()) heapledger::trace::process_ends(status);
+  heapledger::real().exit_now(status);
+  __builtin_unreachable();
+}
+}  // namespace
+
+HL_EXPORT void _exit(int status) { end_process(status); }
+HL_EXPORT void _Exit(int status) noexcept { end_process(status); }
+
+HL_EXPORT void heapledger_mark(const char* text) {
+  if (!heapledger::traced() || text == nullptr) return;
+  {
+    heapledger::trace::CallScope scope(__builtin_return_address(0));
+    scope.on_text(heapledger::schema::EventKind::kMark, text, true);
+  }
+  heapledger::trace::request_snapshot(1'000'000'000);
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+// The program's own memory system calls: passed on to libc's functions, and recorded with their
+// stacks.
+//
+// What libunwind maps for itself while it walks a stack is the recorder's, not the program's:
+// counted, not recorded. brk and sbrk share the break with the heap: sbrk works from the break the
+// heap knows, as libc's would from its own copy, and what the program moves is noted there, so that
+// the heap sees foreign memory instead of losing its own.
+#include <errno.h>
+#include <stdarg.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "interposer/heap.h"
+#include "interposer/lifecycle.h"
+#include "interposer/trace/recorder.h"
+#include "interposer/trace/stack_capture.h"
+
+#define HL_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+using heapledger::g_heap;
+using heapledger::real;
+using heapledger::base::address_of;
+using heapledger::schema::Origin;
+using heapledger::schema::SyscallName;
+namespace trace = heapledger::trace;
+namespace sys = heapledger::base::sys;
+
+uint64_t word(int64_t value) { return static_cast<uint64_t>(value); }
+
+// True where the call is to be recorded as the program's.
+bool is_recorded() {
+  if (!heapledger::traced()) return false;
+  if (!trace::inside_unwinder()) return true;
+  trace::count_recorder_syscalls(1);
+  return false;
+}
+
+// What the kernel returned, from what libc's wrapper made of it.
+int64_t kernel_result(int result) { return result == -1 ? -errno : result; }
+int64_t kernel_result(const void* result) {
+  return result == MAP_FAILED ? -errno : static_cast<int64_t>(address_of(result));
+}
+
+// Calls `work` and records it as `name` with these arguments. errno is what `work` left.
+template <class Work>
+auto record(SyscallName name, const uint64_t (&args)[6], const void* caller, Work work) {
+  if (!is_recorded()) return work();
+  trace::CallScope scope(caller);
+  const uint64_t entered = trace::tick();
+  auto result = work();
+  scope.on_syscall(name, Origin::kProgram, entered, args, kernel_result(result));
+  return result;
+}
+
+void* record_mmap(void* address, size_t length, int protection, int flags, int fd, off_t offset,
+                  const void* caller) {
+  return record(
+      SyscallName::kMmap,
+      {address_of(address), length, word(protection), word(flags), word(fd), word(offset)}, caller,
+      [=] { return real().mmap(address, length, protection, flags, fd, offset); });
+}
+
+// Moves the break to `address` (0: asks where it is) for the program. Returns the break afterwards.
+uintptr_t move_break(uintptr_t address, const void* caller) {
+  const bool recorded = is_recorded();
+  const uint64_t entered = trace::tick();
+  const uintptr_t result = sys::brk(address);
+  g_heap.note_break(result);
+  if (recorded) {
+    trace::CallScope scope(caller);
+    scope.on_syscall(SyscallName::kBrk, Origin::kProgram, entered, {address},
+                     static_cast<int64_t>(result));
+  }
+  return result;
+}
+
+}  // namespace
+
+HL_EXPORT void* mmap(void* address, size_t length, int protection, int flags, int fd,
+                     off_t offset) noexcept {
+  return record_mmap(address, length, protection, flags, fd, offset, __builtin_return_address(0));
+}
+HL_EXPORT void* mmap64(void* address, size_t length, int protection, int flags, int fd,
+                       off64_t offset) noexcept {
+  return record_mmap(address, length, protection, flags, fd, offset, __builtin_return_address(0));
+}
+
+HL_EXPORT int munmap(void* address, size_t length) noexcept {
+  return record(SyscallName::kMunmap, {address_of(address), length}, __builtin_return_address(0),
+                [=] { return real().munmap(address, length); });
+}
+
+HL_EXPORT void* mremap(void* address, size_t old_length, size_t new_length, int flags,
+                       ...) noexcept {
+  void* new_address = nullptr;
+  if ((flags & MREMAP_FIXED) != 0) {
+    va_list arguments;
+    va_start(arguments, flags);
+    new_address = va_arg(arguments, void*);
+    va_end(arguments);
+  }
+  return record(SyscallName::kMremap,
+                {address_of(address), old_length, new_length, word(flags), address_of(new_address)},
+                __builtin_return_address(0),
+                [=] { return real().mremap(address, old_length, new_length, flags, new_address); });
+}
+
+HL_EXPORT int madvise(void* address, size_t length, int advice) noexcept {
+  return record(SyscallName::kMadvise, {address_of(address), length, word(advice)},
+                __builtin_return_address(0),
+                [=] { return real().madvise(address, length, advice); });
+}
+
+HL_EXPORT int mprotect(void* address, size_t length, int protection) noexcept {
+  return record(SyscallName::kMprotect, {address_of(address), length, word(protection)},
+                __builtin_return_address(0),
+                [=] { return real().mprotect(address, length, protection); });
+}
+
+HL_EXPORT int brk(void* address) noexcept {
+  const uintptr_t wanted = address_of(address);
+  if (move_break(wanted, __builtin_return_address(0)) >= wanted) return 0;
+  errno = ENOMEM;
+  return -1;
+}
+
+HL_EXPORT void* sbrk(intptr_t increment) noexcept {
+  const void* caller = __builtin_return_address(0);
+  uintptr_t old = g_heap.known_break();
+  if (old == 0) old = move_break(0, caller);
+  if (increment == 0) return heapledger::base::pointer_to(old);
+  const uintptr_t wanted = old + static_cast<uintptr_t>(increment);
+  const bool wraps = increment > 0 ? wanted < old : wanted > old;
+  if (!wraps && move_break(wanted, caller) >= wanted) return heapledger::base::pointer_to(old);
+  errno = ENOMEM;
+  return reinterpret_cast<void*>(-1);
+}
+
+// It would bring in the whole shared region, which is reserved far larger than it is used.
+HL_EXPORT int mlockall(int flags) noexcept {
+  const int result = real().mlockall(flags);
+  const trace::Region& region = trace::g_recorder.region;
+  if (result == 0 && region.control != nullptr) {
+    sys::call(SYS_munlock, sys::word(region.control), sys::word(region.mapped_bytes));
+    sys::madvise(
+        region.data,
+        region.mapped_bytes -
+            static_cast<size_t>(region.data - reinterpret_cast<std::byte*>(region.control)),
+        MADV_DONTNEED);
+    trace::count_recorder_syscalls(2);
+  }
+  return result;
+}
