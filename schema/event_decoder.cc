@@ -27,6 +27,7 @@ bool shape_is_valid(uint64_t shape) {
   if (!is_call(shape_kind(narrow)) || (shape_flags(narrow) & ~kStoredFlags) != 0) return false;
   if ((sources & kIdMask) == kIdMask || (sources & kEndedMask) == kEndedMask) return false;
   if ((sources & kOldMask) == kOldMask || (sources & kUsableMask) == kUsableMask) return false;
+  if ((sources & kAddressFine) != 0 && (sources & kAddressMask) != kAddressStored) return false;
   // Only a row that names another can take something from it.
   const bool takes =
       (sources & kAddressMask) == kAddressReference || (sources & kOldMask) == kOldReference;
@@ -39,12 +40,13 @@ struct CallDecoder::State {
   PackedReader packed;
   size_t rows = 0;
   std::vector<uint32_t> shapes;         // Distinct.
+  uint32_t sources_used = 0;            // By any of them.
   std::vector<uint32_t> shape;          // Per row, the shape itself.
   std::vector<uint64_t> threads;        // Distinct.
   std::vector<uint32_t> thread_number;  // Per row.
   std::vector<ThreadState> thread_states;
-  std::vector<uint32_t> reference;  // Per row: the row it names, where it does.
-  std::vector<uint32_t> stacks;     // Distinct.
+  std::vector<uint32_t> reference;  // Per row: the row it names, or itself.
+  std::vector<uint32_t> stacks;     // Distinct; then a 0.
 
   uint32_t sources(size_t row) const { return shape_sources(shape[row]); }
   void read_shapes();
@@ -63,10 +65,12 @@ struct CallDecoder::State {
 void CallDecoder::State::read_shapes() {
   VarintReader in = packed.section(kSectionShapes);
   shapes.resize(in.take_below(rows + 1));
+  sources_used = 0;
   for (uint32_t& value : shapes) {
     const uint64_t stored = in.take();
     if (!shape_is_valid(stored)) impossible("an event has an impossible shape");
     value = static_cast<uint32_t>(stored);
+    sources_used |= shape_sources(value);
   }
   in.finish();
   VarintReader index = packed.section(kSectionShape);
@@ -93,9 +97,9 @@ void CallDecoder::State::read_references() {
   VarintReader in = packed.section(kSectionReference);
   reference.resize(rows);
   for (size_t i = 0; i < rows; ++i) {
-    if ((sources(i) & kEndedMask) != kEndedReference) continue;
-    const uint64_t distance = in.take_below(i + 1);
-    if (distance == 0) impossible("an event ends itself");
+    const bool has = (sources(i) & kEndedMask) == kEndedReference;
+    const uint64_t distance = in.take_if(has);
+    if (distance > i) impossible("an event ends one before the first");
     reference[i] = static_cast<uint32_t>(i - distance);
   }
   in.finish();
@@ -106,7 +110,7 @@ void CallDecoder::State::decode_time(CallBatch& batch) {
   batch.time_ns.resize(rows);
   uint64_t time = 0;
   for (size_t i = 0; i < rows; ++i) {
-    time += in.take();
+    time += in.take_if(true);
     batch.time_ns[i] = static_cast<int64_t>(time);
     if (i > 0 && batch.time_ns[i] < batch.time_ns[i - 1]) impossible("its times go backwards");
   }
@@ -116,6 +120,7 @@ void CallDecoder::State::decode_time(CallBatch& batch) {
 void CallDecoder::State::decode_ended_time(CallBatch& batch) {
   VarintReader in = packed.section(kSectionEndedTime);
   batch.ended_ns = batch.time_ns;
+  if ((sources_used & kEndedEarlier) == 0) return in.finish();
   for (size_t i = 0; i < rows; ++i) {
     if ((sources(i) & kEndedEarlier) == 0) continue;
     const uint64_t time = static_cast<uint64_t>(batch.time_ns[i]);
@@ -147,10 +152,9 @@ void CallDecoder::State::decode_ended_id(CallBatch& batch) {
   uint64_t last = 0;
   for (size_t i = 0; i < rows; ++i) {
     const uint32_t source = sources(i) & kEndedMask;
-    uint64_t value = 0;
-    if (source == kEndedReference) {
-      value = batch.id[reference[i]];
-    } else if (source == kEndedStored) {
+    const uint64_t named = 0 - uint64_t{source == kEndedReference};
+    uint64_t value = batch.id[reference[i]] & named;
+    if (source == kEndedStored) {
       last += unzigzag(in.take());
       value = last;
     }
@@ -175,24 +179,14 @@ void CallDecoder::State::decode_addresses(CallBatch& batch) {
       last = old;
     }
     batch.old_address[i] = old;
-    uint64_t address = 0;
-    switch (source & kAddressMask) {
-      case kAddressReference:
-        last = address = batch.address[reference[i]];
-        break;
-      case kAddressOld:
-        last = address = old;
-        break;
-      case kAddressStored: {
-        const uint64_t difference = unzigzag(in.take());
-        address = (source & kAddressFine) != 0 ? last + difference
-                                               : (last & ~uint64_t{15}) + (difference << 4);
-        last = address;
-        break;
-      }
-      default:
-        break;
-    }
+    // Allocations and frees alternate at random: select, do not branch.
+    const uint32_t from = source & kAddressMask;
+    const uint64_t difference = unzigzag(in.take_if(from == kAddressStored));
+    uint64_t address = from == kAddressStored ? (last & ~uint64_t{15}) + (difference << 4) : 0;
+    address = from == kAddressReference ? batch.address[reference[i]] : address;
+    if (from == kAddressOld) address = old;
+    if ((source & kAddressFine) != 0) address = last + difference;
+    last = address != 0 ? address : last;
     batch.address[i] = address;
   }
   in.finish();
@@ -201,19 +195,22 @@ void CallDecoder::State::decode_addresses(CallBatch& batch) {
 
 void CallDecoder::State::decode_stack(CallBatch& batch) {
   VarintReader values = packed.section(kSectionStackValues);
-  stacks.resize(values.take_below(rows + 1));
+  const size_t count = values.take_below(rows + 1);
+  stacks.assign(count + 1, 0);  // The last one stands in for rows that have none.
   uint64_t last = 0;
-  for (uint32_t& stack : stacks) {
+  for (size_t i = 0; i < count; ++i) {
     last += unzigzag(values.take());
     if (last > UINT32_MAX) impossible("a stack's number is too large");
-    stack = static_cast<uint32_t>(last);
+    stacks[i] = static_cast<uint32_t>(last);
   }
   values.finish();
   VarintReader in = packed.section(kSectionStack);
   batch.stack.resize(rows);
   for (size_t i = 0; i < rows; ++i) {
     const bool has = (sources(i) & kHasStackValue) != 0;
-    batch.stack[i] = has ? stacks[in.take_below(stacks.size())] : 0;
+    const uint64_t index = in.take_if(has);
+    if (index >= count + !has) impossible("it names a stack that it does not list");
+    batch.stack[i] = stacks[index] & (0 - uint32_t{has});
   }
   in.finish();
 }
@@ -221,8 +218,9 @@ void CallDecoder::State::decode_stack(CallBatch& batch) {
 void CallDecoder::State::decode_optional(CallSection section, uint32_t source,
                                          std::vector<uint64_t>& values) {
   VarintReader in = packed.section(section);
-  values.resize(rows);
-  for (size_t i = 0; i < rows; ++i) values[i] = (sources(i) & source) != 0 ? in.take() : 0;
+  values.resize(rows);  // With zeros: the batch was cleared.
+  if ((sources_used & source) == 0) return in.finish();
+  for (size_t i = 0; i < rows; ++i) values[i] = in.take_if((sources(i) & source) != 0);
   in.finish();
 }
 
@@ -294,6 +292,11 @@ void CallBatch::clear() {
 }
 
 CallRow CallBatch::row(size_t index) const {
+  if (columns == kColumnsAll) {
+    return {time_ns[index],  ended_ns[index],    thread[index], kind[index],   flags[index],
+            id[index],       address[index],     size[index],   usable[index], alignment[index],
+            ended_id[index], old_address[index], stack[index]};
+  }
   CallRow row;
   if (columns & kColumnTime) row.time_ns = row.ended_ns = time_ns[index];
   if (columns & kColumnEndedTime) row.ended_ns = ended_ns[index];

@@ -21,8 +21,10 @@
 // Thread safety: none; one thread at a time.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <span>
 #include <string>
@@ -85,6 +87,23 @@ class VarintReader {
     uint64_t value = *next_++;
     if (value >= 0x80) value = take_long(value);
     return value;
+  }
+  // The next number if `wanted`, else 0 and nothing is taken. For columns whose numbers differ in
+  // length, and for rows that have one or not, in no pattern that a branch predictor could learn:
+  // costs the same always, unless the number is longer than eight bytes.
+  uint64_t take_if(bool wanted) {
+    if (next_ >= end_ && wanted) fail();
+    uint64_t word;
+    std::memcpy(&word, next_, sizeof(word));
+    const uint64_t last_bytes = ~word & 0x8080808080808080;
+    if (last_bytes == 0 && wanted) return take_long(*next_++);
+    const uint64_t mask = 0 - uint64_t{wanted};
+    next_ += (static_cast<uint64_t>(std::countr_zero(last_bytes) / 8) + 1) & mask;
+    // The bytes up to the last one, without their top bits, pushed together in three steps.
+    word &= (last_bytes ^ (last_bytes - 1)) & 0x7f7f7f7f7f7f7f7f & mask;
+    word = (word & 0x007f007f007f007f) | (word & 0x7f007f007f007f00) >> 1;
+    word = (word & 0x00003fff00003fff) | (word & 0x3fff00003fff0000) >> 2;
+    return (word & 0x000000000fffffff) | (word & 0x0fffffff00000000) >> 4;
   }
   // A number that must be below `limit`.
   uint64_t take_below(uint64_t limit) {

@@ -238,6 +238,7 @@ TEST_F(EventTables, SayWhichBatchIsDamaged) {
   EXPECT_EQ(db_.query_int("SELECT count(*) FROM event WHERE size IS NULL OR size >= 0"), 3000);
 }
 
+#ifdef HL_SQLITE_SHELL
 // What a shell command prints.
 std::string output_of(const std::string& command) {
   std::string text;
@@ -255,7 +256,6 @@ class SqliteShell : public EventTables {
   SqliteShell() { db_.close(); }
 };
 
-#ifdef HL_SQLITE_SHELL
 TEST_F(SqliteShell, ReadsEventsAndFaultsAfterLoad) {
   const std::string load = std::string(HL_SQLITE_SHELL) + " -cmd '.load " + HL_EXTENSION + "' ";
   EXPECT_EQ(output_of(load + path_ +
