@@ -2,7 +2,9 @@
 #include "tools/heapledger/record_options.h"
 
 #include <CLI/CLI.hpp>
+#include <cctype>
 #include <charconv>
+#include <climits>
 #include <cstdlib>
 #include <limits>
 
@@ -12,6 +14,9 @@ namespace heapledger::front {
 
 using enum OptionValue;
 using enum OptionReader;
+
+constexpr uint64_t kStackDepthMax = 65000;
+constexpr uint64_t kIntervalMsMax = uint64_t{1} << 30;
 
 const std::vector<RecordOption> kRecordOptions = {
     {"-o,--output", "HEAPLEDGER_OUTPUT", kFile, kCollector,
@@ -23,12 +28,12 @@ const std::vector<RecordOption> kRecordOptions = {
     {"--top-pad", "HEAPLEDGER_TOP_PAD", kSize, kProgram,
      "so much more is taken from the system whenever the heap grows"},
     {"--mmap-max", "HEAPLEDGER_MMAP_MAX", kCount, kProgram,
-     "at most so many blocks have mappings of their own"},
+     "at most so many blocks have mappings of their own", INT_MAX},
     {"--arena-max", "HEAPLEDGER_ARENA_MAX", kCount, kProgram, "at most so many arenas"},
     {"--tcache-count", "HEAPLEDGER_TCACHE_COUNT", kCount, kProgram,
-     "a thread's cache keeps so many free blocks of a size"},
+     "a thread's cache keeps so many free blocks of a size", UINT16_MAX},
     {"--stack-depth", "HEAPLEDGER_STACK_DEPTH", kCount, kCollector,
-     "keep so many frames of a stack, the innermost (default: 128)"},
+     "keep so many frames of a stack, the innermost (default: 128)", kStackDepthMax},
     {"--free-stacks", "HEAPLEDGER_FREE_STACKS", kNone, kCollector,
      "record the stacks of frees too"},
     {"--no-stacks", "HEAPLEDGER_NO_STACKS", kNone, kCollector, "record no stacks"},
@@ -37,7 +42,7 @@ const std::vector<RecordOption> kRecordOptions = {
      "perf | getrusage (default: perf where the machine allows it)"},
     {"--no-follow", "HEAPLEDGER_NO_FOLLOW", kNone, kCollector, "leave child processes unrecorded"},
     {"--snapshot-interval", "HEAPLEDGER_SNAPSHOT_INTERVAL", kCount, kCollector,
-     "milliseconds between looks at the resident pages"},
+     "milliseconds between looks at the resident pages", kIntervalMsMax},
     {"--wait", "HEAPLEDGER_WAIT", kNone, kRecord,
      "return when every recorded process has ended, not only PROGRAM"},
     {"--force", "HEAPLEDGER_FORCE", kNone, kCollector, "overwrite the trace file"},
@@ -96,10 +101,14 @@ std::string checked_value(const RecordOption& option, const std::string& text) {
     case kSize:
       if (const auto bytes = parse_size(text)) return std::to_string(*bytes);
       throw refuse("is no size (a number with K, M or G)");
-    case kCount:
-      if (text.find_first_not_of("0123456789") == std::string::npos && parse_size(text))
-        return text;
-      throw refuse("is no whole number");
+    case kCount: {
+      const auto number = parse_size(text);
+      if (!number || std::isdigit(static_cast<unsigned char>(text.back())) == 0) {
+        throw refuse("is no whole number");
+      }
+      if (*number > option.max) throw refuse("is more than " + std::to_string(option.max));
+      return text;
+    }
   }
   return text;
 }

@@ -4,6 +4,7 @@
 // be, who reads it, and the help. `record`, `compare` and the man page's check go by this table.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <optional>
 #include <string>
@@ -37,6 +38,7 @@ struct RecordOption {
   OptionValue value;
   OptionReader reader;
   const char* help;
+  uint64_t max = UINT64_MAX;  // Of a number; what its reader takes.
 };
 
 extern const std::vector<RecordOption> kRecordOptions;
