@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -16,8 +17,12 @@ namespace {
 
 constexpr double kNsPerSecond = 1e9;
 
-bool in_terminal_foreground() {
-  return isatty(STDERR_FILENO) == 1 && tcgetpgrp(STDERR_FILENO) == getpgrp();
+// May a line be rewritten there? Not on a terminal in raw mode: a program that draws on the whole
+// screen (an editor, a pager) has it.
+bool owns_terminal_line() {
+  termios mode{};
+  return tcgetattr(STDERR_FILENO, &mode) == 0 && (mode.c_lflag & ICANON) != 0 &&
+         tcgetpgrp(STDERR_FILENO) == getpgrp();
 }
 
 // A count and its noun: "1 process", "2 processes".
@@ -79,7 +84,7 @@ Narration::Narration(std::string program, bool quiet)
     : program_(std::filesystem::path(program).filename().string()), quiet_(quiet) {}
 
 void Narration::progress(const nlohmann::json& message) {
-  if (quiet_ || !in_terminal_foreground()) return;
+  if (quiet_ || !owns_terminal_line()) return;
   const double seconds = message.value("elapsed_ns", 0.0) / kNsPerSecond;
   std::string line = fmt::format("heapledger: {}: {:.0f} s, {} events, {} page faults, {} resident",
                                  program_, seconds, grouped(message.value("events", uint64_t{0})),

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What `record` says on stderr: one line of progress, rewritten in place where stderr is a terminal
-// and we are in its foreground; warnings; the result at the end. Nothing but warnings under
+// in line mode and we are in its foreground; warnings; the result at the end. Nothing but warnings
+// under
 // --quiet. Never on stdout, which is the program's. A stderr that is gone is no error.
 #pragma once
 
