@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "interposer/collector/session_socket.h"
+
+#include <fmt/format.h>
+#include <poll.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <cstring>
+
+#include "schema/error.h"
+
+namespace heapledger::collector {
+namespace {
+
+sockaddr_un abstract_address(const std::string& name, socklen_t& bytes) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::memcpy(address.sun_path + 1, name.data(), name.size());
+  bytes = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
+  return address;
+}
+
+bool send_reply(const Caller& caller, const schema::HelloReply& reply, int fd) {
+  schema::HelloReply copy = reply;
+  iovec part{&copy, sizeof copy};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  if (fd >= 0) {
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    cmsghdr* header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
+  }
+  return sendmsg(caller.connection.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT) ==
+         static_cast<ssize_t>(sizeof copy);
+}
+
+}  // namespace
+
+SessionSocket::SessionSocket() {
+  uint64_t random = 0;
+  if (getrandom(&random, sizeof random, 0) != static_cast<ssize_t>(sizeof random)) random = 0;
+  name_ = fmt::format("heapledger-{}-{:016x}", getpid(), random);
+  listener_ = UniqueFd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  socklen_t bytes = 0;
+  const sockaddr_un address = abstract_address(name_, bytes);
+  if (!listener_ ||
+      bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), bytes) != 0 ||
+      listen(listener_.get(), 1024) != 0) {
+    throw schema::Error("cannot open the session's socket", std::strerror(errno));
+  }
+}
+
+std::optional<Caller> SessionSocket::next_caller(std::chrono::milliseconds patience) {
+  for (;;) {
+    Caller caller;
+    caller.connection = UniqueFd(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    if (!caller.connection) return std::nullopt;
+    const int fd = caller.connection.get();
+    ucred peer{};
+    socklen_t bytes = sizeof peer;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) != 0) continue;
+    if (peer.uid != geteuid() && peer.uid != 0 && geteuid() != 0) continue;
+    pollfd waiting{fd, POLLIN, 0};
+    if (poll(&waiting, 1, static_cast<int>(patience.count())) != 1) continue;
+    schema::Hello hello{};
+    const ssize_t got = recv(fd, &hello, sizeof hello, MSG_DONTWAIT);
+    if (got != static_cast<ssize_t>(sizeof hello) || hello.magic != schema::kRegionMagic) continue;
+    caller.pid = peer.pid;
+    caller.own_pid = hello.pid;
+    caller.version_fits = hello.wire_version == schema::kWireVersion;
+    return caller;
+  }
+}
+
+bool reply_with_region(const Caller& caller, int region_fd, uint64_t region_bytes) {
+  return send_reply(
+      caller, {schema::kRegionMagic, schema::kWireVersion, schema::HelloStatus::kOk, region_bytes},
+      region_fd);
+}
+
+void reply_refused(const Caller& caller) {
+  send_reply(caller, {schema::kRegionMagic, schema::kWireVersion, schema::HelloStatus::kRefused, 0},
+             -1);
+}
+
+}  // namespace heapledger::collector

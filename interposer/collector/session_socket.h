@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// The door for new images: an abstract AF_UNIX SOCK_SEQPACKET socket, whose name is in the
+// environment of every program that is recorded. Abstract: nothing is left behind in a file system,
+// and a program that changed its root still reaches it.
+//
+// Whoever connects sends a Hello and gets the memfd of a region made for it. Only processes of our
+// own user (or root) are answered: the name is not a secret.
+//
+// Thread safety: one thread (observer).
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <optional>
+#include <string>
+
+#include "interposer/collector/unique_fd.h"
+#include "schema/shared_region.h"
+
+namespace heapledger::collector {
+
+// An image that waits for its reply.
+struct Caller {
+  UniqueFd connection;
+  pid_t pid = 0;         // SO_PEERCRED: in our pid namespace.
+  uint32_t own_pid = 0;  // As it sees itself.
+  bool version_fits = false;
+};
+
+class SessionSocket {
+ public:
+  SessionSocket();  // Throws schema::Error.
+
+  int fd() const { return listener_.get(); }
+  const std::string& name() const { return name_; }  // Without the leading zero byte.
+
+  // The next caller that said a whole Hello; nothing when there is none. A caller that connects
+  // and stays silent is dropped after `patience`.
+  std::optional<Caller> next_caller(std::chrono::milliseconds patience);
+
+ private:
+  UniqueFd listener_;
+  std::string name_;
+};
+
+// False: the caller has gone meanwhile.
+bool reply_with_region(const Caller& caller, int region_fd, uint64_t region_bytes);
+void reply_refused(const Caller& caller);
+
+}  // namespace heapledger::collector
