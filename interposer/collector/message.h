@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the collector's threads tell the writer, and the queue it comes through.
+//
+// The queue is bounded by the bytes of the windows in it: the drain thread waits while it is full,
+// so the rings fill and the program waits in turn. Rare messages pass always.
+//
+// Order. A process or image is announced before its first bytes can be in a window (it is pushed
+// before the program gets its reply). That a process is gone is pushed behind the window that holds
+// its last bytes (Drain::push_after_round).
+#pragma once
+
+#include <sys/types.h>
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "interposer/collector/clock_map.h"
+#include "interposer/collector/perf_faults.h"
+#include "interposer/collector/region.h"
+#include "interposer/collector/ring_reader.h"
+#include "interposer/collector/snapshot.h"
+
+namespace heapledger::collector {
+
+// What one drain round copied.
+struct Window {
+  RawBytes raw;
+  std::vector<RingPiece> rings;
+  std::vector<PerfPiece> perf;
+  int64_t began_raw_ns = 0;  // Perf records stamped before this are in this window or earlier.
+  bool whole = true;         // Nothing that was there then is left in any ring.
+  std::optional<ClockPair> pair;
+};
+
+// `heapledger record` is about to exec the program.
+struct Launched {
+  pid_t pid;
+  std::string exe;
+  std::string command;
+  std::string reason;  // Not empty: it cannot be recorded.
+};
+
+// A new image said Hello.
+struct ImageJoined {
+  RegionPtr region;
+  pid_t pid;         // In our pid namespace.
+  uint32_t own_pid;  // As it sees itself.
+  pid_t ppid;
+  std::string exe;
+  std::string command;
+  int64_t raw_ns;
+};
+
+struct ExitInfo {
+  bool known = false;
+  int wait_status = 0;
+};
+
+// What `record` knows from wait4.
+struct Waited {
+  pid_t pid;
+  int wait_status;
+  uint64_t minor, major, max_rss_bytes;
+  int64_t raw_ns;
+};
+
+// A watched process has ended.
+struct ProcessGone {
+  pid_t pid;
+  ExitInfo exit;
+  int64_t raw_ns;
+};
+
+struct SnapshotTaken {
+  pid_t pid;
+  Snapshot snapshot;
+};
+
+struct MetaNote {
+  std::string key;
+  std::string text;
+};
+
+// Comes back through Recorder::Hooks when everything that was pushed before has been handled.
+struct Barrier {
+  uint64_t number;
+};
+
+// Behind everything else.
+struct Finish {
+  int64_t raw_ns;
+  uint64_t perf_lost;  // By the kernel's own count.
+};
+
+using Message = std::variant<Window, Launched, ImageJoined, Waited, ProcessGone, SnapshotTaken,
+                             MetaNote, Barrier, Finish>;
+
+class MessageQueue {
+ public:
+  explicit MessageQueue(size_t bytes_max) : bytes_max_(bytes_max) {}
+
+  void push(Message message);
+  // Room for another window? The drain thread asks before it copies.
+  bool has_room() const;
+  // Waits until there is a message, or `timeout` is over.
+  std::optional<Message> pop(std::chrono::milliseconds timeout);
+  size_t backlog_bytes() const;
+
+ private:
+  const size_t bytes_max_;
+  mutable std::mutex mutex_;
+  std::condition_variable filled_;
+  std::deque<Message> messages_;
+  size_t bytes_ = 0;
+};
+
+}  // namespace heapledger::collector

@@ -1,0 +1,306 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "interposer/collector/perf_faults.h"
+
+#include <dirent.h>
+#include <linux/perf_event.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+
+namespace heapledger::collector {
+namespace {
+
+constexpr uint64_t kPage = 4096;
+constexpr uint64_t kBufferBytesMax = uint64_t{8} << 20;
+constexpr uint64_t kBufferBytesMin = uint64_t{16} << 10;
+constexpr uint64_t kFormatLost = 1U << 4;  // PERF_FORMAT_LOST, since Linux 6.0.
+// What every record of ours ends with, or, in a sample, consists of; decode() reads by it.
+constexpr uint64_t kSampleType =
+    PERF_SAMPLE_IP | PERF_SAMPLE_TID | PERF_SAMPLE_TIME | PERF_SAMPLE_ADDR | PERF_SAMPLE_ID;
+
+perf_event_attr attributes(bool major, PerfFaults::When when, bool exclude_kernel, bool follow) {
+  perf_event_attr attr{};
+  attr.size = sizeof attr;
+  attr.type = PERF_TYPE_SOFTWARE;
+  attr.config = major ? PERF_COUNT_SW_PAGE_FAULTS_MAJ : PERF_COUNT_SW_PAGE_FAULTS_MIN;
+  attr.sample_period = 1;
+  attr.sample_type = kSampleType;
+  attr.sample_id_all = 1;
+  attr.read_format = kFormatLost;
+  attr.disabled = 1;
+  attr.enable_on_exec = when == PerfFaults::When::kOnExec ? 1 : 0;
+  attr.inherit = 1;
+  attr.inherit_thread = follow ? 0 : 1;
+  attr.exclude_kernel = exclude_kernel ? 1 : 0;
+  attr.exclude_hv = exclude_kernel ? 1 : 0;
+  attr.use_clockid = 1;
+  attr.clockid = CLOCK_MONOTONIC_RAW;
+  attr.watermark = 1;
+  attr.wakeup_watermark = 1U << 30;  // Nobody polls: the drain thread looks by itself.
+  attr.task = major ? 0 : 1;
+  attr.comm = major ? 0 : 1;
+  attr.comm_exec = major ? 0 : 1;
+  return attr;
+}
+
+int perf_open(perf_event_attr& attr, pid_t tid, int cpu) {
+  long fd = syscall(SYS_perf_event_open, &attr, tid, cpu, -1, PERF_FLAG_FD_CLOEXEC);
+  if (fd < 0 && errno == EINVAL && attr.read_format != 0) {
+    attr.read_format = 0;
+    fd = syscall(SYS_perf_event_open, &attr, tid, cpu, -1, PERF_FLAG_FD_CLOEXEC);
+  }
+  return static_cast<int>(fd);
+}
+
+uint64_t word_at(const std::byte* bytes) {
+  uint64_t word;
+  std::memcpy(&word, bytes, sizeof word);
+  return word;
+}
+uint32_t low(uint64_t word) { return static_cast<uint32_t>(word); }
+uint32_t high(uint64_t word) { return static_cast<uint32_t>(word >> 32); }
+
+}  // namespace
+
+struct PerfFaults::Buffer {
+  int cpu = 0;
+  UniqueFd minor;
+  UniqueFd major;
+  perf_event_mmap_page* page = nullptr;
+  uint64_t bytes = 0;
+  bool counts_lost = true;
+
+  ~Buffer() { unmap(); }
+  bool map(uint64_t data_bytes) {
+    void* address =
+        mmap(nullptr, data_bytes + kPage, PROT_READ | PROT_WRITE, MAP_SHARED, minor.get(), 0);
+    if (address == MAP_FAILED) return false;
+    page = static_cast<perf_event_mmap_page*>(address);
+    bytes = data_bytes;
+    return true;
+  }
+  void unmap() {
+    if (page != nullptr) munmap(page, bytes + kPage);
+    page = nullptr;
+  }
+};
+
+const char* fault_mode_name(FaultMode mode) {
+  switch (mode) {
+    case FaultMode::kPerf:
+      return "perf";
+    case FaultMode::kPerfUser:
+      return "perf-user";
+    case FaultMode::kGetrusage:
+      return "getrusage";
+    case FaultMode::kNone:
+      break;
+  }
+  return "none";
+}
+
+PerfFaults::PerfFaults() = default;
+PerfFaults::~PerfFaults() = default;
+
+bool PerfFaults::attach(pid_t tid, When when) {
+  if (!buffers_.empty()) {
+    return open_buffers(tid, when, mode_ == FaultMode::kPerfUser);
+  }
+  if (open_buffers(tid, when, false)) {
+    mode_ = FaultMode::kPerf;
+    return true;
+  }
+  if ((errno == EACCES || errno == EPERM) && open_buffers(tid, when, true)) {
+    mode_ = FaultMode::kPerfUser;
+    return true;
+  }
+  why_ = std::string("perf_event_open: ") + std::strerror(errno);
+  return false;
+}
+
+bool PerfFaults::attach_process(pid_t pid) {
+  const std::string path = "/proc/" + std::to_string(pid) + "/task";
+  DIR* directory = opendir(path.c_str());
+  if (directory == nullptr) {
+    why_ = path + ": " + std::strerror(errno);
+    return false;
+  }
+  bool attached = false;
+  while (const dirent* entry = readdir(directory)) {
+    const int tid = std::atoi(entry->d_name);
+    if (tid > 0) attached = attach(tid, When::kNow) || attached;
+  }
+  closedir(directory);
+  return attached;
+}
+
+// On failure errno says why, and what was opened for the first task is closed again.
+bool PerfFaults::open_buffers(pid_t tid, When when, bool exclude_kernel) {
+  const bool first = buffers_.empty();
+  std::vector<std::unique_ptr<Buffer>> fresh;
+  const auto processors = static_cast<int>(sysconf(_SC_NPROCESSORS_CONF));
+  for (int cpu = 0; cpu < processors; ++cpu) {
+    auto buffer = std::make_unique<Buffer>();
+    buffer->cpu = cpu;
+    if (!open_pair(*buffer, tid, when, exclude_kernel)) {
+      if (errno == ENODEV) continue;  // The processor is offline.
+      return false;
+    }
+    fresh.push_back(std::move(buffer));
+  }
+  if (fresh.empty()) return false;
+  if (first) {
+    if (!map_buffers(fresh)) return false;
+    buffers_ = std::move(fresh);
+    ready_.store(true, std::memory_order_release);
+  }
+  for (auto& buffer : first ? buffers_ : fresh) {
+    const auto own = std::find_if(buffers_.begin(), buffers_.end(),
+                                  [&](const auto& other) { return other->cpu == buffer->cpu; });
+    if (own == buffers_.end()) continue;
+    const int output = (*own)->minor.get();
+    if (!first) ioctl(buffer->minor.get(), PERF_EVENT_IOC_SET_OUTPUT, output);
+    ioctl(buffer->major.get(), PERF_EVENT_IOC_SET_OUTPUT, output);
+    uint64_t id = 0;
+    ioctl(buffer->major.get(), PERF_EVENT_IOC_ID, &id);
+    const std::lock_guard lock(mutex_);
+    major_ids_.push_back(id);
+    if (when == When::kNow) {
+      ioctl(buffer->minor.get(), PERF_EVENT_IOC_ENABLE, 0);
+      ioctl(buffer->major.get(), PERF_EVENT_IOC_ENABLE, 0);
+    }
+    if (!first) {
+      others_.push_back(std::move(buffer->minor));
+      others_.push_back(std::move(buffer->major));
+    }
+  }
+  return true;
+}
+
+bool PerfFaults::open_pair(Buffer& buffer, pid_t tid, When when, bool exclude_kernel) {
+  perf_event_attr attr = attributes(false, when, exclude_kernel, follow_);
+  buffer.minor = UniqueFd(perf_open(attr, tid, buffer.cpu));
+  if (!buffer.minor) return false;
+  attr = attributes(true, when, exclude_kernel, follow_);
+  buffer.major = UniqueFd(perf_open(attr, tid, buffer.cpu));
+  buffer.counts_lost = attr.read_format != 0;
+  return static_cast<bool>(buffer.major);
+}
+
+// The same size for every processor: the first must not eat the budget of the others.
+bool PerfFaults::map_buffers(std::vector<std::unique_ptr<Buffer>>& buffers) {
+  for (uint64_t bytes = kBufferBytesMax; bytes >= kBufferBytesMin; bytes /= 2) {
+    const bool all = std::all_of(buffers.begin(), buffers.end(),
+                                 [&](auto& buffer) { return buffer->map(bytes); });
+    if (all) {
+      buffer_bytes_ = bytes;
+      return true;
+    }
+    const int why = errno;
+    for (auto& buffer : buffers) buffer->unmap();
+    if (why != EPERM && why != ENOMEM) {
+      errno = why;
+      return false;
+    }
+  }
+  return false;
+}
+
+void PerfFaults::drain(RawBytes& raw, std::vector<PerfPiece>& pieces) {
+  if (!ready_.load(std::memory_order_acquire)) return;
+  for (const auto& buffer : buffers_) {
+    // Acquire: pairs with the kernel's barrier before it moves data_head.
+    const uint64_t head = std::atomic_ref(buffer->page->data_head).load(std::memory_order_acquire);
+    const uint64_t tail = buffer->page->data_tail;
+    const uint64_t fresh = head - tail;
+    if (fresh == 0 || fresh > buffer->bytes) continue;
+    const auto* data = reinterpret_cast<const std::byte*>(buffer->page) + kPage;
+    const uint64_t start = tail % buffer->bytes;
+    const size_t part = std::min(fresh, buffer->bytes - start);
+    const size_t offset = raw.size();
+    std::byte* place = raw.extend(fresh);
+    std::memcpy(place, data + start, part);
+    std::memcpy(place + part, data, fresh - part);
+    pieces.push_back({offset, fresh});
+    // Release: the kernel may overwrite what was copied.
+    std::atomic_ref(buffer->page->data_tail).store(head, std::memory_order_release);
+  }
+}
+
+void PerfFaults::decode(const std::byte* data, size_t bytes,
+                        std::vector<PerfRecord>& records) const {
+  const std::lock_guard lock(mutex_);
+  for (size_t at = 0; at + sizeof(perf_event_header) <= bytes;) {
+    perf_event_header header;
+    std::memcpy(&header, data + at, sizeof header);
+    // The smallest record of ours: header, one word, and the trailer of tid, time and id.
+    if (header.size < 40 || header.size % 8 != 0 || header.size > bytes - at) return;
+    const std::byte* body = data + at + sizeof header;
+    const std::byte* trailer = data + at + header.size - 24;
+    at += header.size;
+    PerfRecord record;
+    record.raw_ns = static_cast<int64_t>(word_at(trailer + 8));
+    record.pid = low(word_at(body));
+    record.tid = high(word_at(body));
+    switch (header.type) {
+      case PERF_RECORD_SAMPLE: {
+        if (header.size < 48) continue;
+        record.ip = word_at(body);
+        record.pid = low(word_at(body + 8));
+        record.tid = high(word_at(body + 8));
+        record.raw_ns = static_cast<int64_t>(word_at(body + 16));
+        record.address = word_at(body + 24);
+        const uint64_t id = word_at(body + 32);
+        record.major = std::find(major_ids_.begin(), major_ids_.end(), id) != major_ids_.end();
+        record.kernel = (header.misc & PERF_RECORD_MISC_CPUMODE_MASK) == PERF_RECORD_MISC_KERNEL;
+        break;
+      }
+      case PERF_RECORD_COMM:
+        record.kind =
+            (header.misc & PERF_RECORD_MISC_COMM_EXEC) != 0 ? PerfKind::kExec : PerfKind::kName;
+        std::memcpy(record.name, body + 8,
+                    std::min(sizeof record.name - 1, static_cast<size_t>(trailer - body) - 8));
+        break;
+      case PERF_RECORD_FORK:
+      case PERF_RECORD_EXIT:
+        record.kind = header.type == PERF_RECORD_FORK ? PerfKind::kFork : PerfKind::kExit;
+        record.parent_pid = high(word_at(body));
+        record.tid = low(word_at(body + 8));
+        break;
+      case PERF_RECORD_LOST:
+        record.kind = PerfKind::kLost;
+        record.lost = word_at(body + 8);
+        record.pid = low(word_at(trailer));
+        record.tid = high(word_at(trailer));
+        break;
+      default:
+        continue;
+    }
+    records.push_back(record);
+  }
+}
+
+uint64_t PerfFaults::lost_total() const {
+  uint64_t total = 0;
+  const auto add = [&total](const UniqueFd& fd) {
+    uint64_t values[2] = {};  // Count, lost.
+    if (read(fd.get(), values, sizeof values) == sizeof values) total += values[1];
+  };
+  const std::lock_guard lock(mutex_);
+  for (const auto& buffer : buffers_) {
+    if (!buffer->counts_lost) continue;
+    add(buffer->minor);
+    add(buffer->major);
+  }
+  return total;
+}
+
+}  // namespace heapledger::collector
