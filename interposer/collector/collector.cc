@@ -1,0 +1,496 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "interposer/collector/collector.h"
+
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <sys/utsname.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "interposer/collector/proc_files.h"
+#include "schema/error.h"
+
+namespace heapledger::collector {
+namespace {
+
+using nlohmann::json;
+
+constexpr size_t kBacklogBytesMax = 256U << 20;
+constexpr int64_t kLookEveryNs = 20'000'000;
+constexpr int64_t kProgressEveryNs = 1'000'000'000;
+// With the kernel's fork records every process is known the moment it exists; without them one may
+// still be on its way to its Hello.
+constexpr int64_t kGraceNs = 100'000'000;
+// Nobody launches anything or says Hello: whoever started us has changed its mind.
+constexpr int64_t kFirstCallNs = 30'000'000'000;
+constexpr std::chrono::milliseconds kHelloPatience{200};
+
+// What epoll events say: a pid, or one of these.
+constexpr uint64_t kSocketEvent = uint64_t{1} << 40;
+constexpr uint64_t kControlEvent = kSocketEvent + 1;
+constexpr uint64_t kWakeEvent = kSocketEvent + 2;
+constexpr uint64_t kSignalEvent = kSocketEvent + 3;
+
+std::string absolute(const std::string& path) {
+  std::error_code ignored;
+  const auto full = std::filesystem::absolute(path, ignored);
+  return full.empty() ? path : full.string();
+}
+
+template <typename T>
+T value_of(const json& message, const char* key, T fallback) {
+  const auto found = message.find(key);
+  if (found == message.end()) return fallback;
+  if constexpr (std::is_same_v<T, std::string>) {
+    return found->is_string() ? found->get<std::string>() : fallback;
+  } else {
+    return found->is_number() ? found->get<T>() : fallback;
+  }
+}
+
+std::string command_of(const json& message) {
+  std::string arguments;
+  const auto command = message.find("command");
+  if (command == message.end() || !command->is_array()) return arguments;
+  for (const json& argument : *command) {
+    if (!argument.is_string()) continue;
+    arguments += argument.get<std::string>();
+    arguments += '\0';
+  }
+  return quote_arguments(arguments);
+}
+
+}  // namespace
+
+std::string default_output(pid_t starter) {
+  const std::string exe = proc_exe(starter);
+  const std::string program = exe.substr(exe.rfind('/') + 1);
+  return fmt::format("heapledger.{}.{}.db", program.empty() ? "program" : program, starter);
+}
+
+Collector::Collector(const Options& options, ControlChannel& control)
+    : options_(options),
+      control_(control),
+      epoll_(epoll_create1(EPOLL_CLOEXEC)),
+      wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      output_(
+          absolute(options.output.empty() ? default_output(control.starter()) : options.output)),
+      clock_(best_clock()),
+      origin_raw_ns_(raw_now_ns()),
+      queue_(kBacklogBytesMax),
+      writer_(std::make_unique<TraceWriter>(output_, options.overwrite)),
+      watched_(epoll_.get()) {
+  const ClockPair first = read_clock_pair(clock_);
+  // Two milliseconds apart the slope is good to some ten ppm; later pairs correct it at once.
+  const timespec pause{0, 2'000'000};
+  nanosleep(&pause, nullptr);
+  recorder_ = std::make_unique<Recorder>(
+      *writer_, perf_, ClockMap(clock_, first, read_clock_pair(clock_)), origin_raw_ns_,
+      Recorder::Hooks{[this](pid_t pid) {
+                        const std::lock_guard lock(mutex_);
+                        watch_requests_.push_back(pid);
+                        eventfd_write(wake_.get(), 1);
+                      },
+                      [this](uint64_t number) {
+                        barrier_done_.store(number);
+                        eventfd_write(wake_.get(), 1);
+                      },
+                      [this](const std::string& why) {
+                        const std::lock_guard lock(mutex_);
+                        failure_ = why;
+                        drain_->give_up();
+                        eventfd_write(wake_.get(), 1);
+                      }});
+  recorder_->set_follow(options.follow);
+  perf_.set_follow(options.follow);
+  write_first_meta();
+}
+
+Collector::~Collector() = default;
+
+void Collector::write_first_meta() {
+  utsname system{};
+  uname(&system);
+  timespec now{};
+  clock_gettime(CLOCK_REALTIME, &now);
+  const int64_t since_origin = raw_now_ns() - origin_raw_ns_;
+  writer_->meta("heapledger_version", HEAPLEDGER_VERSION);
+  writer_->meta("state", "recording");
+  writer_->meta("start_unix_ns", int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec - since_origin);
+  writer_->meta("host", system.nodename);
+  writer_->meta("kernel", fmt::format("{} {}", system.sysname, system.release));
+  writer_->meta("cpus", int64_t{sysconf(_SC_NPROCESSORS_ONLN)});
+  writer_->meta("page_bytes", int64_t{sysconf(_SC_PAGESIZE)});
+  writer_->meta("clock", clock_ == schema::Clock::kTsc ? "tsc" : "monotonic_raw");
+  writer_->meta("fault_source", "none");
+  writer_->meta("options", options_.json);
+  // What the shim's recorder asks of the kernel inside the program, besides the allocator's calls.
+  writer_->meta("recorder_calls", R"(["mmap","munmap","madvise"])");
+  writer_->commit();
+}
+
+void Collector::watch_events() {
+  const auto add = [this](int fd, uint64_t what) {
+    epoll_event event{};
+    event.events = EPOLLIN;
+    event.data.u64 = what;
+    epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event);
+  };
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int signal : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&set, signal);
+  pthread_sigmask(SIG_BLOCK, &set, nullptr);  // Before the threads start: they inherit it.
+  signals_ = UniqueFd(signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+  add(socket_.fd(), kSocketEvent);
+  add(wake_.get(), kWakeEvent);
+  add(signals_.get(), kSignalEvent);
+  if (control_.is_open()) add(control_.fd(), kControlEvent);
+}
+
+void Collector::run() {
+  watch_events();
+  drain_ = std::make_unique<Drain>(queue_, perf_, clock_, [this] {
+    slots_changed_.store(true);
+    eventfd_write(wake_.get(), 1);
+  });
+  writer_thread_ = std::thread([this] {
+    while (!writer_stops_) {
+      if (auto message = queue_.pop(std::chrono::milliseconds(500))) {
+        recorder_->handle(std::move(*message));
+      } else {
+        recorder_->idle();
+      }
+    }
+  });
+  control_.ready(socket_.name(), output_);
+  std::array<epoll_event, 64> events{};
+  while (!terminated_ && !is_over()) {
+    const int count =
+        epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), next_timeout_ms());
+    for (int i = 0; i < count; ++i) handle_event(events[static_cast<size_t>(i)].data.u64);
+    take_watch_requests();
+    if (slots_changed_.exchange(false)) look_at_slots();
+    look_at_processes();
+    report_progress();
+  }
+  finish();
+}
+
+void Collector::handle_event(uint64_t what) {
+  switch (what) {
+    case kSocketEvent:
+      serve_callers();
+      break;
+    case kControlEvent:
+      serve_control();
+      break;
+    case kSignalEvent:
+      terminated_ = true;
+      break;
+    case kWakeEvent: {
+      eventfd_t ignored = 0;
+      eventfd_read(wake_.get(), &ignored);
+      break;
+    }
+    default:
+      process_ended(static_cast<pid_t>(what));
+      break;
+  }
+}
+
+int Collector::next_timeout_ms() const {
+  if (!images_.empty()) return kLookEveryNs / 1'000'000;
+  return 100;
+}
+
+void Collector::serve_callers() {
+  while (const auto caller = socket_.next_caller(kHelloPatience)) {
+    if (!caller->version_fits || recorder_->failed()) {
+      reply_refused(*caller);
+    } else {
+      join(*caller);
+    }
+  }
+}
+
+void Collector::join(const Caller& caller) {
+  RegionPtr region;
+  try {
+    region = std::make_shared<Region>(
+        image_count_ + 1, layout_within(address_space_limit(caller.pid)),
+        RegionSettings{clock_, options_.stack_depth, options_.free_stacks});
+  } catch (const schema::Error&) {
+    reply_refused(caller);
+    return;
+  }
+  ++image_count_;
+  quiet_since_ns_ = 0;
+  ImageJoined news{region,
+                   caller.pid,
+                   caller.own_pid,
+                   proc_parent(caller.pid),
+                   proc_exe(caller.pid),
+                   proc_command(caller.pid),
+                   raw_now_ns()};
+  if (image_count_ == 1 && launched_pid_ == 0) {
+    queue_.push(MetaNote{"command", news.command});
+  }
+  queue_.push(news);
+  drain_->add_region(region);
+  std::erase_if(images_, [](const Joined& image) { return image.region->retired.load(); });
+  images_.push_back({region, caller.pid, caller.own_pid});
+  if (!attached_) attach_first(caller.pid, PerfFaults::When::kNow);
+  if (Watched* watched = watched_.watch(caller.pid)) {
+    watched->schedule =
+        std::make_unique<SnapshotSchedule>(raw_now_ns(), options_.snapshot_interval);
+  }
+  snapshot(caller.pid, SnapshotReason::kStart);
+  reply_with_region(caller, region->fd(), region->layout().region_bytes());
+}
+
+void Collector::attach_first(pid_t pid, PerfFaults::When when) {
+  attached_ = true;
+  std::string note;
+  switch (options_.fault_source) {
+    case schema::FaultSource::kNone:
+      fault_mode_ = FaultMode::kNone;
+      break;
+    case schema::FaultSource::kGetrusage:
+      fault_mode_ = FaultMode::kGetrusage;
+      break;
+    default: {
+      const bool good =
+          when == PerfFaults::When::kNow ? perf_.attach_process(pid) : perf_.attach(pid, when);
+      fault_mode_ = good ? perf_.mode() : FaultMode::kGetrusage;
+      if (!good) note = perf_.why();
+      if (fault_mode_ == FaultMode::kPerfUser) {
+        note = "faults inside the kernel are not seen: perf_event_paranoid";
+      }
+    }
+  }
+  queue_.push(MetaNote{"fault_source", fault_mode_name(fault_mode_)});
+  if (!note.empty()) queue_.push(MetaNote{"fault_note", note});
+  if (when == PerfFaults::When::kOnExec) {
+    control_.send(
+        {{"type", "attached"}, {"fault_source", fault_mode_name(fault_mode_)}, {"note", note}});
+  }
+}
+
+void Collector::serve_control() {
+  while (const auto message = control_.receive()) {
+    const std::string type = value_of<std::string>(*message, "type", "");
+    if (type == "launch" || type == "not_recordable") on_launch(*message);
+    if (type == "exited") on_exited(*message);
+  }
+}
+
+void Collector::on_launch(const json& message) {
+  const auto pid = value_of<pid_t>(message, "pid", 0);
+  if (pid <= 0) return;
+  const std::string reason = value_of<std::string>(message, "reason", "");
+  const std::string command = command_of(message);
+  if (launched_pid_ == 0) {
+    launched_pid_ = pid;
+    quiet_since_ns_ = 0;
+    queue_.push(Launched{pid, value_of<std::string>(message, "exe", ""), command, reason});
+    if (!command.empty()) queue_.push(MetaNote{"command", command});
+    watched_.watch(pid);
+    attach_first(pid, PerfFaults::When::kOnExec);
+  } else if (!reason.empty()) {
+    queue_.push(Launched{pid, "", "", reason});
+  }
+}
+
+void Collector::on_exited(const json& message) {
+  waited_ = true;
+  drain_->push_after_round(
+      Waited{value_of<pid_t>(message, "pid", 0), value_of<int>(message, "wait_status", 0),
+             value_of<uint64_t>(message, "minor", 0), value_of<uint64_t>(message, "major", 0),
+             value_of<uint64_t>(message, "max_rss_bytes", 0), raw_now_ns()});
+}
+
+void Collector::take_watch_requests() {
+  std::vector<pid_t> requests;
+  {
+    const std::lock_guard lock(mutex_);
+    requests.swap(watch_requests_);
+  }
+  for (const pid_t pid : requests) {
+    if (watched_.watch(pid) != nullptr) continue;
+    drain_->push_after_round(ProcessGone{pid, {}, raw_now_ns()});
+  }
+}
+
+void Collector::process_ended(pid_t pid) {
+  if (!watched_.contains(pid)) return;
+  const int64_t now = raw_now_ns();
+  const ExitInfo exit = watched_.take_exit(pid);
+  drain_->push_after_round(ProcessGone{pid, exit, now});
+}
+
+pid_t Collector::pid_of(const Joined& image, uint32_t own_pid) const {
+  if (image.own_pid == static_cast<uint32_t>(image.pid)) return static_cast<pid_t>(own_pid);
+  return own_pid == image.own_pid ? image.pid : process_by_own_pid(image.pid, own_pid);
+}
+
+// Forked children that have claimed a slot, and requests for snapshots.
+void Collector::look_at_slots() {
+  for (const Joined& image : images_) {
+    const uint32_t used = image.region->process_slots_used();
+    for (uint32_t slot = 0; slot < used; ++slot) {
+      const schema::ProcessSlot& process = image.region->process_slot(slot);
+      if (process.state.load(std::memory_order_acquire) != schema::ProcessState::kLive) continue;
+      const pid_t pid = pid_of(image, process.pid);
+      if (pid <= 0) continue;
+      Watched* watched = watched_.watch(pid);
+      if (watched != nullptr && watched->schedule == nullptr) {
+        watched->schedule =
+            std::make_unique<SnapshotSchedule>(raw_now_ns(), options_.snapshot_interval);
+      }
+      serve_snapshot(image, slot);
+    }
+  }
+}
+
+void Collector::serve_snapshot(const Joined& image, uint32_t slot) {
+  schema::ProcessSlot& process = image.region->process_slot(slot);
+  // Acquire: pairs with the program's release when it asks.
+  const uint32_t wanted = process.snapshot_wanted.load(std::memory_order_acquire);
+  if (wanted == process.snapshot_done.load(std::memory_order_relaxed)) return;
+  const bool exits = process.end_tick.load(std::memory_order_relaxed) != 0;
+  snapshot(pid_of(image, process.pid), exits ? SnapshotReason::kExit : SnapshotReason::kMark);
+  // Release: the program goes on only after its pages were looked at.
+  process.snapshot_done.store(wanted, std::memory_order_release);
+  futex_wake(process.snapshot_done);
+}
+
+void Collector::snapshot(pid_t pid, SnapshotReason reason) {
+  SnapshotTaken news{pid, {}};
+  const int64_t begin = raw_now_ns();
+  const bool taken = take_snapshot(pid, reason, news.snapshot);
+  const auto found = watched_.all().find(pid);
+  if (found != watched_.all().end() && found->second.schedule != nullptr) {
+    found->second.schedule->taken(begin, raw_now_ns());
+  }
+  if (!taken) return;
+  largest_rss_ = std::max(largest_rss_, news.snapshot.rss_bytes);
+  queue_.push(std::move(news));
+}
+
+void Collector::look_at_processes() {
+  const int64_t now = raw_now_ns();
+  if (now - looked_ns_ < kLookEveryNs) return;
+  looked_ns_ = now;
+  std::erase_if(images_, [](const Joined& image) { return image.region->retired.load(); });
+  look_at_slots();
+  for (auto& [pid, watched] : watched_.all()) {
+    if (watched.schedule == nullptr) continue;
+    const uint64_t rss = proc_rss_bytes(pid);
+    largest_rss_ = std::max(largest_rss_, rss);
+    if (!watched.schedule->has_budget(now)) continue;
+    if (watched.schedule->is_new_peak(rss)) {
+      snapshot(pid, SnapshotReason::kPeak);
+    } else if (watched.schedule->is_due(now)) {
+      snapshot(pid, SnapshotReason::kSchedule);
+    }
+  }
+}
+
+void Collector::report_progress() {
+  std::string failure;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!failure_told_) failure = failure_;
+  }
+  if (!failure.empty()) {
+    failure_told_ = true;
+    fmt::print(stderr, "heapledger: record: recording stopped, the program runs on: {}\n", failure);
+  }
+  const int64_t now = raw_now_ns();
+  if (!control_.is_open() || waited_ || now - progress_ns_ < kProgressEveryNs) return;
+  const bool first = progress_ns_ == 0;
+  progress_ns_ = now;
+  if (first || launched_pid_ == 0) return;
+  const Counters& counters = recorder_->counters();
+  control_.send({{"type", "progress"},
+                 {"events", counters.events.load()},
+                 {"processes", counters.processes.load()},
+                 {"faults", counters.faults.load()},
+                 {"rss_bytes", largest_rss_},
+                 {"backlog_bytes", queue_.backlog_bytes()},
+                 {"elapsed_ns", now - origin_raw_ns_}});
+}
+
+// Has the writer seen all that was there when the last process ended?
+bool Collector::reached_barrier() {
+  if (barrier_asked_ == barrier_done_.load() && quiet_since_ns_ != 0) return true;
+  if (quiet_since_ns_ == 0) {
+    quiet_since_ns_ = raw_now_ns();
+    drain_->push_after_round(Barrier{++barrier_asked_});
+  }
+  return false;
+}
+
+bool Collector::is_over() {
+  const int64_t now = raw_now_ns();
+  const bool none_yet = image_count_ == 0 && launched_pid_ == 0;
+  if (none_yet)
+    return now - origin_raw_ns_ > kFirstCallNs || (!control_.is_plain() && !control_.is_open());
+  const bool starter_is_done = waited_ || launched_pid_ == 0 || !control_.is_open();
+  if (!starter_is_done) return false;
+  if (!watched_.empty()) {
+    quiet_since_ns_ = 0;
+    if (waited_ && !told_running_ && control_.is_open()) {
+      told_running_ = true;
+      json pids = json::array();
+      for (const auto& [pid, watched] : watched_.all()) {
+        if (pid != launched_pid_) pids.push_back(pid);
+      }
+      if (!pids.empty()) control_.send({{"type", "running"}, {"pids", pids}});
+    }
+    return false;
+  }
+  if (!reached_barrier()) return false;
+  const bool all_known = fault_mode_ == FaultMode::kPerf || fault_mode_ == FaultMode::kPerfUser;
+  return all_known || now - quiet_since_ns_ >= kGraceNs;
+}
+
+void Collector::finish() {
+  const int64_t now = raw_now_ns();
+  drain_->stop();
+  queue_.push(Finish{now, perf_.lost_total()});
+  queue_.push(Barrier{++barrier_asked_});
+  while (barrier_done_.load() != barrier_asked_) {
+    const timespec pause{0, 200'000};
+    nanosleep(&pause, nullptr);
+  }
+  writer_stops_ = true;
+  queue_.push(Barrier{barrier_asked_});
+  writer_thread_.join();
+  report_progress();
+  struct stat file {};
+  stat(output_.c_str(), &file);
+  const Counters& counters = recorder_->counters();
+  json result = {{"type", "finished"},
+                 {"output", output_},
+                 {"events", counters.events.load()},
+                 {"lost", counters.lost.load()},
+                 {"faults", counters.faults.load()},
+                 {"processes", counters.processes.load()},
+                 {"bytes", static_cast<uint64_t>(file.st_size)},
+                 {"fault_source", fault_mode_name(fault_mode_)}};
+  if (!failure_.empty()) result["error"] = failure_;
+  control_.send(result);
+}
+
+}  // namespace heapledger::collector

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "interposer/collector/recorder.h"
+
+#include <algorithm>
+
+#include "schema/error.h"
+
+namespace heapledger::collector {
+namespace {
+
+constexpr int64_t kHousekeepingNs = 1'000'000'000;
+
+}  // namespace
+
+Recorder::Recorder(TraceWriter& writer, const PerfFaults& perf, ClockMap clock,
+                   int64_t origin_raw_ns, Hooks hooks)
+    : writer_(writer),
+      perf_(perf),
+      clock_(std::move(clock)),
+      origin_raw_ns_(origin_raw_ns),
+      hooks_(std::move(hooks)),
+      processes_(frames_, [this](pid_t pid) { hooks_.watch(pid); }) {}
+
+void Recorder::handle(Message&& message) {
+  try {
+    // A barrier is answered whatever has happened: someone waits for it.
+    if (!failed_ || std::holds_alternative<Barrier>(message)) {
+      std::visit([this](auto& news) { on(news); }, message);
+    }
+    if (!failed_) writer_.commit_when_due();
+  } catch (const schema::Error& error) {
+    if (failed_) return;
+    failed_ = true;
+    hooks_.on_failure(error.what());
+  }
+}
+
+void Recorder::idle() {
+  if (failed_) return;
+  try {
+    writer_.commit_when_due();
+  } catch (const schema::Error& error) {
+    failed_ = true;
+    hooks_.on_failure(error.what());
+  }
+}
+
+void Recorder::on(Window& window) {
+  now_ns_ = trace_ns(raw_now_ns());
+  if (window.pair) clock_.add(*window.pair);
+  const auto bytes_of = [&](const auto& piece) {
+    return std::span<const std::byte>(window.raw.data() + piece.offset, piece.bytes);
+  };
+  for (auto& [region, image] : images_) look_for_forks(*image);
+  changing_.clear();
+  for (const RingPiece& piece : window.rings) scan_modules(piece, bytes_of(piece));
+  for (Process* process : changing_) process->space->set_changing(true);
+  for (const RingPiece& piece : window.rings) decode_piece(piece, bytes_of(piece));
+  for (Process* process : changing_) process->space->set_changing(false);
+  for (const PerfPiece& piece : window.perf) {
+    perf_.decode(window.raw.data() + piece.offset, piece.bytes, perf_records_);
+  }
+  apply_perf(window.began_raw_ns);
+  write_tree();
+  notice_processes();
+  flush_full();
+  release_ended_rings();
+  if (window.whole) close_processes(window.began_raw_ns);
+  if (now_ns_ - housekept_ns_ < kHousekeepingNs) return;
+  housekept_ns_ = now_ns_;
+  release_dead_rings();
+  retire_images(window.began_raw_ns);
+  write_rows();
+}
+
+void Recorder::on(Launched& news) {
+  processes_.launched(news, trace_ns(raw_now_ns()));
+  notice_processes();
+}
+
+void Recorder::on(ImageJoined& news) {
+  Process& process = processes_.joined(news, trace_ns(news.raw_ns));
+  auto image = std::make_unique<Image>();
+  image->region = news.region;
+  image->pid = news.pid;
+  image->own_pid = news.own_pid;
+  image->processes.resize(news.region->layout().process_slots);
+  image->processes[0] = &process;
+  images_[news.region.get()] = std::move(image);
+  notice_processes();
+}
+
+void Recorder::on(Waited& news) {
+  Process* process = processes_.gone(news.pid, {true, news.wait_status}, trace_ns(news.raw_ns));
+  if (process == nullptr) return;
+  if (process->ended_by == nullptr) {
+    // It was seen to end before anyone could say how.
+    process->over = false;
+    processes_.gone(news.pid, {true, news.wait_status},
+                    process->end_ns.value_or(trace_ns(news.raw_ns)));
+  }
+  // wait4 adds up the process and its children that were waited for, so its counts are the
+  // process's own only where it had none.
+  const auto& all = processes_.all();
+  const bool had_children = std::any_of(all.begin(), all.end(), [&](const Process& other) {
+    return other.parent == process && other.pid != process->pid;
+  });
+  if (!had_children) {
+    process->rusage_minor = news.minor;
+    process->rusage_major = news.major;
+    process->rss_peak_bytes = std::max(process->rss_peak_bytes.value_or(0), news.max_rss_bytes);
+  }
+  process->changed = true;
+  notice_processes();
+}
+
+void Recorder::on(ProcessGone& news) {
+  processes_.gone(news.pid, news.exit, trace_ns(news.raw_ns));
+  notice_processes();
+}
+
+void Recorder::on(SnapshotTaken& news) {
+  for (auto& [region, image] : images_) look_for_forks(*image);
+  const int64_t time_ns = trace_ns(news.snapshot.raw_ns);
+  Process& process = processes_.at(news.pid, time_ns);
+  if (process.id == 0) return;
+  writer_.snapshot(process.id, news.snapshot, origin_raw_ns_, process.allocator_ranges);
+  process.rss_peak_bytes =
+      std::max(process.rss_peak_bytes.value_or(0), news.snapshot.rss_peak_bytes);
+  process.changed = true;
+  for (const ThreadSeen& seen : news.snapshot.threads) {
+    Thread& thread = thread_of(process, seen.tid, time_ns, processes_.next_thread_id());
+    thread.name = seen.name;
+    thread.minor_faults = seen.minor_faults;
+    thread.major_faults = seen.major_faults;
+    thread.changed = true;
+  }
+}
+
+void Recorder::on(MetaNote& note) { writer_.meta(note.key, note.text); }
+
+void Recorder::on(Barrier& barrier) { hooks_.on_barrier(barrier.number); }
+
+void Recorder::on(Finish& finish) {
+  now_ns_ = trace_ns(raw_now_ns());
+  apply_perf(INT64_MAX);
+  processes_.settle_all();
+  notice_processes();
+  write_tree();
+  for (Process& process : processes_.all()) {
+    if (process.region != nullptr) close_process(process);
+  }
+  // What the kernel dropped after its last record said so is known by its counters alone.
+  if (finish.perf_lost > perf_lost_told_ && !processes_.all().empty()) {
+    Process& first = processes_.all().front();
+    first.perf_lost += finish.perf_lost - perf_lost_told_;
+    counters_.lost += finish.perf_lost - perf_lost_told_;
+    first.changed = true;
+  }
+  for (Process& process : processes_.all()) {
+    flush(process);
+    write_row(process);
+  }
+  writer_.meta("end_ns", trace_ns(finish.raw_ns));
+  writer_.meta("clock_error_ns", static_cast<int64_t>(clock_.error_ns()));
+  writer_.meta("tick_hz", static_cast<int64_t>(clock_.tick_hz()));
+  writer_.meta("state", "complete");
+  writer_.close();
+}
+
+void Recorder::apply_perf(int64_t until_raw_ns) {
+  if (perf_records_.empty()) return;
+  sort_runs(perf_records_,
+            [](const PerfRecord& a, const PerfRecord& b) { return a.raw_ns < b.raw_ns; });
+  size_t done = 0;
+  for (; done < perf_records_.size() && perf_records_[done].raw_ns < until_raw_ns; ++done) {
+    const PerfRecord& record = perf_records_[done];
+    const int64_t time_ns = trace_ns(record.raw_ns);
+    switch (record.kind) {
+      case PerfKind::kFault:
+        add_fault(record, time_ns);
+        break;
+      case PerfKind::kFork:
+        processes_.kernel_fork(record, time_ns);
+        break;
+      case PerfKind::kExec:
+        processes_.kernel_exec(record, time_ns);
+        [[fallthrough]];
+      case PerfKind::kName: {
+        Process& process = processes_.at(static_cast<pid_t>(record.pid), time_ns);
+        Thread& thread = thread_of(process, static_cast<pid_t>(record.tid), time_ns,
+                                   processes_.next_thread_id());
+        thread.name = record.name;
+        thread.changed = true;
+        break;
+      }
+      case PerfKind::kExit:
+        processes_.kernel_exit(record, time_ns);
+        break;
+      case PerfKind::kLost:
+        processes_.at(static_cast<pid_t>(record.pid), time_ns).perf_lost += record.lost;
+        perf_lost_told_ += record.lost;
+        counters_.lost += record.lost;
+        break;
+    }
+  }
+  perf_records_.erase(perf_records_.begin(),
+                      perf_records_.begin() + static_cast<std::ptrdiff_t>(done));
+}
+
+void Recorder::add_fault(const PerfRecord& record, int64_t time_ns) {
+  Process& process = processes_.at(static_cast<pid_t>(record.pid), time_ns);
+  const Thread& thread =
+      thread_of(process, static_cast<pid_t>(record.tid), time_ns, processes_.next_thread_id());
+  process.faults.add({time_ns, thread.id, record.address, record.ip, record.major, record.kernel});
+  ++(record.major ? process.perf_major : process.perf_minor);
+  process.changed = true;
+  ++counters_.faults;
+}
+
+void Recorder::write_tree() {
+  for (const Frame& frame : frames_.fresh()) writer_.frame(frame);
+  frames_.clear_fresh();
+  for (const CallTree::Node& node : tree_.fresh()) writer_.node(node);
+  tree_.clear_fresh();
+}
+
+// Takes new processes under care, and sees which have ended.
+void Recorder::notice_processes() {
+  auto& all = processes_.all();
+  for (; processes_seen_ < all.size(); ++processes_seen_) open_.push_back(&all[processes_seen_]);
+  const int64_t now = raw_now_ns();
+  std::erase_if(open_, [&](Process* process) {
+    if (process->over) closing_.push_back({process, now});
+    return process->over;
+  });
+  counters_.processes = processes_.rows();
+}
+
+void Recorder::flush_full() {
+  const auto emit_all = [this](Process& process) {
+    if (process.id == 0) return;
+    process.calls.close_full([&](auto rows) { writer_.calls(process.id, rows); });
+    process.faults.close_full([&](auto rows) { writer_.faults(process.id, rows); });
+  };
+  for (Process* process : open_) emit_all(*process);
+  for (const Closing& closing : closing_) emit_all(*closing.process);
+}
+
+void Recorder::flush(Process& process) {
+  if (process.id == 0) return;
+  process.calls.close_all([&](auto rows) { writer_.calls(process.id, rows); });
+  process.faults.close_all([&](auto rows) { writer_.faults(process.id, rows); });
+}
+
+void Recorder::write_rows() {
+  for (Process* process : open_) write_row(*process);
+}
+
+void Recorder::write_row(Process& process) {
+  if (process.id == 0) return;
+  if (process.changed) writer_.process(process);
+  process.changed = false;
+  const auto write_thread = [&](Thread& thread) {
+    if (thread.changed) writer_.thread(process.id, thread);
+    thread.changed = false;
+  };
+  for (auto& thread : process.past_threads) write_thread(*thread);
+  for (auto& [tid, thread] : process.threads) write_thread(*thread);
+}
+
+}  // namespace heapledger::collector

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+// The writer thread: takes messages, decodes windows into rows, and writes the trace.
+//
+// Per window: module events of all rings first (a thread may call into a library that another has
+// just loaded), then each ring's events in its own order, then the kernel's records up to the time
+// the window began. Calls and faults wait in their process until a batch is full.
+//
+// When SQLite fails (a full disk), recording ends cleanly: `on_failure` is called once, later
+// messages are dropped, and what was committed stays readable.
+//
+// Thread safety: handle() by one thread; the counters by any.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "interposer/collector/call_tree.h"
+#include "interposer/collector/clock_map.h"
+#include "interposer/collector/message.h"
+#include "interposer/collector/process_table.h"
+#include "interposer/collector/trace_writer.h"
+#include "interposer/collector/wire_reader.h"
+
+namespace heapledger::collector {
+
+// For the line of progress and the result.
+struct Counters {
+  std::atomic<uint64_t> events{0};
+  std::atomic<uint64_t> lost{0};
+  std::atomic<uint64_t> faults{0};
+  std::atomic<uint64_t> processes{0};
+};
+
+class Recorder {
+ public:
+  struct Hooks {
+    std::function<void(pid_t)> watch;  // Tell when this pid has ended.
+    std::function<void(uint64_t)> on_barrier;
+    std::function<void(const std::string&)> on_failure;
+  };
+
+  Recorder(TraceWriter& writer, const PerfFaults& perf, ClockMap clock, int64_t origin_raw_ns,
+           Hooks hooks);
+
+  // False: forked and executed children are not recorded; their rows say so.
+  void set_follow(bool follow) { processes_.set_follow(follow); }
+
+  void handle(Message&& message);
+  // Called when there was no message for a while.
+  void idle();
+
+  const Counters& counters() const { return counters_; }
+  bool failed() const { return failed_; }
+
+ private:
+  struct Ring {
+    Process* owner = nullptr;
+    Thread* thread = nullptr;
+    StackCursor stack;
+    uint64_t position = 0;     // Bytes decoded.
+    uint64_t events = 0;       // Read so far, of all owners; to compare with the slot's own count.
+    uint64_t stall_ticks = 0;  // Already charged to owners.
+    bool ended = false;        // kThreadEnd was read.
+    bool broken = false;
+  };
+  struct Image {
+    RegionPtr region;
+    pid_t pid = 0;         // Of its first process.
+    uint32_t own_pid = 0;  // The same, as that process sees itself.
+    std::vector<std::unique_ptr<Ring>> rings;
+    std::vector<Process*> processes;  // By slot.
+    int64_t empty_since_ns = 0;       // 0: it has live processes.
+  };
+  struct Closing {
+    Process* process;
+    int64_t seen_raw_ns;  // Everything it wrote lies in rounds begun before this.
+  };
+  struct EndedRing {
+    const Region* region;
+    uint32_t slot;
+  };
+
+  void on(Window& window);
+  void on(Launched& news);
+  void on(ImageJoined& news);
+  void on(Waited& news);
+  void on(ProcessGone& news);
+  void on(SnapshotTaken& news);
+  void on(MetaNote& note);
+  void on(Barrier& barrier);
+  void on(Finish& finish);
+
+  // recorder_rings.cc
+  bool scan_modules(const RingPiece& piece, std::span<const std::byte> bytes);
+  void decode_piece(const RingPiece& piece, std::span<const std::byte> bytes);
+  void decode_event(Image& image, Ring& ring, uint32_t slot, const WireEvent& event);
+  void decode_call(Ring& ring, const WireEvent& event, int64_t time_ns);
+  void decode_syscall(Ring& ring, const WireEvent& event, int64_t time_ns);
+  void start_thread(Image& image, Ring& ring, const WireEvent& event, int64_t time_ns);
+  void on_module(Process& process, const WireEvent& event);
+  void on_exec(Image& image, Ring& ring, const WireEvent& event, int64_t time_ns);
+  uint32_t stack_of(Ring& ring, const WireEvent& event, int64_t time_ns);
+  bool adopt(Image& image, Ring& ring, uint32_t slot);
+  // recorder_slots.cc
+  Image* image_of(const Region* region);
+  Ring& ring_of(Image& image, uint32_t slot);
+  Process* process_of_slot(Image& image, uint32_t slot);
+  pid_t pid_outside(const Image& image, uint32_t own_pid) const;
+  pid_t tid_outside(const Image& image, const Process& process, uint32_t own_tid) const;
+  void look_for_forks(Image& image);
+  void charge_ring(Image& image, uint32_t slot);
+  bool release_ring(Image& image, uint32_t slot);
+  void free_ring(Image& image, uint32_t slot);
+  void release_ended_rings();
+  void release_dead_rings();
+  void close_processes(int64_t drained_until_raw_ns);
+  void close_process(Process& process);
+  void retire_images(int64_t now_raw_ns);
+  // recorder.cc
+  void apply_perf(int64_t until_raw_ns);
+  void add_fault(const PerfRecord& record, int64_t time_ns);
+  void write_tree();
+  void write_rows();
+  void write_row(Process& process);
+  void flush_full();
+  void flush(Process& process);
+  void notice_processes();
+  int64_t trace_ns(int64_t raw_ns) const { return raw_ns - origin_raw_ns_; }
+
+  TraceWriter& writer_;
+  const PerfFaults& perf_;
+  ClockMap clock_;
+  const int64_t origin_raw_ns_;
+  Hooks hooks_;
+  FrameTable frames_;
+  CallTree tree_;
+  ProcessTable processes_;
+  std::unordered_map<const Region*, std::unique_ptr<Image>> images_;
+  std::vector<PerfRecord> perf_records_;  // Decoded, not yet applied; sorted.
+  std::vector<Process*> open_;            // Not closed.
+  std::vector<Closing> closing_;          // Over; their last bytes are perhaps not decoded yet.
+  std::vector<EndedRing> ended_rings_;    // Their thread has said that it ended.
+  std::vector<Process*> changing_;        // A module was unloaded in this window.
+  size_t processes_seen_ = 0;             // How many of processes_.all() have been put into open_.
+  int64_t now_ns_ = 0;                    // No event of the window can be later.
+  int64_t housekept_ns_ = 0;
+  uint64_t perf_lost_told_ = 0;  // By records.
+  Counters counters_;
+  std::atomic<bool> failed_{false};
+};
+
+}  // namespace heapledger::collector

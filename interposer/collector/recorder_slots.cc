@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+// Recorder: the slots of the shared regions, from claim to release.
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "interposer/collector/proc_files.h"
+#include "interposer/collector/recorder.h"
+
+namespace heapledger::collector {
+namespace {
+
+using schema::ProcessState;
+using schema::RingState;
+
+constexpr uint64_t kSaneCount = uint64_t{1} << 48;
+// A forked child claims its slot within microseconds of the fork; this long after the last process
+// of an image has ended, none is coming.
+constexpr int64_t kRetireAfterNs = 500'000'000;
+
+}  // namespace
+
+Recorder::Image* Recorder::image_of(const Region* region) {
+  const auto found = images_.find(region);
+  return found == images_.end() ? nullptr : found->second.get();
+}
+
+Recorder::Ring& Recorder::ring_of(Image& image, uint32_t slot) {
+  if (image.rings.size() <= slot) image.rings.resize(slot + 1);
+  if (image.rings[slot] == nullptr) image.rings[slot] = std::make_unique<Ring>();
+  return *image.rings[slot];
+}
+
+// The process that holds this slot; takes notice of it if it is new. Null: nobody does.
+Process* Recorder::process_of_slot(Image& image, uint32_t slot) {
+  if (slot >= image.processes.size()) return nullptr;
+  const schema::ProcessSlot& fields = image.region->process_slot(slot);
+  Process* process = image.processes[slot];
+  // Acquire: pairs with the program's release after it filled the slot.
+  const ProcessState state = fields.state.load(std::memory_order_acquire);
+  const bool filled = state == ProcessState::kLive || state == ProcessState::kEnded;
+  if (process == nullptr) {
+    if (!filled) return nullptr;
+    const pid_t pid = pid_outside(image, fields.pid);
+    if (pid <= 0) return nullptr;
+    Process* parent =
+        fields.parent_slot < image.processes.size() ? image.processes[fields.parent_slot] : nullptr;
+    int64_t start_ns = trace_ns(clock_.to_ns(fields.parent_fork_tick));
+    if (start_ns < 0 || start_ns > now_ns_) start_ns = now_ns_;
+    process = &processes_.forked(image.region, slot, pid, parent, start_ns);
+    process->start_ns = std::min(process->start_ns.value_or(start_ns), start_ns);
+    image.processes[slot] = process;
+    image.empty_since_ns = 0;
+    notice_processes();
+  }
+  if (filled && !process->settings) read_start(*process, fields);
+  return process;
+}
+
+void Recorder::look_for_forks(Image& image) {
+  const uint32_t used = image.region->process_slots_used();
+  for (uint32_t slot = 0; slot < used; ++slot) {
+    if (image.processes[slot] == nullptr || !image.processes[slot]->settings) {
+      process_of_slot(image, slot);
+    }
+  }
+}
+
+// Our view of a pid that a process of the image names. Where the image lives in another pid
+// namespace its threads are searched by their inner numbers.
+pid_t Recorder::pid_outside(const Image& image, uint32_t own_pid) const {
+  if (image.own_pid == static_cast<uint32_t>(image.pid)) return static_cast<pid_t>(own_pid);
+  if (own_pid == image.own_pid) return image.pid;
+  return process_by_own_pid(image.pid, own_pid);
+}
+
+pid_t Recorder::tid_outside(const Image& image, const Process& process, uint32_t own_tid) const {
+  if (image.own_pid == static_cast<uint32_t>(image.pid)) return static_cast<pid_t>(own_tid);
+  const pid_t tid = thread_by_own_tid(process.pid, own_tid);
+  return tid != 0 ? tid : static_cast<pid_t>(own_tid);
+}
+
+// Settles what the ring's owner owes: events that were written and not read, time it waited.
+void Recorder::charge_ring(Image& image, uint32_t slot) {
+  Ring& ring = ring_of(image, slot);
+  const schema::RingSlot& fields = image.region->ring_slot(slot);
+  const uint64_t written = fields.events.load(std::memory_order_acquire);
+  uint64_t lost = written > ring.events ? written - ring.events : 0;
+  // A thread that was killed may have counted the event it was about to publish.
+  if (lost == 1 && !ring.ended) lost = 0;
+  ring.events = std::max(ring.events, written);
+  const uint64_t stalled = fields.stall_ticks.load(std::memory_order_relaxed);
+  const uint64_t stall_ticks = stalled > ring.stall_ticks ? stalled - ring.stall_ticks : 0;
+  ring.stall_ticks = std::max(ring.stall_ticks, stalled);
+  if (ring.owner == nullptr) return;
+  if (lost != 0 && lost < kSaneCount) {
+    ring.owner->events_lost += lost;
+    counters_.lost += lost;
+  }
+  if (stall_ticks < kSaneCount) {
+    const int64_t stall_ns = clock_.duration_ns(stall_ticks);
+    ring.owner->stall_ns += stall_ns;
+    if (ring.thread != nullptr) {
+      ring.thread->stall_ns += stall_ns;
+      ring.thread->changed = true;
+    }
+  }
+  ring.owner->changed = true;
+}
+
+// Frees a ring whose thread is gone, if all of it was decoded.
+bool Recorder::release_ring(Image& image, uint32_t slot) {
+  const Ring& ring = ring_of(image, slot);
+  const uint64_t head = image.region->ring_slot(slot).head.load(std::memory_order_acquire);
+  if (!ring.broken && head != ring.position) return false;
+  free_ring(image, slot);
+  return true;
+}
+
+void Recorder::free_ring(Image& image, uint32_t slot) {
+  Ring& ring = ring_of(image, slot);
+  charge_ring(image, slot);
+  image.region->drop_ring_pages(slot);
+  ring.owner = nullptr;
+  ring.thread = nullptr;
+  ring.stack.clear();
+  ring.ended = false;
+  // Release: the pages are dropped before the next owner writes into them.
+  image.region->ring_slot(slot).state.store(RingState::kFree, std::memory_order_release);
+}
+
+void Recorder::release_ended_rings() {
+  std::erase_if(ended_rings_, [this](const EndedRing& ended) {
+    Image* image = image_of(ended.region);
+    if (image == nullptr || !ring_of(*image, ended.slot).ended) return true;
+    const schema::RingSlot& fields = image->region->ring_slot(ended.slot);
+    return fields.state.load(std::memory_order_acquire) == RingState::kEnded &&
+           release_ring(*image, ended.slot);
+  });
+}
+
+// Threads that ended without a word (a raw exit, a cancelled thread).
+void Recorder::release_dead_rings() {
+  for (auto& [region, image] : images_) {
+    for (uint32_t slot = 0; slot < image->rings.size(); ++slot) {
+      const Ring* ring = image->rings[slot].get();
+      if (ring == nullptr || ring->thread == nullptr || ring->owner->over) continue;
+      const RingState state = region->ring_slot(slot).state.load(std::memory_order_acquire);
+      if (state != RingState::kLive) continue;
+      const std::string tasks = proc_path(ring->owner->pid, "task/");
+      const bool gone = access((tasks + std::to_string(ring->thread->tid)).c_str(), F_OK) != 0;
+      // A process that is gone as a whole is closed elsewhere.
+      if (gone && access(tasks.c_str(), F_OK) == 0) release_ring(*image, slot);
+    }
+  }
+}
+
+void Recorder::close_processes(int64_t drained_until_raw_ns) {
+  std::erase_if(closing_, [&](const Closing& closing) {
+    if (closing.seen_raw_ns >= drained_until_raw_ns) return false;
+    close_process(*closing.process);
+    return true;
+  });
+}
+
+// Everything it wrote is decoded: counts it, frees its slots, writes it.
+void Recorder::close_process(Process& process) {
+  Image* image = process.region != nullptr ? image_of(process.region.get()) : nullptr;
+  if (image != nullptr && image->processes[process.slot] == &process) {
+    schema::ProcessSlot& fields = image->region->process_slot(process.slot);
+    for (uint32_t slot = 0; slot < image->rings.size(); ++slot) {
+      if (image->rings[slot] == nullptr || image->rings[slot]->owner != &process) continue;
+      if (process.over) {
+        free_ring(*image, slot);
+      } else {
+        charge_ring(*image, slot);
+      }
+    }
+    read_counters(process, fields);
+    counters_.lost += fields.events_lost.load(std::memory_order_relaxed);
+    const uint32_t status = fields.exit_status.load(std::memory_order_relaxed);
+    if (process.over && process.ended_by == nullptr && status > 0 && status <= 256) {
+      process.ended_by = "exit";
+      process.exit_status = static_cast<int>(status - 1);
+    }
+    if (process.over) {
+      image->processes[process.slot] = nullptr;
+      fields.end_minor_faults.store(0);
+      fields.end_major_faults.store(0);
+      fields.end_tick.store(0);
+      fields.exit_status.store(0);
+      fields.events_lost.store(0);
+      fields.recorder_syscalls.store(0);
+      fields.snapshot_done.store(fields.snapshot_wanted.load());
+      // Release: whoever claims it next sees the counters at zero.
+      fields.state.store(ProcessState::kFree, std::memory_order_release);
+    }
+  }
+  process.region.reset();
+  flush(process);
+  write_row(process);
+  process.space.reset();
+  process.allocator_ranges.clear();
+}
+
+void Recorder::retire_images(int64_t now_raw_ns) {
+  std::erase_if(images_, [&](auto& entry) {
+    Image& image = *entry.second;
+    const auto lives = [](const Process* process) { return process != nullptr; };
+    if (std::any_of(image.processes.begin(), image.processes.end(), lives)) {
+      image.empty_since_ns = 0;
+      return false;
+    }
+    if (image.empty_since_ns == 0) image.empty_since_ns = now_raw_ns;
+    if (now_raw_ns - image.empty_since_ns < kRetireAfterNs) return false;
+    image.region->control().recording.store(0, std::memory_order_release);
+    image.region->retired.store(true, std::memory_order_release);
+    return true;
+  });
+}
+
+}  // namespace heapledger::collector
