@@ -8,8 +8,9 @@
 // place. The Os is a member of the allocator and may have state.
 //
 // Contract of every call: runs inside malloc, mostly with an arena's lock held. It must not
-// allocate from this allocator, take a lock that is held while allocating, or change errno. A null
-// or false result is the system's refusal; no call logs.
+// allocate from this allocator, take a lock that is held while allocating, or change errno. Several
+// threads may be in it at once: mapped blocks need no arena's lock. A null or false result is the
+// system's refusal; no call logs.
 #pragma once
 
 #include <concepts>

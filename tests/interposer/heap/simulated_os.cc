@@ -146,6 +146,11 @@ bool SimulatedSpace::madvise(void* address, size_t length, Cause cause) {
   return true;
 }
 
+void SimulatedSpace::note_policy(const PolicyEvent& event) {
+  const std::lock_guard guard(mutex_);
+  policy.push_back(event);
+}
+
 uintptr_t SimulatedSpace::foreign_sbrk(int64_t bytes) {
   const uintptr_t old = brk(0, Cause::kNone);
   brk(old + static_cast<uintptr_t>(bytes), Cause::kNone);

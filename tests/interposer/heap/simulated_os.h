@@ -50,6 +50,7 @@ class SimulatedSpace {
   bool munmap(void* address, size_t length, Cause cause);
   void* mremap(void* address, size_t old_length, size_t new_length, Cause cause);
   bool madvise(void* address, size_t length, Cause cause);
+  void note_policy(const PolicyEvent& event);
 
   // Calls since the last take, in order, and as short text: "brk +135168; mmap 200704; mremap
   // 200704 303104".
@@ -104,7 +105,7 @@ struct SimulatedOs {
   }
   bool mprotect(void*, size_t, int, Cause) { return false; }  // No part of the main arena needs it.
   void on_policy(PolicyKind kind, uint64_t old_value, uint64_t new_value) {
-    space->policy.push_back({kind, old_value, new_value});
+    space->note_policy({kind, old_value, new_value});
   }
 };
 static_assert(OperatingSystem<SimulatedOs>);
