@@ -25,6 +25,7 @@ class Error : public std::exception {
   }
 
   // Adds what was being done, innermost first. Give it what follows the word "while".
+  // NOLINTNEXTLINE(readability-identifier-naming): the word itself is C++'s.
   Error& while_(const std::string& doing) {
     context_ += context_.empty() ? "while " + doing : ", while " + doing;
     compose();

@@ -21,6 +21,20 @@ constexpr char kSqliteMagic[] = "SQLite format 3";  // With its zero: the first 
 
 std::string in_quotes(const std::string& path) { return "'" + path + "'"; }
 
+// A statement in a message: on one line, however it was written.
+std::string one_line(std::string_view sql) {
+  std::string text;
+  for (const char c : sql) {
+    const bool space = c == ' ' || c == '\n' || c == '\t';
+    if (!space) {
+      text += c;
+    } else if (!text.empty() && text.back() != ' ') {
+      text += ' ';
+    }
+  }
+  return text;
+}
+
 std::string errno_text() { return std::strerror(errno); }
 
 // The connection, or an Error that begins with `what`.
@@ -93,14 +107,13 @@ void check_format(Database& db, const std::string& what) {
 Statement::Statement(sqlite3* db, std::string_view sql) {
   const int code = sqlite3_prepare_v3(db, sql.data(), static_cast<int>(sql.size()),
                                       SQLITE_PREPARE_PERSISTENT, &stmt_, nullptr);
-  if (code != SQLITE_OK)
-    throw Error("cannot prepare '" + std::string(sql) + "'", sqlite3_errmsg(db));
+  if (code != SQLITE_OK) throw Error("cannot prepare '" + one_line(sql) + "'", sqlite3_errmsg(db));
 }
 
 Statement::~Statement() { sqlite3_finalize(stmt_); }
 
 void Statement::fail() const {
-  throw Error("cannot run '" + std::string(sqlite3_sql(stmt_)) + "'",
+  throw Error("cannot run '" + one_line(sqlite3_sql(stmt_)) + "'",
               sqlite3_errmsg(sqlite3_db_handle(stmt_)));
 }
 

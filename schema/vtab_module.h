@@ -35,7 +35,7 @@ class VtabModule {
  public:
   // Version 0 and no xCreate: eponymous-only.
   static const sqlite3_module* module() {
-    static const sqlite3_module kModule = [] {
+    static const sqlite3_module shared = [] {
       sqlite3_module made{};
       made.xConnect = &connect;
       made.xDisconnect = &disconnect;
@@ -49,7 +49,7 @@ class VtabModule {
       made.xRowid = &rowid;
       return made;
     }();
-    return &kModule;
+    return &shared;
   }
 
  private:

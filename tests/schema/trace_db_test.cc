@@ -116,7 +116,7 @@ TEST_F(TraceDb, NamesTheStatementThatFails) {
   Database db = create_trace(path_, false);
   EXPECT_EQ(text_of_error([&] { db.prepare("SELECT wrong FROM meta"); }),
             "cannot prepare 'SELECT wrong FROM meta': no such column: wrong");
-  EXPECT_EQ(text_of_error([&] { db.prepare("INSERT INTO thread(id) VALUES (?)").run_with(1); }),
+  EXPECT_EQ(text_of_error([&] { db.prepare("INSERT INTO\n  thread(id) VALUES (?)").run_with(1); }),
             "cannot run 'INSERT INTO thread(id) VALUES (?)': NOT NULL constraint failed: "
             "thread.process");
 }
