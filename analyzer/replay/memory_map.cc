@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "analyzer/replay/memory_map.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <limits>
+
+namespace heapledger::analyzer {
+
+namespace {
+
+using schema::Origin;
+using schema::SyscallName;
+using schema::Touch;
+
+uint64_t page_up(uint64_t bytes) { return (bytes + kPageBytes - 1) / kPageBytes * kPageBytes; }
+
+}  // namespace
+
+const char* region_name(Region region) {
+  switch (region) {
+    case Region::kHeap:
+      return "heap";
+    case Region::kBlock:
+      return "block";
+    case Region::kOther:
+      break;
+  }
+  return "other";
+}
+
+void MemoryMap::enter(const SyscallRow& call) {
+  if (call.failed()) return;
+  const bool ours = call.origin == Origin::kAllocator;
+  const uint64_t start = call.args[0];
+  const uint64_t end = start + page_up(call.args[1]);
+  switch (call.name) {
+    case SyscallName::kBrk:
+      move_break(call);
+      break;
+    case SyscallName::kMmap: {
+      const auto got = static_cast<uint64_t>(call.result);
+      const uint64_t got_end = got + page_up(call.args[1]);
+      if (!ours) {
+        forget(got, got_end);
+        break;
+      }
+      // The allocator's own tables are no heap; a reservation is held once it is made accessible.
+      if (call.cause == "registry" || call.args[2] == PROT_NONE) break;
+      const bool block = call.cause.empty() || call.cause == "map block";
+      queue({call.time_ns + call.duration_ns,
+             got,
+             got_end,
+             block ? RangeKind::kMapped : RangeKind::kHeap,
+             call.stack,
+             {}});
+      break;
+    }
+    case SyscallName::kMunmap:
+      release(start, end, false);
+      if (!ours) forget(start, end);
+      break;
+    case SyscallName::kMremap:
+      remap(call);
+      break;
+    case SyscallName::kMadvise:
+      if (call.args[2] == MADV_DONTNEED || call.args[2] == MADV_REMOVE) release(start, end, true);
+      break;
+    case SyscallName::kMprotect:
+      if (ours) protect(call);
+      break;
+  }
+}
+
+void MemoryMap::move_break(const SyscallRow& call) {
+  const auto now = static_cast<uint64_t>(call.result);
+  const uint64_t before = break_end_ == 0 ? now : break_end_;
+  break_end_ = now;
+  if (now < before) {
+    release(now, before, false);
+  } else if (now > before && call.origin == Origin::kAllocator) {
+    queue({call.time_ns + call.duration_ns, before, now, RangeKind::kBreak, call.stack, {}});
+  }
+}
+
+void MemoryMap::remap(const SyscallRow& call) {
+  const uint64_t old_start = call.args[0];
+  const uint64_t old_end = old_start + page_up(call.args[1]);
+  const auto start = static_cast<uint64_t>(call.result);
+  const uint64_t end = start + page_up(call.args[2]);
+  std::vector<uint64_t> moved;
+  resident_.for_each(old_start, old_end, [&](uint64_t page) { moved.push_back(page - old_start); });
+  if (start == old_start) {
+    if (end < old_end) release(end, old_end, false);
+    if (end <= old_end) return;
+  } else {
+    release(old_start, old_end, false);
+    // They moved: touching the old address again is a first touch of something else.
+    forget(old_start, old_end);
+  }
+  if (call.origin != Origin::kAllocator) return;
+  queue({call.time_ns + call.duration_ns, start, end, RangeKind::kMapped, call.stack,
+         std::move(moved)});
+}
+
+void MemoryMap::protect(const SyscallRow& call) {
+  const uint64_t start = call.args[0];
+  const uint64_t end = start + page_up(call.args[1]);
+  if (call.args[2] == PROT_NONE) {
+    release(start, end, false);
+  } else if (held_.find(start) == nullptr) {
+    queue({call.time_ns + call.duration_ns, start, end, RangeKind::kHeap, call.stack, {}});
+  }
+}
+
+void MemoryMap::release(uint64_t start, uint64_t end, bool keep_range) {
+  held_resident_pages_ -= held_resident_in(start, end);
+  resident_.remove(start, end);
+  shared_.remove(start, end);
+  if (!keep_range) held_.remove(start, end);
+  held_resident_pages_ += held_resident_in(start, end);
+}
+
+void MemoryMap::forget(uint64_t start, uint64_t end) {
+  held_resident_pages_ -= held_resident_in(start, end);
+  resident_.remove(start, end);
+  ever_.remove(start, end);
+  shared_.remove(start, end);
+}
+
+void MemoryMap::queue(Acquisition acquisition) {
+  const auto place = std::find_if(queue_.begin(), queue_.end(), [&](const Acquisition& other) {
+    return other.time_ns <= acquisition.time_ns;
+  });
+  queue_.insert(place, std::move(acquisition));
+}
+
+int64_t MemoryMap::next_acquisition() const {
+  return queue_.empty() ? std::numeric_limits<int64_t>::max() : queue_.back().time_ns;
+}
+
+void MemoryMap::acquire_next() {
+  const Acquisition next = std::move(queue_.back());
+  queue_.pop_back();
+  held_resident_pages_ -= held_resident_in(next.start, next.end);
+  held_.add(next.start, next.end, next.kind, next.stack);
+  for (const uint64_t offset : next.moved_pages) {
+    resident_.add(next.start + offset);
+    ever_.add(next.start + offset);
+  }
+  held_resident_pages_ += held_resident_in(next.start, next.end);
+}
+
+uint64_t MemoryMap::held_resident_in(uint64_t start, uint64_t end) const {
+  const RangeMap::Map& ranges = held_.ranges();
+  auto it = ranges.lower_bound(start);
+  if (it != ranges.begin() && std::prev(it)->second.end > start) --it;
+  uint64_t pages = 0;
+  for (; it != ranges.end() && it->first < end; ++it) {
+    pages += resident_.count(std::max(start, it->first), std::min(end, it->second.end));
+  }
+  return pages;
+}
+
+Touch MemoryMap::fault(uint64_t address) {
+  const Region where = region(address);
+  if (resident_.add(address)) {
+    if (held_.find(address) != nullptr) ++held_resident_pages_;
+    const bool fresh = ever_.add(address);
+    if (fresh) return Touch::kFirst;
+    // Elsewhere pages come and go by calls that nobody recorded (the loader's, thread stacks).
+    return where == Region::kOther ? Touch::kUnknown : Touch::kRepeat;
+  }
+  ever_.add(address);
+  if (shared_.contains(address)) {
+    shared_.remove_page(address);
+    return Touch::kCow;
+  }
+  return where == Region::kOther ? Touch::kUnknown : Touch::kZeroUpgrade;
+}
+
+bool MemoryMap::seen_resident(uint64_t address) {
+  if (!resident_.add(address)) return false;
+  ever_.add(address);
+  if (held_.find(address) != nullptr) ++held_resident_pages_;
+  return true;
+}
+
+void MemoryMap::seen_absent(uint64_t start, uint64_t end) { release(start, end, true); }
+
+Region MemoryMap::region(uint64_t address) const {
+  if (const HeldRange* range = held_.find(address)) {
+    return range->kind == RangeKind::kMapped ? Region::kBlock : Region::kHeap;
+  }
+  for (const Acquisition& next : queue_) {
+    if (address >= next.start && address < next.end) {
+      return next.kind == RangeKind::kMapped ? Region::kBlock : Region::kHeap;
+    }
+  }
+  return Region::kOther;
+}
+
+}  // namespace heapledger::analyzer

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// What system calls and page faults did to a process's heap memory: held ranges and their pages.
+//
+// The allocator's brk, mmap, mremap, munmap and mprotect say which ranges it holds; faults make
+// pages resident; munmap, a falling break, madvise(MADV_DONTNEED) and moves take them away. The
+// program's own calls never add to what is held, but they do release pages.
+//
+// A call has two moments. What it gives back is gone from its entry on; what it gets is there from
+// its return on. Between two threads only this order is certain: the kernel cannot hand out a range
+// before the call that frees it was entered.
+// Thread safety: none.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "analyzer/replay/page_set.h"
+#include "analyzer/replay/range_map.h"
+#include "schema/event.h"
+#include "schema/fault_batch.h"
+
+namespace heapledger::analyzer {
+
+struct SyscallRow {
+  int64_t time_ns = 0;  // Entry.
+  int64_t duration_ns = 0;
+  uint32_t thread = 0;
+  uint32_t stack = 0;
+  schema::SyscallName name = schema::SyscallName::kBrk;
+  schema::Origin origin = schema::Origin::kAllocator;
+  int64_t result = 0;
+  uint64_t args[6] = {};
+  std::string cause;
+
+  bool failed() const { return result < 0 && result >= -4095; }
+};
+
+enum class Region : uint8_t { kHeap, kBlock, kOther };
+const char* region_name(Region region);
+
+class MemoryMap {
+ public:
+  explicit MemoryMap(std::optional<int64_t> heap_start)
+      : break_end_(static_cast<uint64_t>(heap_start.value_or(0))) {}
+
+  // The part of a call that gives memory back; what it gets is queued until acquire_due().
+  void enter(const SyscallRow& call);
+  // Time of the next queued acquisition, INT64_MAX if there is none.
+  int64_t next_acquisition() const;
+  void acquire_next();
+
+  // A fault: makes its page resident and says what kind of touch it was.
+  schema::Touch fault(uint64_t address);
+  // A page that a snapshot showed; false if it was known to be resident.
+  bool seen_resident(uint64_t address);
+  void seen_absent(uint64_t start, uint64_t end);
+  bool was_ever_resident(uint64_t address) const { return ever_.contains(address); }
+  // A fork: from here on both sides share what is resident, until they write to it.
+  void share_pages() { shared_ = resident_; }
+
+  // Where an address is; ranges that are being acquired count.
+  Region region(uint64_t address) const;
+  uint64_t held_bytes() const { return held_.bytes(); }
+  uint64_t held_resident_bytes() const { return held_resident_pages_ * kPageBytes; }
+  const RangeMap& held() const { return held_; }
+  const PageSet& resident() const { return resident_; }
+  uint64_t break_end() const { return break_end_; }
+
+ private:
+  struct Acquisition {
+    int64_t time_ns;
+    uint64_t start, end;
+    RangeKind kind;
+    uint32_t stack;
+    std::vector<uint64_t> moved_pages;  // Offsets of pages that come along (mremap).
+  };
+
+  void move_break(const SyscallRow& call);
+  void remap(const SyscallRow& call);
+  void protect(const SyscallRow& call);
+  // Takes the pages away, and the range too unless it is kept.
+  void release(uint64_t start, uint64_t end, bool keep_range);
+  void forget(uint64_t start, uint64_t end);
+  void queue(Acquisition acquisition);
+  uint64_t held_resident_in(uint64_t start, uint64_t end) const;
+
+  RangeMap held_;
+  PageSet resident_;
+  PageSet ever_;
+  PageSet shared_;
+  std::vector<Acquisition> queue_;  // Latest first.
+  uint64_t break_end_;
+  uint64_t held_resident_pages_ = 0;
+};
+
+}  // namespace heapledger::analyzer

@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "analyzer/replay/replay.h"
+
+#include <algorithm>
+#include <iterator>
+#include <limits>
+#include <span>
+
+#include "schema/error.h"
+
+namespace heapledger::analyzer {
+
+namespace {
+
+using schema::CallRow;
+
+constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
+constexpr uint64_t kAddressMax = std::numeric_limits<uint64_t>::max();
+
+constexpr uint32_t kCallColumns = schema::kColumnTime | schema::kColumnThread |
+                                  schema::kColumnKind | schema::kColumnId | schema::kColumnAddress |
+                                  schema::kColumnSize | schema::kColumnUsable |
+                                  schema::kColumnEndedId | schema::kColumnStack;
+
+struct SnapshotEntry {
+  int64_t id;
+  int64_t end_ns;
+  bool huge_pages;
+};
+
+std::vector<SnapshotEntry> load_snapshots(schema::Database& db, int64_t process) {
+  schema::Statement select = db.prepare(
+      "SELECT id, end_ns, (SELECT coalesce(sum(huge_bytes), 0) FROM region"
+      " WHERE snapshot = snapshot.id AND kind IN ('heap', 'block')) FROM snapshot"
+      " WHERE process = ? AND EXISTS (SELECT 1 FROM residency WHERE snapshot = snapshot.id)"
+      " ORDER BY end_ns");
+  select.bind(1, process);
+  std::vector<SnapshotEntry> snapshots;
+  while (select.step()) {
+    snapshots.push_back({select.column_int(0), select.column_int(1), select.column_int(2) != 0});
+  }
+  return snapshots;
+}
+
+std::vector<int64_t> load_fork_times(const TraceInfo& info, int64_t process) {
+  std::vector<int64_t> times;
+  for (const ProcessInfo& child : info.processes) {
+    if (child.forked && child.parent == process && child.start_ns) times.push_back(*child.start_ns);
+  }
+  std::sort(times.begin(), times.end());
+  return times;
+}
+
+// Little-endian groups of seven bits. Returns false at the end of the blob.
+bool next_varint(std::span<const uint8_t>& bytes, uint64_t& value) {
+  value = 0;
+  for (int shift = 0; shift < 64 && !bytes.empty(); shift += 7) {
+    const uint8_t byte = bytes.front();
+    bytes = bytes.subspan(1);
+    value |= static_cast<uint64_t>(byte & 0x7f) << shift;
+    if ((byte & 0x80) == 0) return true;
+  }
+  return false;
+}
+
+schema::SyscallName syscall_by_name(const std::string& name) {
+  for (size_t i = 0; i < std::size(schema::kSyscallNames); ++i) {
+    if (name == schema::kSyscallNames[i]) return static_cast<schema::SyscallName>(i);
+  }
+  throw schema::Error("cannot read the trace", "unknown system call '" + name + "'");
+}
+
+}  // namespace
+
+SyscallReader::SyscallReader(schema::Database& db, int64_t process, int64_t time_max_ns)
+    : select_(db.prepare(
+          "SELECT time_ns, duration_ns, thread, stack, name, origin, result, arg0, arg1, arg2,"
+          " arg3, arg4, arg5, cause FROM syscall WHERE process = ? AND time_ns <= ?"
+          " AND origin != 'recorder' ORDER BY time_ns, rowid")) {
+  select_.bind_all(process, time_max_ns);
+}
+
+bool SyscallReader::next(SyscallRow& row) {
+  if (!select_.step()) return false;
+  row.time_ns = select_.column_int(0);
+  row.duration_ns = select_.column_int(1);
+  row.thread = static_cast<uint32_t>(select_.column_int(2));
+  row.stack = static_cast<uint32_t>(select_.column_int(3));
+  row.name = syscall_by_name(select_.column_text(4));
+  row.origin =
+      select_.column_text(5) == "allocator" ? schema::Origin::kAllocator : schema::Origin::kProgram;
+  row.result = select_.column_int(6);
+  for (int i = 0; i < 6; ++i) row.args[i] = select_.column_uint(7 + i);
+  row.cause = select_.column_text(13);
+  return true;
+}
+
+// What is being read: one process's four streams and its forks, each with its next row in hand.
+struct Replay::Streams {
+  Streams(schema::Database& db, const TraceInfo& info, int64_t process, int64_t time_max_ns,
+          const ReplayOptions& options, bool own)
+      : calls(db, process,
+              {kCallColumns, std::numeric_limits<int64_t>::min(), time_max_ns, options.damage}),
+        syscalls(db, process, time_max_ns),
+        faults(db, process, options.faults ? time_max_ns : std::numeric_limits<int64_t>::min(),
+               own ? options.attributions : nullptr, options.damage),
+        forks(load_fork_times(info, process)) {
+    if (options.faults) snapshots = load_snapshots(db, process);
+    std::erase_if(snapshots,
+                  [&](const SnapshotEntry& entry) { return entry.end_ns > time_max_ns; });
+    std::erase_if(forks, [&](int64_t time) { return time > time_max_ns; });
+    next_call();
+    next_syscall();
+  }
+
+  void next_call() { call_time = calls.next(call) ? call.time_ns : kNever; }
+  void next_syscall() { syscall_time = syscalls.next(syscall) ? syscall.time_ns : kNever; }
+  int64_t snapshot_time() const {
+    return snapshot < snapshots.size() ? snapshots[snapshot].end_ns : kNever;
+  }
+  int64_t fork_time() const { return fork < forks.size() ? forks[fork] : kNever; }
+
+  schema::CallReader calls;
+  CallRow call;
+  int64_t call_time = kNever;
+  SyscallReader syscalls;
+  SyscallRow syscall;
+  int64_t syscall_time = kNever;
+  FaultStream faults;
+  std::vector<SnapshotEntry> snapshots;
+  size_t snapshot = 0;
+  std::vector<int64_t> forks;
+  size_t fork = 0;
+};
+
+Replay::Replay(schema::Database& db, const TraceInfo& info, int64_t process, ReplayOptions options)
+    : db_(db),
+      info_(info),
+      process_(info.process(process)),
+      options_(std::move(options)),
+      live_(options_.faults),
+      memory_(process_.heap_start) {
+  play_ancestors(process_);
+  live_.mark_inherited();
+  open(process, kNever, true);
+  if (options_.observer != nullptr) options_.observer->on_begin(*this);
+}
+
+Replay::~Replay() = default;
+
+void Replay::play_ancestors(const ProcessInfo& process) {
+  if (!process.forked || !process.parent || !process.start_ns) return;
+  const ProcessInfo& parent = info_.process(*process.parent);
+  if (parent.id >= process.id) return;  // Only a damaged trace has a cycle.
+  play_ancestors(parent);
+  open(parent.id, *process.start_ns, false);
+  run(UINT64_MAX, kNever);
+  memory_.share_pages();
+}
+
+void Replay::open(int64_t process, int64_t time_max_ns, bool own) {
+  own_ = own;
+  step_ = 0;
+  streams_ = std::make_unique<Streams>(db_, info_, process, time_max_ns, options_, own);
+}
+
+void Replay::run_to_step(uint64_t step) { run(step, kNever); }
+void Replay::run_to_time(int64_t time_ns) { run(UINT64_MAX, time_ns); }
+void Replay::run_to_end() { run(UINT64_MAX, kNever); }
+
+void Replay::run(uint64_t step_max, int64_t time_max_ns) {
+  Streams& in = *streams_;
+  ReplayObserver* observer = own_ ? options_.observer : nullptr;
+  while (step_ < step_max) {
+    const int64_t acquisition = memory_.next_acquisition();
+    const int64_t rare =
+        std::min({acquisition, in.syscall_time, in.snapshot_time(), in.fork_time()});
+    const int64_t fault = in.faults.next_time();
+    const int64_t next = std::min({rare, in.call_time, fault});
+    if (next == kNever || next > time_max_ns) {
+      if (next == kNever) give_up_waiting(0, kAddressMax);
+      return;
+    }
+    now_ns_ = next;
+    // At one and the same time: memory that was got, then calls, then what they led to.
+    if (acquisition == next) {
+      memory_.acquire_next();
+    } else if (in.call_time == next) {
+      if (observer != nullptr) observer->on_call(in.call);
+      play_call(in.call);
+      in.next_call();
+      ++step_;
+    } else if (in.syscall_time == next) {
+      play_syscall(in.syscall);
+      in.next_syscall();
+      ++step_;
+    } else if (fault == next) {
+      FaultStream::Place place;
+      const schema::FaultRow row = in.faults.next(place);
+      play_fault(row, std::move(place));
+      continue;
+    } else if (in.snapshot_time() == next) {
+      const SnapshotEntry& entry = in.snapshots[in.snapshot++];
+      play_snapshot(entry.id, entry.huge_pages);
+      continue;
+    } else {
+      ++in.fork;
+      memory_.share_pages();
+      continue;
+    }
+    if (observer != nullptr) observer->on_step(*this);
+  }
+}
+
+void Replay::play_call(const CallRow& row) {
+  if (row.ended_id != 0) end_block(row);
+  if (row.id != 0) begin_block(row);
+}
+
+void Replay::end_block(const CallRow& row) {
+  Block block;
+  if (!live_.take(row.ended_id, block)) {
+    ++unmatched_ends_;
+    return;
+  }
+  if (own_ && options_.observer != nullptr) options_.observer->on_end(row, block);
+}
+
+void Replay::begin_block(const CallRow& row) {
+  const Block block{row.id,      row.address, row.size,   row.usable,
+                    row.time_ns, row.stack,   row.thread, false};
+  if (!live_.insert(block)) return;
+  if (own_ && options_.observer != nullptr) options_.observer->on_alloc(row, block);
+  if (waiting_count_ != 0) take_waiting(row.thread, block);
+}
+
+void Replay::play_syscall(const SyscallRow& call) {
+  if (waiting_count_ != 0 && !call.failed() && call.name == schema::SyscallName::kMunmap) {
+    give_up_waiting(call.args[0], call.args[0] + call.args[1]);
+  }
+  memory_.enter(call);
+  if (own_ && options_.observer != nullptr) options_.observer->on_syscall(call);
+}
+
+void Replay::play_fault(const schema::FaultRow& row, FaultStream::Place place) {
+  WaitingFault fault{{row, memory_.fault(row.address), memory_.region(row.address), 0, 0, false},
+                     std::move(place)};
+  if (!own_) return;
+  const Block* block = live_.covering(row.address);
+  if (block == nullptr && fault.fact.region != Region::kOther) {
+    waiting_[row.thread].emplace(row.address, std::move(fault));
+    ++waiting_count_;
+    return;
+  }
+  settle(fault, block);
+}
+
+void Replay::take_waiting(uint32_t thread, const Block& block) {
+  const auto found = waiting_.find(thread);
+  if (found == waiting_.end() || block.address < kHeaderBytes) return;
+  WaitingFaults& faults = found->second;
+  auto it = faults.lower_bound(block.address - kHeaderBytes);
+  while (it != faults.end() && it->first < block.address + block.usable) {
+    settle(it->second, &block);
+    it = faults.erase(it);
+    --waiting_count_;
+  }
+  if (faults.empty()) waiting_.erase(found);
+}
+
+void Replay::give_up_waiting(uint64_t start, uint64_t end) {
+  for (auto& [thread, faults] : waiting_) {
+    auto it = faults.lower_bound(start);
+    while (it != faults.end() && it->first < end) {
+      settle(it->second, nullptr);
+      it = faults.erase(it);
+      --waiting_count_;
+    }
+  }
+}
+
+void Replay::settle(WaitingFault& waiting, const Block* block) {
+  if (block != nullptr) {
+    waiting.fact.block_id = block->id;
+    waiting.fact.site = block->stack;
+  }
+  FaultStream::attribute(waiting.place,
+                         {waiting.fact.block_id, waiting.fact.site, waiting.fact.touch});
+  if (options_.observer != nullptr) options_.observer->on_fault(waiting.fact);
+}
+
+// With perf the faults say what became resident, but for huge pages: one fault fills 2 MiB. Without
+// it the snapshot is all there is, and each page it shows first stands for a fault.
+void Replay::play_snapshot(int64_t snapshot, bool huge_pages) {
+  const bool by_snapshot = !info_.faults_have_addresses();
+  if (!by_snapshot && !huge_pages) return;
+  schema::Statement select =
+      db_.prepare("SELECT start, runs, pages FROM residency WHERE snapshot = ? ORDER BY start");
+  select.bind(1, snapshot);
+  while (select.step()) {
+    uint64_t page = select.column_uint(0);
+    std::span<const uint8_t> runs = select.column_blob(1);
+    const uint64_t range_end = page + select.column_uint(2) * kPageBytes;
+    uint64_t pages = 0;
+    for (bool resident = false; next_varint(runs, pages); resident = !resident) {
+      if (page > range_end || pages > (range_end - page) / kPageBytes) break;  // Damaged.
+      const uint64_t end = page + pages * kPageBytes;
+      if (!resident) {
+        if (by_snapshot) memory_.seen_absent(page, end);
+        page = end;
+        continue;
+      }
+      for (; page < end; page += kPageBytes) {
+        const bool again = memory_.was_ever_resident(page);
+        if (!memory_.seen_resident(page) || !by_snapshot || !own_) continue;
+        FaultFact fact;
+        fact.row.time_ns = now_ns_;
+        fact.row.address = page;
+        fact.touch = again ? schema::Touch::kRepeat : schema::Touch::kFirst;
+        fact.region = memory_.region(page);
+        fact.from_snapshot = true;
+        if (const Block* block = live_.first_in(page, page + kPageBytes)) {
+          fact.block_id = block->id;
+          fact.site = block->stack;
+        }
+        if (options_.observer != nullptr) options_.observer->on_fault(fact);
+      }
+    }
+  }
+}
+
+}  // namespace heapledger::analyzer

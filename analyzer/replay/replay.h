@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+// One process's recording, played again: its calls, memory system calls, page faults and residency
+// snapshots in order of time, with the state of its heap after each.
+//
+// A report is an observer, or a look at the state where the replay was told to stop. A forked child
+// begins with the memory of its parent at that moment: the ancestors' events up to the fork are
+// played first, unobserved, and what is live then is `inherited`.
+//
+// A *step* is a call or a system call of the process itself. Two replays of one process take the
+// same steps, so a moment found by a first pass (the peak) is where a second pass can stop.
+//
+// Faults. A fault belongs to the live block whose chunk covers its address. Where none does, it was
+// made inside an allocation call that has no event yet (calloc's clearing, realloc's copying, the
+// new header): it waits for the next event of its thread whose chunk covers it. If none comes
+// before the page is given back or the process ends, it is in no block.
+// Thread safety: none. Memory: the live blocks, some batches.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <unordered_map>
+#include <vector>
+
+#include "analyzer/replay/fault_stream.h"
+#include "analyzer/replay/live_set.h"
+#include "analyzer/replay/memory_map.h"
+#include "analyzer/trace_info.h"
+#include "schema/event_reader.h"
+
+namespace heapledger::analyzer {
+
+// A page that became resident: a fault, or (without perf) a page that a snapshot showed first.
+struct FaultFact {
+  schema::FaultRow row;
+  schema::Touch touch = schema::Touch::kUnknown;
+  Region region = Region::kOther;
+  uint64_t block_id = 0;  // 0: in no block.
+  uint32_t site = 0;
+  bool from_snapshot = false;
+};
+
+class Replay;
+
+class ReplayObserver {
+ public:
+  virtual ~ReplayObserver() = default;
+  // The process's own part begins; inherited blocks are in place.
+  virtual void on_begin(const Replay&) {}
+  virtual void on_call(const schema::CallRow&) {}  // Before its effects.
+  virtual void on_alloc(const schema::CallRow&, const Block&) {}
+  virtual void on_end(const schema::CallRow&, const Block&) {}  // By free or realloc.
+  virtual void on_syscall(const SyscallRow&) {}
+  virtual void on_fault(const FaultFact&) {}
+  virtual void on_step(const Replay&) {}  // After a step's effects, and after acquisitions.
+};
+
+struct ReplayOptions {
+  bool faults = true;  // Page faults and snapshots.
+  ReplayObserver* observer = nullptr;
+  FaultStream::Sink attributions;  // Of the process's own faults.
+  schema::DamageSink damage;
+};
+
+class Replay {
+ public:
+  Replay(schema::Database& db, const TraceInfo& info, int64_t process, ReplayOptions options);
+  ~Replay();
+
+  // Plays until after step `step`, or through everything up to `time_ns`.
+  void run_to_step(uint64_t step);
+  void run_to_time(int64_t time_ns);
+  void run_to_end();
+
+  const LiveSet& live() const { return live_; }
+  const MemoryMap& memory() const { return memory_; }
+  int64_t now_ns() const { return now_ns_; }  // Time of the last event played.
+  uint64_t step() const { return step_; }
+  uint64_t unmatched_ends() const { return unmatched_ends_; }
+  const ProcessInfo& process() const { return process_; }
+
+ private:
+  struct Streams;
+  struct WaitingFault {
+    FaultFact fact;
+    FaultStream::Place place;
+  };
+  using WaitingFaults = std::multimap<uint64_t, WaitingFault>;
+
+  void play_ancestors(const ProcessInfo& process);
+  void open(int64_t process, int64_t time_max_ns, bool own);
+  void run(uint64_t step_max, int64_t time_max_ns);
+  void play_call(const schema::CallRow& row);
+  void end_block(const schema::CallRow& row);
+  void begin_block(const schema::CallRow& row);
+  void play_syscall(const SyscallRow& call);
+  void play_fault(const schema::FaultRow& row, FaultStream::Place place);
+  void play_snapshot(int64_t snapshot, bool huge_pages);
+  void take_waiting(uint32_t thread, const Block& block);
+  void give_up_waiting(uint64_t start, uint64_t end);
+  void settle(WaitingFault& waiting, const Block* block);
+
+  schema::Database& db_;
+  const TraceInfo& info_;
+  const ProcessInfo& process_;
+  ReplayOptions options_;
+  LiveSet live_;
+  MemoryMap memory_;
+  std::unique_ptr<Streams> streams_;
+  bool own_ = false;  // Playing the process itself, not an ancestor.
+  int64_t now_ns_ = 0;
+  uint64_t step_ = 0;
+  uint64_t unmatched_ends_ = 0;
+  std::unordered_map<uint32_t, WaitingFaults> waiting_;  // By thread.
+  size_t waiting_count_ = 0;
+};
+
+// Reads the rows of table `syscall` of a process in order of entry.
+class SyscallReader {
+ public:
+  SyscallReader(schema::Database& db, int64_t process, int64_t time_max_ns);
+  bool next(SyscallRow& row);
+
+ private:
+  schema::Statement select_;
+};
+
+}  // namespace heapledger::analyzer
