@@ -287,7 +287,8 @@ CREATE TABLE pinner (
   process INTEGER NOT NULL REFERENCES process,  -- row of process
   at TEXT NOT NULL,                             -- peak | exit
   stack INTEGER NOT NULL,                       -- that allocated the pinning blocks
-  bytes_released_if_freed INTEGER NOT NULL,     -- what trim would give back without them
+  bytes_released_if_freed INTEGER NOT NULL,     -- what trim would give back without them, those of the rows before being gone
+  own_bytes INTEGER NOT NULL,                   -- of their own chunks: the rest of what would be released is free already
   blocks INTEGER NOT NULL,                      -- how many pin
   age_ns INTEGER NOT NULL                       -- of the oldest
 );

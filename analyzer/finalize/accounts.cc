@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "analyzer/finalize/accounts.h"
+
+#include <algorithm>
+
+namespace heapledger::analyzer {
+
+using schema::CallRow;
+using schema::SyscallName;
+
+bool SiteAccount::is_empty() const {
+  return calls == 0 && live_blocks == 0 && live_blocks_peak == 0 && faults == 0 && syscalls == 0 &&
+         inherited_blocks == 0 && temporary == 0;
+}
+
+Accounts::Accounts(int64_t start_ns, int64_t end_ns) : start_ns_(start_ns) {
+  const int64_t span_ns = std::max<int64_t>(end_ns - start_ns, 1);
+  bucket_ns_ = span_ns / static_cast<int64_t>(kTimelineParts) + 1;
+  bucket_end_ns_ = start_ns + bucket_ns_;
+  part_ns_ = span_ns / kGrowthParts + 1;
+  part_end_ns_ = start_ns + part_ns_;
+}
+
+SiteAccount& Accounts::site(uint32_t stack) {
+  if (stack >= sites_.size()) sites_.resize(std::max<size_t>(stack + 1, sites_.size() * 2));
+  return sites_[stack];
+}
+
+// The site, with its value at the last peak noted before its live bytes change.
+SiteAccount& Accounts::changing_site(uint32_t stack) {
+  SiteAccount& account = site(stack);
+  if (account.peak_epoch != peak_epoch_) {
+    account.live_bytes_peak = account.live_bytes;
+    account.live_blocks_peak = account.live_blocks;
+    account.peak_epoch = peak_epoch_;
+  }
+  return account;
+}
+
+Accounts::ThreadState& Accounts::thread(uint32_t id) {
+  if (id >= threads_.size()) threads_.resize(std::max<size_t>(id + 1, threads_.size() * 2));
+  return threads_[id];
+}
+
+void Accounts::on_begin(const Replay& replay) {
+  live_ = &replay.live();
+  live_->for_each([this](const Block& block) {
+    SiteAccount& account = site(block.stack);
+    account.live_bytes += block.size;
+    ++account.live_blocks;
+    account.inherited_bytes += block.size;
+    ++account.inherited_blocks;
+  });
+  live_peak_ = live_->requested_bytes();
+  live_peak_ns_ = start_ns_;
+  ++peak_epoch_;
+  on_step(replay);
+}
+
+void Accounts::on_call(const CallRow& row) {
+  close_parts(row.time_ns);
+  const bool releases =
+      row.kind >= schema::EventKind::kFree && row.kind < schema::EventKind::kRealloc;
+  if (releases && row.address == 0) return;
+  ++calls_;
+  CallCount& count = call_counts_[static_cast<size_t>(row.kind)];
+  ++count.calls;
+  count.failed += (row.flags & schema::kFailed) != 0;
+}
+
+void Accounts::on_alloc(const CallRow& row, const Block& block) {
+  SiteAccount& account = changing_site(block.stack);
+  ++account.calls;
+  account.bytes += block.size;
+  account.live_bytes += block.size;
+  ++account.live_blocks;
+  if (account.calls == 1) account.first_ns = row.time_ns;
+  account.last_ns = row.time_ns;
+  ThreadState& state = thread(row.thread);
+  state.last_id = block.id;
+  if (state.acquired) {
+    ++account.calls_with_syscall;
+    if (state.mapping_ns >= 0) {
+      ++account.mapped_blocks;
+      account.mapped_ns += state.mapping_ns;
+      mapped_sites_[block.address / kPageBytes] = block.stack;
+    }
+    state.acquired = false;
+    state.mapping_ns = -1;
+  }
+  if (live_->requested_bytes() > live_peak_) {
+    live_peak_ = live_->requested_bytes();
+    live_peak_ns_ = row.time_ns;
+    ++peak_epoch_;
+  }
+}
+
+void Accounts::on_end(const CallRow& row, const Block& block) {
+  SiteAccount& account = changing_site(block.stack);
+  account.live_bytes -= block.size;
+  --account.live_blocks;
+  if (block.inherited) {
+    account.inherited_bytes -= block.size;
+    --account.inherited_blocks;
+    return;
+  }
+  const bool freed = row.kind < schema::EventKind::kRealloc;
+  if (freed && thread(block.thread).last_id == block.id) ++account.temporary;
+}
+
+void Accounts::on_syscall(const SyscallRow& call) {
+  close_parts(call.time_ns);
+  if (call.origin != schema::Origin::kAllocator) return;
+  ++syscalls_;
+  SiteAccount& account = site(call.stack);
+  ++account.syscalls;
+  account.syscall_ns += call.duration_ns;
+  if (call.failed() || call.cause == "registry") return;
+  ThreadState& state = thread(call.thread);
+  switch (call.name) {
+    case SyscallName::kMmap:
+      if (call.cause.empty() || call.cause == "map block") state.mapping_ns = call.duration_ns;
+      state.acquired = true;
+      break;
+    case SyscallName::kBrk:
+      // A question and a trim are not made for a request.
+      if (call.args[0] != 0 && call.cause != "trim top") state.acquired = true;
+      break;
+    case SyscallName::kMremap:
+    case SyscallName::kMprotect:
+      state.acquired = true;
+      break;
+    case SyscallName::kMunmap:
+      charge_unmapping(call);
+      break;
+    case SyscallName::kMadvise:
+      break;
+  }
+}
+
+// A block's unmapping is a price of the stack that allocated it, whoever frees it.
+void Accounts::charge_unmapping(const SyscallRow& call) {
+  const auto found = mapped_sites_.find(call.args[0] / kPageBytes);
+  if (found == mapped_sites_.end()) return;
+  site(found->second).mapped_ns += call.duration_ns;
+  mapped_sites_.erase(found);
+}
+
+void Accounts::on_fault(const FaultFact& fact) {
+  ++faults_;
+  if (fact.block_id != 0) ++site(fact.site).faults;
+  FaultCounts& counts = fault_sites_[{fact.site, fact.row.kernel ? 0 : fact.row.ip, fact.region}];
+  ++counts.faults;
+  if (fact.touch == schema::Touch::kRepeat) ++counts.repeat_faults;
+}
+
+void Accounts::on_step(const Replay& replay) {
+  const uint64_t held = replay.memory().held_bytes();
+  const uint64_t live = replay.live().requested_bytes();
+  if (held > held_peak_ || (held == held_peak_ && live > live_at_held_peak_)) {
+    held_peak_ = held;
+    live_at_held_peak_ = live;
+    held_peak_step_ = replay.step();
+    held_peak_ns_ = replay.now_ns();
+  }
+  note_moment(replay);
+}
+
+void Accounts::note_moment(const Replay& replay) {
+  last_.time_ns = replay.now_ns();
+  last_.live_bytes = replay.live().requested_bytes();
+  last_.live_blocks = replay.live().blocks();
+  last_.held_bytes = replay.memory().held_bytes();
+  last_.resident_bytes = replay.memory().held_resident_bytes();
+  last_.calls = calls_;
+  last_.syscalls = syscalls_;
+  last_.faults = faults_;
+  if (!bucket_used_ || last_.live_bytes > fullest_.live_bytes) fullest_ = last_;
+  bucket_used_ = true;
+}
+
+void Accounts::flush_bucket() {
+  if (!bucket_used_) return;
+  if (fullest_.time_ns != last_.time_ns) timeline_.push_back(fullest_);
+  timeline_.push_back(last_);
+  bucket_used_ = false;
+}
+
+// Ends the timeline's bucket and the part of the run that are over by now.
+void Accounts::close_parts(int64_t now_ns) {
+  if (now_ns >= bucket_end_ns_) {
+    flush_bucket();
+    bucket_end_ns_ = start_ns_ + ((now_ns - start_ns_) / bucket_ns_ + 1) * bucket_ns_;
+  }
+  while (now_ns >= part_end_ns_) {
+    close_growth_part();
+    part_end_ns_ += part_ns_;
+  }
+}
+
+void Accounts::close_growth_part() {
+  for (SiteAccount& account : sites_) {
+    if (account.live_bytes > account.growth_max) {
+      account.growth_max = account.live_bytes;
+      ++account.growth;
+    }
+  }
+}
+
+void Accounts::finish(const Replay& replay) {
+  note_moment(replay);
+  flush_bucket();
+  close_growth_part();
+  for (uint32_t stack = 0; stack < sites_.size(); ++stack) changing_site(stack);
+}
+
+}  // namespace heapledger::analyzer

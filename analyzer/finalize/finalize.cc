@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "analyzer/finalize/finalize.h"
+
+#include <fmt/format.h>
+
+#include <map>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "analyzer/finalize/accounts.h"
+#include "analyzer/finalize/fault_cost.h"
+#include "analyzer/finalize/touching_frames.h"
+#include "analyzer/replay/heap_image.h"
+#include "analyzer/symbols/symbolize.h"
+
+namespace heapledger::analyzer {
+
+namespace {
+
+// One process: two replays, then rows.
+class ProcessPass {
+ public:
+  ProcessPass(schema::Database& db, const TraceInfo& info, const ProcessInfo& process,
+              TouchingFrames& frames, int64_t ns_per_fault)
+      : db_(db),
+        info_(info),
+        process_(process),
+        frames_(frames),
+        ns_per_fault_(ns_per_fault),
+        start_ns_(process.start_ns.value_or(0)),
+        end_ns_(process.end_ns.value_or(info.end_ns)),
+        accounts_(start_ns_, end_ns_) {}
+
+  void run() {
+    replay_to_end();
+    for (const auto& [batch, blob] : attributions_) {
+      db_.prepare("UPDATE fault_batch SET attribution = ? WHERE id = ?").run_with(blob, batch);
+    }
+    write_call_counts();
+    write_sites();
+    write_timeline();
+    write_fault_sites();
+    write_damage();
+    if (accounts_.held_bytes_peak() == 0 && accounts_.calls() == 0) return;
+    write_image("peak", image_at_peak());
+    write_image("exit", exit_);
+  }
+
+ private:
+  void replay_to_end() {
+    ReplayOptions options;
+    options.observer = &accounts_;
+    options.attributions = [this](int64_t batch,
+                                  std::span<const schema::FaultAttribution> attributions) {
+      attributions_.emplace_back(batch, schema::encode_attribution(attributions));
+    };
+    options.damage = [this](const schema::Damage& damage) { damage_.push_back(damage); };
+    Replay replay(db_, info_, process_.id, options);
+    replay.run_to_end();
+    accounts_.finish(replay);
+    const int64_t at_ns = std::max(end_ns_, replay.now_ns());
+    exit_ = make_heap_image(replay, at_ns, trim_settings_at(db_, process_, at_ns),
+                            resident_known(replay));
+    unmatched_ends_ = replay.unmatched_ends();
+  }
+
+  HeapImage image_at_peak() {
+    ReplayOptions options;
+    options.damage = [](const schema::Damage&) {};  // Noted by the first pass.
+    Replay replay(db_, info_, process_.id, options);
+    replay.run_to_step(accounts_.held_peak_step());
+    const int64_t at_ns = accounts_.held_peak_ns();
+    return make_heap_image(replay, at_ns, trim_settings_at(db_, process_, at_ns),
+                           resident_known(replay));
+  }
+
+  bool resident_known(const Replay& replay) const {
+    return info_.faults_have_addresses() || replay.memory().held_resident_bytes() != 0;
+  }
+
+  void write_call_counts() {
+    schema::Statement insert = db_.prepare("INSERT INTO call_count VALUES (?, ?, ?, ?)");
+    for (const schema::EventKindRow& kind : schema::kEventKinds) {
+      if (!schema::is_call(kind.kind)) continue;
+      const auto& count = accounts_.call_counts()[static_cast<size_t>(kind.kind)];
+      if (count.calls != 0) insert.run_with(process_.id, kind.name, count.calls, count.failed);
+    }
+  }
+
+  void write_sites() {
+    schema::Statement insert = db_.prepare(
+        "INSERT INTO site VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
+    const std::vector<SiteAccount>& sites = accounts_.sites();
+    for (size_t stack = 0; stack < sites.size(); ++stack) {
+      const SiteAccount& site = sites[stack];
+      if (site.is_empty()) continue;
+      insert.run_with(process_.id, stack, site.calls, site.bytes, site.live_bytes_peak,
+                      site.live_blocks_peak, site.live_bytes, site.live_blocks,
+                      site.inherited_bytes, site.inherited_blocks, site.temporary, site.faults,
+                      site.syscalls, site.syscall_ns, site.calls_with_syscall, site.mapped_blocks,
+                      site.mapped_ns, site.growth, site.first_ns, site.last_ns);
+    }
+  }
+
+  void write_timeline() {
+    schema::Statement insert =
+        db_.prepare("INSERT INTO timeline VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)");
+    for (const TimelineRow& row : accounts_.timeline()) {
+      const std::optional<uint64_t> resident =
+          info_.faults_have_addresses() ? std::optional(row.resident_bytes) : std::nullopt;
+      insert.run_with(process_.id, row.time_ns, row.live_bytes, row.live_blocks, row.held_bytes,
+                      resident, row.calls, row.syscalls, row.faults);
+    }
+  }
+
+  void write_fault_sites() {
+    // Many instructions of one line are one row.
+    struct Key {
+      uint32_t stack;
+      std::optional<int64_t> frame;
+      Region region;
+      auto operator<=>(const Key&) const = default;
+    };
+    std::map<Key, FaultCounts> rows;
+    for (const auto& [key, counts] : accounts_.fault_sites()) {
+      const auto frame = key.ip == 0 ? std::nullopt : frames_.frame_of(process_.id, key.ip);
+      FaultCounts& row = rows[{key.stack, frame, key.region}];
+      row.faults += counts.faults;
+      row.repeat_faults += counts.repeat_faults;
+    }
+    schema::Statement insert =
+        db_.prepare("INSERT INTO fault_site VALUES (?, ?, ?, ?, ?, ?, ?, ?)");
+    for (const auto& [key, counts] : rows) {
+      insert.run_with(process_.id, key.stack, key.frame, region_name(key.region), counts.faults,
+                      counts.repeat_faults, counts.faults * info_.page_bytes,
+                      static_cast<int64_t>(counts.faults) * ns_per_fault_);
+    }
+  }
+
+  void write_image(const char* at, const HeapImage& image) {
+    db_.prepare("INSERT INTO fragmentation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")
+        .run_with(process_.id, at, image.at_ns, image.held_bytes, image.live_bytes,
+                  image.requested_bytes, image.free_bytes, image.free_resident_bytes,
+                  image.external(), image.internal(), image.largest_free_bytes);
+    schema::Statement histogram =
+        db_.prepare("INSERT INTO free_histogram VALUES (?, ?, ?, ?, ?, ?)");
+    for (const HistogramRow& row : image.free_histogram) {
+      histogram.run_with(process_.id, at, row.bytes_min, row.bytes_max, row.chunks, row.bytes);
+    }
+    schema::Statement pinner = db_.prepare("INSERT INTO pinner VALUES (?, ?, ?, ?, ?, ?, ?)");
+    for (const Pinner& row : image.pinners) {
+      pinner.run_with(process_.id, at, row.stack, row.bytes_released_if_freed, row.own_bytes,
+                      row.blocks, row.age_ns);
+    }
+  }
+
+  void write_damage() {
+    const auto note = [this](const std::string& text) {
+      db_.prepare("INSERT INTO mark VALUES (?, ?, NULL, 'note', ?)")
+          .run_with(start_ns_, process_.id, text);
+    };
+    for (const schema::Damage& damage : damage_) {
+      note(fmt::format("batch {}, {} rows, could not be read and is left out: {}", damage.batch,
+                       damage.rows, damage.reason));
+    }
+    if (unmatched_ends_ != 0) {
+      note(fmt::format("{} blocks were freed whose allocation is not in the trace",
+                       unmatched_ends_));
+    }
+  }
+
+  schema::Database& db_;
+  const TraceInfo& info_;
+  const ProcessInfo& process_;
+  TouchingFrames& frames_;
+  int64_t ns_per_fault_;
+  int64_t start_ns_, end_ns_;
+  Accounts accounts_;
+  HeapImage exit_;
+  uint64_t unmatched_ends_ = 0;
+  std::vector<schema::Damage> damage_;
+  std::vector<std::pair<int64_t, std::vector<uint8_t>>> attributions_;
+};
+
+}  // namespace
+
+bool is_finalized(schema::Database& db) {
+  return schema::meta_int(db, "finalized") == kFinalizeVersion;
+}
+
+void finalize(schema::Database& db) {
+  schema::Transaction transaction(db);
+  if (is_finalized(db)) return;  // Somebody else was faster.
+  for (const char* table : {"call_count", "site", "timeline", "fragmentation", "free_histogram",
+                            "pinner", "fault_site"}) {
+    db.exec(fmt::format("DELETE FROM {}", table));
+  }
+  const TraceInfo info = load_trace_info(db);
+  const int64_t ns_per_fault = fault_cost_ns(db);
+  TouchingFrames frames(db);
+  for (const ProcessInfo& process : info.processes) {
+    if (process.recorded) ProcessPass(db, info, process, frames, ns_per_fault).run();
+  }
+  symbolize(db);
+  schema::set_meta(db, "finalized", kFinalizeVersion);
+  transaction.commit();
+}
+
+}  // namespace heapledger::analyzer
