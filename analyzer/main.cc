@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+// heapledger-analyzer: reports over a trace. `heapledger REPORT ...` runs this program.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+
+#include "analyzer/render/render.h"
+#include "analyzer/reports/open_trace.h"
+#include "analyzer/reports/report.h"
+#include "analyzer/sql_command.h"
+
+namespace heapledger::analyzer {
+namespace {
+
+constexpr int kFailure = 1;
+constexpr int kUsage = 2;
+
+struct Arguments {
+  std::vector<std::string> traces;
+  ReportOptions report;
+  bool json = false, csv = false, header = false;
+  std::string sql;
+};
+
+void add_report(CLI::App& app, const Report& report, Arguments& arguments) {
+  CLI::App* command = app.add_subcommand(report.name, report.help);
+  command->add_option("TRACE", arguments.traces, "trace file, as `heapledger record` made it")
+      ->required()
+      ->expected(1, report.many_traces ? 1000 : 1);
+  CLI::Option* json = command->add_flag("--json", arguments.json, "JSON: bytes and nanoseconds");
+  command->add_flag("--csv", arguments.csv, "CSV")->excludes(json);
+  command->add_option("--top", arguments.report.top,
+                      fmt::format("rows to show (default: {} as text, else all)", report.top));
+  command->add_option("--at", arguments.report.at, "peak, exit, or seconds since the start");
+  command->add_option("--process", arguments.report.process, "only the process of this pid");
+  command->add_option("--site", arguments.report.site, "only rows whose stack contains this text");
+}
+
+int run_report(const Report& report, const Arguments& arguments) {
+  std::vector<Trace> traces;
+  for (const std::string& path : arguments.traces) traces.push_back(open_for_report(path));
+  const ReportInput input{traces, arguments.report};
+  Document document = report.run(input);
+  Limits limits{arguments.report.top, arguments.report.site};
+  if (!limits.top && !arguments.json && !arguments.csv) limits.top = report.top;
+  document.limit(limits);
+  const std::string text = arguments.json  ? render_json(document)
+                           : arguments.csv ? render_csv(document)
+                                           : render_text(document);
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  return 0;
+}
+
+int run_command(const CLI::App& app, const Arguments& arguments) {
+  const std::string name = app.get_subcommands().front()->get_name();
+  if (const Report* report = find_report(name)) return run_report(*report, arguments);
+  if (name == "sql") {
+    const SqlFormat format = arguments.json  ? SqlFormat::kJson
+                             : arguments.csv ? SqlFormat::kCsv
+                                             : SqlFormat::kList;
+    run_sql(arguments.traces.front(), arguments.sql, format, arguments.header, stdout);
+    return 0;
+  }
+  finalize_file(arguments.traces.front());
+  return 0;
+}
+
+int run(int argc, char** argv) {
+  CLI::App app("heapledger-analyzer: reports over a heapledger trace");
+  app.require_subcommand(1);
+  Arguments arguments;
+  for (const Report& report : reports()) add_report(app, report, arguments);
+  CLI::App* sql = app.add_subcommand(
+      "sql", "a query over the trace's tables, with `event` and `fault`; read-only");
+  sql->add_option("TRACE", arguments.traces, "trace file")->required()->expected(1);
+  sql->add_option("QUERY", arguments.sql, "SQL; see schema.sql for the tables")->required();
+  CLI::Option* json = sql->add_flag("--json", arguments.json, "an array of objects");
+  sql->add_flag("--csv", arguments.csv, "CSV with a header")->excludes(json);
+  sql->add_flag("--header", arguments.header, "names of the columns first");
+  CLI::App* finalize = app.add_subcommand(
+      "finalize", "fill the trace's aggregate tables (every report does it where needed)");
+  finalize->add_option("TRACE", arguments.traces, "trace file")->required()->expected(1);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help
+    const auto commands = app.get_subcommands();
+    fmt::print(stderr, "heapledger: {}{}\n",
+               commands.empty() ? "" : commands.front()->get_name() + ": ", error.what());
+    return kUsage;
+  }
+  try {
+    const int status = run_command(app, arguments);
+    if (std::fflush(stdout) != 0) {
+      throw std::runtime_error(fmt::format("cannot write the report: {}", std::strerror(errno)));
+    }
+    return status;
+  } catch (const std::exception& error) {
+    std::fflush(stdout);
+    fmt::print(stderr, "heapledger: {}: {}\n", app.get_subcommands().front()->get_name(),
+               error.what());
+    return kFailure;
+  }
+}
+
+}  // namespace
+}  // namespace heapledger::analyzer
+
+int main(int argc, char** argv) {
+  // libdw would ask the network for debug information.
+  unsetenv("DEBUGINFOD_URLS");
+  return heapledger::analyzer::run(argc, argv);
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+// Recordings of the same work under different settings, side by side, each figure beside how many
+// times the best one it is.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <filesystem>
+#include <limits>
+
+#include "analyzer/render/units.h"
+#include "analyzer/reports/all.h"
+#include "analyzer/reports/fault_counts.h"
+#include "analyzer/reports/settings.h"
+#include "schema/event.h"
+
+namespace heapledger::analyzer {
+
+namespace {
+
+struct Side {
+  std::string label;
+  Settings settings;
+  std::array<int64_t, std::size(schema::kSyscallNames)> counts{};
+  int64_t syscalls = 0, syscall_ns = 0, faults = 0, fault_ns = 0;
+  int64_t held_bytes_peak = 0, rss_bytes_peak = 0, wall_ns = 0;
+  double external = 0;
+};
+
+Side measure(Trace& trace) {
+  ReportOptions options;
+  const ReportInput input{{&trace, 1}, options};
+  const ProcessInfo& main = main_process(input);
+  const std::string where = process_condition(input);
+  Side side;
+  side.settings = settings_of(main);
+  for (size_t i = 0; i < side.counts.size(); ++i) {
+    side.counts[i] = trace.db
+                         .query_int(fmt::format("SELECT count(*) FROM syscall WHERE {} AND origin ="
+                                                " 'allocator' AND name = '{}'",
+                                                where, schema::kSyscallNames[i]))
+                         .value_or(0);
+    side.syscalls += side.counts[i];
+  }
+  side.syscall_ns = trace.db
+                        .query_int(
+                            "SELECT sum(duration_ns) FROM syscall WHERE origin ="
+                            " 'allocator' AND " +
+                            where)
+                        .value_or(0);
+  const FaultTotals faults = fault_totals(input);
+  side.faults = faults.minor + faults.major;
+  side.fault_ns = faults.ns_estimate;
+  schema::Statement peak = trace.db.prepare(
+      "SELECT held_bytes, external FROM fragmentation WHERE process = ? AND at = 'peak'");
+  peak.bind(1, main.id);
+  if (peak.step()) {
+    side.held_bytes_peak = peak.column_int(0);
+    side.external = peak.column_double(1);
+  }
+  for (const ProcessInfo* process : selected_processes(input)) {
+    side.rss_bytes_peak = std::max(side.rss_bytes_peak, process->rss_peak_bytes.value_or(0));
+  }
+  const ProcessInfo& first = trace.info.processes.front();
+  side.wall_ns = first.end_ns.value_or(trace.info.end_ns) - first.start_ns.value_or(0);
+  return side;
+}
+
+// What sets the sides apart: the settings that differ; where two sides have the same, the file too.
+void set_labels(std::span<Trace> traces, std::vector<Side>& sides) {
+  std::vector<std::string> differing;
+  for (const auto& [name, value] : sides.front().settings) {
+    const bool same =
+        std::all_of(sides.begin(), sides.end(), [&, key = name, first = value](const Side& side) {
+          return side.settings.at(key) == first;
+        });
+    if (!same) differing.push_back(name);
+  }
+  for (Side& side : sides) {
+    for (const std::string& name : differing) {
+      side.label += (side.label.empty() ? "" : ", ") + setting_text(name, side.settings.at(name));
+    }
+  }
+  std::vector<std::string> labels;
+  for (const Side& side : sides) labels.push_back(side.label);
+  for (size_t i = 0; i < sides.size(); ++i) {
+    if (std::count(labels.begin(), labels.end(), labels[i]) == 1) continue;
+    const std::string file = std::filesystem::path(traces[i].path).filename().string();
+    sides[i].label = labels[i].empty() ? file : file + ": " + labels[i];
+  }
+}
+
+class FactorColumn {
+ public:
+  FactorColumn(const std::vector<Side>& sides, int64_t Side::*value) : value_(value) {
+    for (const Side& side : sides) best_ = std::min(best_, side.*value);
+  }
+  Cell of(const Side& side) const {
+    // Against nothing at all there is no factor; one of something is shown as it is.
+    if (side.*value_ == best_) return 1.0;
+    if (best_ <= 0) return {};
+    return static_cast<double>(side.*value_) / static_cast<double>(best_);
+  }
+
+ private:
+  int64_t Side::*value_;
+  int64_t best_ = std::numeric_limits<int64_t>::max();
+};
+
+Table cost_table(const std::vector<Side>& sides) {
+  Table table("", "Time and what it went into (x: times the best)",
+              {{"settings", "settings", Unit::kText},
+               {"wall_ns", "wall", Unit::kNs},
+               {"", "x", Unit::kFactor},
+               {"syscalls", "syscalls", Unit::kCount},
+               {"syscall_ns", "in syscalls", Unit::kNs},
+               {"", "x", Unit::kFactor},
+               {"faults", "faults", Unit::kCount},
+               {"fault_ns", "est.", Unit::kNs},
+               {"", "x", Unit::kFactor}});
+  const FactorColumn wall(sides, &Side::wall_ns);
+  const FactorColumn syscall(sides, &Side::syscall_ns);
+  const FactorColumn fault(sides, &Side::faults);
+  for (const Side& side : sides) {
+    table.add({side.label, side.wall_ns, wall.of(side), side.syscalls, side.syscall_ns,
+               syscall.of(side), side.faults, side.fault_ns, fault.of(side)});
+  }
+  table.limited = false;
+  return table;
+}
+
+Table memory_table(const std::vector<Side>& sides) {
+  Table table("", "Memory",
+              {{"settings", "settings", Unit::kText},
+               {"held_bytes_peak", "held peak", Unit::kBytes},
+               {"", "x", Unit::kFactor},
+               {"rss_bytes_peak", "RSS peak", Unit::kBytes},
+               {"", "x", Unit::kFactor},
+               {"external", "external", Unit::kRatio}});
+  const FactorColumn held(sides, &Side::held_bytes_peak);
+  const FactorColumn rss(sides, &Side::rss_bytes_peak);
+  for (const Side& side : sides) {
+    table.add({side.label, side.held_bytes_peak, held.of(side), side.rss_bytes_peak, rss.of(side),
+               side.external});
+  }
+  table.limited = false;
+  return table;
+}
+
+Table call_table(const std::vector<Side>& sides) {
+  std::vector<Column> columns = {{"settings", "settings", Unit::kText}};
+  for (const char* name : schema::kSyscallNames) columns.push_back({name, name, Unit::kCount});
+  Table table("", "System calls of the allocator", std::move(columns));
+  for (const Side& side : sides) {
+    Row row{side.label};
+    for (const int64_t count : side.counts) row.push_back(count);
+    table.add(std::move(row));
+  }
+  table.limited = false;
+  return table;
+}
+
+nlohmann::ordered_json side_json(const Side& side, const std::string& path) {
+  nlohmann::ordered_json row;
+  row["trace"] = path;
+  row["label"] = side.label;
+  row["settings"] = settings_json(side.settings);
+  for (size_t i = 0; i < side.counts.size(); ++i) row[schema::kSyscallNames[i]] = side.counts[i];
+  row["syscall_ns"] = side.syscall_ns;
+  row["faults"] = side.faults;
+  row["fault_ns"] = side.fault_ns;
+  row["held_bytes_peak"] = side.held_bytes_peak;
+  row["rss_bytes_peak"] = side.rss_bytes_peak;
+  row["external"] = side.external;
+  row["wall_ns"] = side.wall_ns;
+  return row;
+}
+
+}  // namespace
+
+Document run_compare(const ReportInput& input) {
+  std::vector<Side> sides;
+  for (Trace& trace : input.traces) sides.push_back(measure(trace));
+  set_labels(input.traces, sides);
+  Document document;
+  nlohmann::ordered_json rows = nlohmann::ordered_json::array();
+  for (size_t i = 0; i < sides.size(); ++i) {
+    rows.push_back(side_json(sides[i], input.traces[i].path));
+  }
+  document.json["rows"] = std::move(rows);
+  document.add_table(cost_table(sides));
+  document.add_table(memory_table(sides));
+  document.add_table(call_table(sides));
+  add_notes(input, document);
+  return document;
+}
+
+}  // namespace heapledger::analyzer

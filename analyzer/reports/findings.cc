@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "analyzer/reports/findings.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "analyzer/render/units.h"
+
+namespace heapledger::analyzer {
+
+namespace {
+
+// Below these nobody would act.
+constexpr int64_t kPinnedBytesMin = 1 << 20;
+constexpr double kPinnedShareMin = 0.05;  // Of what is held.
+constexpr int64_t kPinnerRowsMax = 4;
+constexpr int64_t kChurnBlocksMin = 100;
+constexpr int64_t kCostNsMin = 1'000'000;
+constexpr double kCostShareMin = 0.01;  // Of the run.
+constexpr int64_t kGrowthBytesMin = 64 << 10;
+constexpr double kGrowthShareMin = 0.01;  // Of the live peak.
+constexpr int64_t kGrowthPartsMin = 10;   // Of the 16 that accounts.h cuts a run into.
+constexpr int kPerKindMax = 3;
+
+class Finder {
+ public:
+  Finder(const ReportInput& input, const ProcessInfo& process)
+      : trace_(input.trace()), db_(trace_.db), process_(process) {
+    run_ns_ = std::max<int64_t>(
+        1, process.end_ns.value_or(trace_.info.end_ns) - process.start_ns.value_or(0));
+    held_peak_ = std::max<int64_t>(
+        1, integer("SELECT held_bytes FROM fragmentation WHERE at = 'peak' AND process = {}"));
+    ns_per_fault_ = schema::meta_int(db_, "ns_per_fault").value_or(0);
+    many_ = trace_.info.processes.size() > 1;
+  }
+
+  std::vector<Finding> find() {
+    find_pinned();
+    find_churn();
+    find_refaults();
+    find_growth();
+    return std::move(findings_);
+  }
+
+ private:
+  int64_t integer(const char* sql) {
+    return db_.query_int(fmt::format(fmt::runtime(sql), process_.id)).value_or(0);
+  }
+
+  std::string command(const char* report) const {
+    const bool plain = trace_.path.find_first_not_of(
+                           "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+                           "_-./+,:@%") == std::string::npos;
+    std::string text =
+        fmt::format("heapledger {} {}", report, plain ? trace_.path : "'" + trace_.path + "'");
+    if (many_) text += fmt::format(" --process {}", process_.pid);
+    return text;
+  }
+
+  std::string site(int64_t stack) { return stack_label(trace_.stacks->stack(stack)); }
+
+  void add(Finding finding) {
+    finding.weight = std::max(static_cast<double>(finding.bytes) / static_cast<double>(held_peak_),
+                              static_cast<double>(finding.ns) / static_cast<double>(run_ns_));
+    if (many_) finding.sentence += fmt::format(" (process {})", process_.pid);
+    findings_.push_back(std::move(finding));
+  }
+
+  bool is_dear(int64_t ns) const {
+    return ns >= kCostNsMin &&
+           static_cast<double>(ns) >= kCostShareMin * static_cast<double>(run_ns_);
+  }
+
+  // The smallest group of topmost stacks that holds most of what they hold together.
+  Finding pinned_at(const std::string& at) {
+    schema::Statement select = db_.prepare(
+        "SELECT stack, max(0, bytes_released_if_freed - own_bytes), blocks FROM pinner WHERE "
+        "process = ? AND at = ?"
+        " ORDER BY rowid LIMIT ?");
+    select.bind_all(process_.id, at, kPinnerRowsMax);
+    Finding finding;
+    int64_t bytes = 0;
+    int64_t blocks = 0;
+    std::vector<int64_t> stacks;
+    while (select.step()) {
+      const int64_t more = select.column_int(1);
+      bytes += more;
+      blocks += select.column_int(2);
+      stacks.push_back(select.column_int(0));
+      if (more < kPinnedBytesMin || more < bytes / 2) continue;
+      finding.bytes = bytes;
+      std::string names;
+      for (const int64_t stack : stacks) names += (names.empty() ? "" : " and ") + site(stack);
+      finding.sentence = fmt::format("free below the break, held by {} allocated at {}: {} {}",
+                                     counted(blocks, "block"), names, human_bytes(bytes),
+                                     at == "exit" ? "at exit" : "at the peak");
+    }
+    return finding;
+  }
+
+  void find_pinned() {
+    Finding worst = pinned_at("exit");
+    if (const Finding peak = pinned_at("peak"); peak.bytes > worst.bytes) worst = peak;
+    if (worst.bytes < kPinnedBytesMin) return;
+    if (static_cast<double>(worst.bytes) < kPinnedShareMin * static_cast<double>(held_peak_))
+      return;
+    worst.kind = "pinned";
+    worst.command = command("fragmentation");
+    add(std::move(worst));
+  }
+
+  void find_churn() {
+    schema::Statement select = db_.prepare(
+        "SELECT site.stack, mapped_blocks, mapped_ns, (SELECT coalesce(sum(fault_site.faults), 0)"
+        " FROM fault_site WHERE fault_site.process = site.process AND fault_site.stack = site.stack"
+        " AND region = 'block') AS block_faults FROM site"
+        " WHERE process = ?1 AND mapped_blocks >= ?2 AND mapped_blocks > live_blocks_end * 2"
+        " ORDER BY mapped_ns + block_faults * ?3 DESC LIMIT ?4");
+    select.bind_all(process_.id, kChurnBlocksMin, ns_per_fault_, kPerKindMax);
+    while (select.step()) {
+      const int64_t faults = select.column_int(3);
+      const int64_t ns = select.column_int(2) + faults * ns_per_fault_;
+      if (!is_dear(ns)) continue;
+      Finding finding;
+      finding.kind = "churn";
+      finding.ns = ns;
+      finding.sentence =
+          fmt::format("{} allocated at {} {} mapped and unmapped one by one: {} in mmap and munmap",
+                      counted(select.column_int(1), "block"), site(select.column_int(0)),
+                      select.column_int(1) == 1 ? "was" : "were", human_ns(select.column_int(2)));
+      if (faults != 0) {
+        finding.sentence += fmt::format(" and about {} in {}", human_ns(faults * ns_per_fault_),
+                                        counted(faults, "page fault"));
+      }
+      if (process_.mmap_threshold_dynamic == 0 && process_.mmap_threshold) {
+        finding.sentence += fmt::format(
+            "; mmap_threshold is fixed at {}, which turns its "
+            "adaptation off",
+            human_bytes(*process_.mmap_threshold));
+      }
+      finding.command = command("syscalls");
+      add(std::move(finding));
+    }
+  }
+
+  // Pages of the chunked heap that came back; those of mapped blocks are churn.
+  void find_refaults() {
+    const int64_t repeats =
+        integer("SELECT sum(repeat_faults) FROM fault_site WHERE region = 'heap' AND process = {}");
+    const int64_t ns = repeats * ns_per_fault_;
+    if (!is_dear(ns)) return;
+    schema::Statement select = db_.prepare(
+        "SELECT stack, sum(repeat_faults) AS n FROM fault_site WHERE process = ? AND region = "
+        "'heap' AND stack != 0 GROUP BY stack ORDER BY n DESC, stack LIMIT 1");
+    select.bind(1, process_.id);
+    const int64_t trims = integer(
+        "SELECT count(*) FROM syscall WHERE cause IN ('trim top', 'trim heap', 'release pages')"
+        " AND process = {}");
+    Finding finding;
+    finding.kind = "refault";
+    finding.ns = ns;
+    finding.bytes = repeats * static_cast<int64_t>(trace_.info.page_bytes);
+    finding.sentence =
+        fmt::format("{} of heap were given back to the system ({}) and touched again: about {}",
+                    counted(repeats, "page"), counted(trims, "trim"), human_ns(ns));
+    if (select.step()) {
+      finding.sentence += ", most for blocks allocated at " + site(select.column_int(0));
+    }
+    finding.command = command("faults");
+    add(std::move(finding));
+  }
+
+  void find_growth() {
+    const int64_t live_peak = integer("SELECT sum(live_bytes_peak) FROM site WHERE process = {}");
+    schema::Statement select = db_.prepare(
+        "SELECT stack, live_bytes_end - inherited_bytes_end AS own, live_blocks_end -"
+        " inherited_blocks_end FROM site WHERE process = ?1 AND growth >= ?2 AND own >= ?3"
+        " ORDER BY own DESC, stack LIMIT ?4");
+    const auto least = std::max(
+        kGrowthBytesMin, static_cast<int64_t>(kGrowthShareMin * static_cast<double>(live_peak)));
+    select.bind_all(process_.id, kGrowthPartsMin, least, kPerKindMax);
+    while (select.step()) {
+      Finding finding;
+      finding.kind = "growth";
+      finding.bytes = select.column_int(1);
+      finding.sentence = fmt::format(
+          "growing through the whole run and live at exit, like a leak: {} in {} allocated at {}",
+          human_bytes(finding.bytes), counted(select.column_int(2), "block"),
+          site(select.column_int(0)));
+      finding.command = command("leaks");
+      add(std::move(finding));
+    }
+  }
+
+  Trace& trace_;
+  schema::Database& db_;
+  const ProcessInfo& process_;
+  int64_t run_ns_ = 1;
+  int64_t held_peak_ = 1;
+  int64_t ns_per_fault_ = 0;
+  bool many_ = false;
+  std::vector<Finding> findings_;
+};
+
+}  // namespace
+
+std::vector<Finding> find_findings(const ReportInput& input) {
+  std::vector<Finding> all;
+  for (const ProcessInfo* process : selected_processes(input)) {
+    for (Finding& finding : Finder(input, *process).find()) all.push_back(std::move(finding));
+  }
+  std::stable_sort(all.begin(), all.end(),
+                   [](const Finding& a, const Finding& b) { return a.weight > b.weight; });
+  return all;
+}
+
+}  // namespace heapledger::analyzer

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+// The segments of a process as the kernel counts them (smaps), at the snapshots nearest to peak RSS
+// and exit.
+#include <fmt/format.h>
+
+#include "analyzer/render/units.h"
+#include "analyzer/reports/all.h"
+#include "analyzer/reports/moments.h"
+
+namespace heapledger::analyzer {
+
+namespace {
+
+struct Snapshot {
+  int64_t id, time_ns, rss_bytes;
+  std::string reason;
+};
+
+std::optional<Snapshot> find_snapshot(schema::Database& db, int64_t process, const Moment& moment) {
+  const std::string order = moment.name == "peak" ? "rss_bytes DESC, time_ns"
+                            : moment.name == "exit"
+                                ? "time_ns DESC"
+                                : "abs(time_ns - " + std::to_string(moment.time_ns) + ")";
+  schema::Statement select = db.prepare(
+      "SELECT id, time_ns, rss_bytes, reason FROM snapshot WHERE process = ?"
+      " AND EXISTS (SELECT 1 FROM region WHERE snapshot = snapshot.id) ORDER BY " +
+      order + " LIMIT 1");
+  select.bind(1, process);
+  if (!select.step()) return std::nullopt;
+  return Snapshot{select.column_int(0), select.column_int(1), select.column_int(2),
+                  select.column_text(3)};
+}
+
+Table segment_table(schema::Database& db, const Snapshot& snapshot, const std::string& prefix) {
+  Table table(prefix + "segments", "",
+              {{"kind", "segment", Unit::kText},
+               {"mappings", "mappings", Unit::kCount, true},
+               {"size_bytes", "size", Unit::kBytes, true},
+               {"rss_bytes", "RSS", Unit::kBytes, true},
+               {"swap_bytes", "swap", Unit::kBytes, true},
+               {"private_dirty_bytes", "private dirty", Unit::kBytes, true},
+               {"huge_bytes", "huge pages", Unit::kBytes, true}});
+  schema::Statement select = db.prepare(
+      "SELECT kind, count(*), sum(size_bytes), sum(rss_bytes), sum(swap_bytes),"
+      " sum(private_dirty_bytes), sum(huge_bytes) FROM region WHERE snapshot = ? GROUP BY kind");
+  select.bind(1, snapshot.id);
+  while (select.step()) {
+    Row row{select.column_text(0)};
+    for (int i = 1; i < 7; ++i) row.push_back(select.column_int(i));
+    table.add(std::move(row));
+  }
+  table.sort_by("rss_bytes");
+  table.totals["rss_bytes"] = snapshot.rss_bytes;
+  return table;
+}
+
+}  // namespace
+
+Document run_layout(const ReportInput& input) {
+  Trace& trace = input.trace();
+  const ProcessInfo& process = main_process(input);
+  Document document;
+  document.json["process"] = process.id;
+  document.json["pid"] = process.pid;
+  bool first = true;
+  for (const Moment& moment : parse_moments(input.options.at)) {
+    const auto snapshot = find_snapshot(trace.db, process.id, moment);
+    if (!snapshot) {
+      document.notes.push_back(
+          "there is no snapshot of this process: it ended too soon, or the "
+          "system did not allow one");
+      break;
+    }
+    const std::string prefix = first ? "" : moment.name + ".";
+    nlohmann::ordered_json& json = first ? document.json : document.json[moment.name];
+    first = false;
+    json["at"] = moment.name;
+    json["at_ns"] = snapshot->time_ns;
+    json["rss_bytes"] = snapshot->rss_bytes;
+    const std::string name = moment.name == "peak"   ? "At the snapshot with most RSS"
+                             : moment.name == "exit" ? "At the last snapshot"
+                                                     : "At the nearest snapshot";
+    document.add_table(segment_table(trace.db, *snapshot, prefix),
+                       fmt::format("{}, {} (process {}, taken for: {})", name,
+                                   human_time(snapshot->time_ns), process.pid, snapshot->reason));
+  }
+  if (process.rss_peak_bytes) {
+    document.json["rss_peak_bytes"] = *process.rss_peak_bytes;
+    document.sections.push_back(
+        {"", {"peak RSS by the kernel (VmHWM): " + human_bytes(*process.rss_peak_bytes)}, {}});
+  }
+  add_notes(input, document);
+  return document;
+}
+
+}  // namespace heapledger::analyzer

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "analyzer/reports/all.h"
+#include "analyzer/reports/report.h"
+#include "schema/error.h"
+
+namespace heapledger::analyzer {
+
+namespace {
+
+constexpr Report kReports[] = {
+    {"summary", "totals, peaks, losses and findings: start here", false, 10, &run_summary},
+    {"fragmentation", "what of the held memory is free, and what keeps it from going back", false,
+     10, &run_fragmentation},
+    {"syscalls", "memory system calls: count and time by call, cause and stack", false, 10,
+     &run_syscalls},
+    {"faults", "page faults by the stack that allocated the page", false, 10, &run_faults},
+    {"leaks", "blocks live at exit, by the stack that allocated them", false, 10, &run_leaks},
+    {"layout", "the segments of the process: size, RSS, swap", false, 40, &run_layout},
+    {"compare", "recordings of the same work under different settings, side by side", true, 40,
+     &run_compare},
+};
+
+}  // namespace
+
+std::span<const Report> reports() { return kReports; }
+
+const Report* find_report(const std::string& name) {
+  for (const Report& report : kReports) {
+    if (name == report.name) return &report;
+  }
+  return nullptr;
+}
+
+std::vector<const ProcessInfo*> selected_processes(const ReportInput& input) {
+  std::vector<const ProcessInfo*> selected;
+  bool known = false;
+  for (const ProcessInfo& process : input.trace().info.processes) {
+    const bool meant = !input.options.process || process.pid == *input.options.process;
+    known |= meant;
+    if (meant && process.recorded) selected.push_back(&process);
+  }
+  if (selected.empty()) {
+    const std::string what =
+        input.options.process ? fmt::format("cannot report on process {}", *input.options.process)
+                              : fmt::format("cannot report on trace '{}'", input.trace().path);
+    throw schema::Error(what, known ? "it was not recorded" : "the trace has no such process");
+  }
+  return selected;
+}
+
+std::string process_condition(const ReportInput& input, const char* column) {
+  std::string ids;
+  for (const ProcessInfo* process : selected_processes(input)) {
+    ids += (ids.empty() ? "" : ",") + std::to_string(process->id);
+  }
+  return fmt::format("{} IN ({})", column, ids);
+}
+
+const ProcessInfo& main_process(const ReportInput& input) {
+  const std::vector<const ProcessInfo*> selected = selected_processes(input);
+  const auto held = input.trace().db.query_int(
+      "SELECT process FROM fragmentation WHERE at = 'peak' AND " + process_condition(input) +
+      " ORDER BY held_bytes DESC, process LIMIT 1");
+  return held ? input.trace().info.process(*held) : *selected.front();
+}
+
+void add_notes(const ReportInput& input, Document& document) {
+  for (Trace& trace : input.traces) {
+    const std::string prefix = input.traces.size() > 1 ? trace.path + ": " : "";
+    std::vector<std::string> notes = trace.notes;
+    int64_t lost = 0;
+    int64_t faults_lost = 0;
+    for (const ProcessInfo& process : trace.info.processes) {
+      lost += process.events_lost;
+      faults_lost += process.perf_lost.value_or(0);
+    }
+    if (lost != 0) notes.push_back(fmt::format("{} calls were lost and are in no number", lost));
+    if (faults_lost != 0) {
+      notes.push_back(fmt::format("{} page faults were lost and are in no row", faults_lost));
+    }
+    schema::Statement select = trace.db.prepare(
+        "SELECT text, count(*) FROM mark WHERE kind = 'note' GROUP BY text ORDER BY min(rowid)"
+        " LIMIT 10");
+    while (select.step()) {
+      const int64_t count = select.column_int(1);
+      notes.push_back(select.column_text(0) + (count > 1 ? fmt::format(" ({} times)", count) : ""));
+    }
+    for (const std::string& note : notes) document.notes.push_back(prefix + note);
+  }
+}
+
+}  // namespace heapledger::analyzer
