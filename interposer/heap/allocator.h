@@ -151,13 +151,8 @@ class Allocator {
   [[noreturn]] static void fatal_foreign(Use use);
 
   // Word 1 of the header of a live block. Layouts without an id word ignore it.
-  static void set_id(void* block, uint64_t id) {
-    if constexpr (Layout::kHasId) View::set_mark(View::of_block(block), id);
-  }
-  static uint64_t id_of(const void* block) {
-    if constexpr (Layout::kHasId) return View::mark(View::of_block(block));
-    return 0;
-  }
+  static void set_id(void* block, uint64_t id) { View::set_mark(View::of_block(block), id); }
+  static uint64_t id_of(const void* block) { return View::mark(View::of_block(block)); }
 
   // Bytes of a live block that the program may use; 0 for null and for a block that is seen to be
   // free.
@@ -380,7 +375,7 @@ template <class Layout, OperatingSystem Os>
     const uint64_t mark = View::mark(chunk);
     const size_t beyond_min = (head & ~(kFlagMask & ~kIsMapped)) - kMinChunk;
     if (beyond_min <= kCacheChunkMax - kMinChunk && mark != kFreedMark) [[likely]] {
-      return {true, Layout::kHasId ? mark : 0};
+      return {true, mark};
     }
   }
   return check_slow(block, use);

@@ -52,7 +52,7 @@ void Allocator<L, Os>::check_arena_chunk(const Chunk* chunk, Use use) {
   const size_t head = View::head(chunk);
   const size_t bytes = head & ~kFlagMask;
   const uintptr_t end = base::address_of(chunk) + bytes;
-  if (L::kHasId && View::mark(chunk) == kFreedMark) fatal_double_free(chunk, use);
+  if (View::mark(chunk) == kFreedMark) fatal_double_free(chunk, use);
   if (bytes < kMinChunk || (head & kIsMapped) != 0 || end < base::address_of(chunk)) {
     base::fatal(use == Use::kFree ? "free(): invalid size" : "realloc(): invalid old size");
   }
@@ -191,7 +191,7 @@ void Allocator<L, Os>::free_merging(ArenaType& arena, Chunk* chunk, size_t bytes
   }
   // Stays readable where the chunk is merged into the one before: a second free of it is then
   // recognised.
-  if constexpr (L::kHasId) View::set_mark(chunk, kFreedMark);
+  View::set_mark(chunk, kFreedMark);
   const size_t merged = merge_and_file(arena, chunk, bytes, false);
   if (merged < kConsolidateBytes) return;
   if (arena.has_fast_chunks) consolidate(arena);

@@ -56,22 +56,39 @@ constexpr size_t policy_bytes(size_t request) {
 // A block with a 16-byte header: word 0 size and flags, word 1 the id of its allocation.
 struct Header16 {
   static constexpr ptrdiff_t kHeadAt = 0;  // Size word.
-  static constexpr ptrdiff_t kMarkAt =
-      8;  // Written when freed, cleared when allocated: finds double frees.
-  static constexpr bool kHasId = true;     // The mark word of a live chunk is its id.
+  static constexpr bool kHasId = true;     // There is a word only for us in each allocated chunk:
+  static constexpr ptrdiff_t kIdAt = 8;    // its block's id, or kFreedMark once it is freed.
   static constexpr ptrdiff_t kLinkAt = 8;  // Links of a chunk in a bin.
-  static constexpr ptrdiff_t kPrevSizeAt =
-      -8;  // Size of the free chunk before; front offset of a mapping.
+  // Size of the free chunk before this one; front offset of a mapping.
+  static constexpr ptrdiff_t kPrevSizeAt = -8;
   static constexpr size_t kBorrowed = 0;   // Bytes of the next chunk that belong to this block.
   static constexpr size_t kSlackMax = 16;  // chunk_bytes() - policy_bytes() at most.
-  static constexpr bool kMarkIsProof =
-      true;  // The program cannot write the mark word by accident: no search needed.
 
   // Bytes the chunk of this request takes.
   static constexpr size_t chunk_bytes(size_t request) {
     const size_t rounded = base::align_up(request, kAlignment) + 16;
     return rounded < kMinChunk ? kMinChunk : rounded;
   }
+};
+
+// glibc's own header of 8 bytes, for models of what glibc would have done with the same calls. A
+// block borrows the first word of the next chunk, so that word holds a size only while this chunk
+// is free:
+//
+//   +0  the previous chunk's: its data, or its size while it is free
+//   +8  chunk size | flags
+//   +16 the program's memory, or the links of a free chunk
+//
+// It has no id word, hence no marks: double frees of cached blocks are not found.
+struct Glibc {
+  static constexpr ptrdiff_t kHeadAt = 8;
+  static constexpr bool kHasId = false;
+  static constexpr ptrdiff_t kLinkAt = 16;
+  static constexpr ptrdiff_t kPrevSizeAt = 0;
+  static constexpr size_t kBorrowed = 8;
+  static constexpr size_t kSlackMax = 0;
+
+  static constexpr size_t chunk_bytes(size_t request) { return policy_bytes(request); }
 };
 
 // What a request asks for: `policy` decides, `bytes` are taken.
@@ -139,11 +156,17 @@ struct ChunkView {
   static Chunk*& next_size_link(Chunk* chunk) { return *link(chunk, 2); }
   static Chunk*& prev_size_link(Chunk* chunk) { return *link(chunk, 3); }
 
+  // The word only for us; layouts without one read as 0 and forget what is written.
   static uint64_t mark(const Chunk* chunk) {
-    return __atomic_load_n(word(chunk, Layout::kMarkAt), __ATOMIC_RELAXED);
+    if constexpr (Layout::kHasId) {
+      return __atomic_load_n(word(chunk, Layout::kIdAt), __ATOMIC_RELAXED);
+    }
+    return 0;
   }
   static void set_mark(Chunk* chunk, uint64_t value) {
-    __atomic_store_n(word(chunk, Layout::kMarkAt), value, __ATOMIC_RELAXED);
+    if constexpr (Layout::kHasId) {
+      __atomic_store_n(word(chunk, Layout::kIdAt), value, __ATOMIC_RELAXED);
+    }
   }
 
   // Bytes the program may use.

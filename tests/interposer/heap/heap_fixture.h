@@ -15,13 +15,17 @@
 namespace heapledger::heap {
 
 extern template class Allocator<Header16, SimulatedOs>;
+extern template class Allocator<Glibc, SimulatedOs>;
 using TestAllocator = Allocator<Header16, SimulatedOs>;
 
-class HeapTest : public ::testing::Test {
+template <class Layout>
+class HeapTestOf : public ::testing::Test {
  protected:
+  using AllocatorType = Allocator<Layout, SimulatedOs>;
+
   // The allocator is made at the first use, with the space's settings as they are then.
-  TestAllocator& heap() {
-    if (heap_ == nullptr) heap_ = std::make_unique<TestAllocator>(SimulatedOs{&space_});
+  AllocatorType& heap() {
+    if (heap_ == nullptr) heap_ = std::make_unique<AllocatorType>(SimulatedOs{&space_});
     return *heap_;
   }
   char* alloc(size_t size) { return static_cast<char*>(heap().allocate(thread_, size)); }
@@ -46,10 +50,12 @@ class HeapTest : public ::testing::Test {
 
   SimulatedSpace space_;
   Settings& settings_ = space_.settings;
-  Thread<Header16> thread_;
+  Thread<Layout> thread_;
 
  private:
-  std::unique_ptr<TestAllocator> heap_;
+  std::unique_ptr<AllocatorType> heap_;
 };
+
+using HeapTest = HeapTestOf<Header16>;
 
 }  // namespace heapledger::heap

@@ -4,3 +4,5 @@
 
 template class heapledger::heap::Allocator<heapledger::heap::Header16,
                                            heapledger::heap::SimulatedOs>;
+
+template class heapledger::heap::Allocator<heapledger::heap::Glibc, heapledger::heap::SimulatedOs>;
