@@ -10,6 +10,7 @@
 // Thread safety: none (writer thread). Cost: frame() is one hash lookup for known addresses.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <string>

@@ -30,7 +30,7 @@ constexpr int64_t kLookEveryNs = 20'000'000;
 constexpr int64_t kProgressEveryNs = 1'000'000'000;
 // With the kernel's fork records every process is known the moment it exists; without them one may
 // still be on its way to its Hello.
-constexpr int64_t kGraceNs = 100'000'000;
+constexpr int64_t kGraceNs = 20'000'000;
 // Nobody launches anything or says Hello: whoever started us has changed its mind.
 constexpr int64_t kFirstCallNs = 30'000'000'000;
 constexpr std::chrono::milliseconds kHelloPatience{200};

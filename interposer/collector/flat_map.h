@@ -6,6 +6,7 @@
 // each would be most of the time per event.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 

@@ -50,6 +50,12 @@ Process& ProcessTable::at(pid_t pid, int64_t time_ns) {
 }
 
 Process& ProcessTable::launched(const Launched& news, int64_t time_ns) {
+  if (Process* known = current(news.pid); known != nullptr && !known->over) {
+    // Told again, with what was found out meanwhile.
+    if (!news.reason.empty()) known->reason = news.reason;
+    known->changed = true;
+    return *known;
+  }
   Process& process = make(news.pid, nullptr, time_ns);
   process.ppid = proc_parent(news.pid);
   process.exe = news.exe;

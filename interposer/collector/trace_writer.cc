@@ -2,6 +2,7 @@
 #include "interposer/collector/trace_writer.h"
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "interposer/heap/os.h"
@@ -77,6 +78,10 @@ void TraceWriter::commit() {
   if (!open_) return;
   db_.exec("COMMIT");
   open_ = false;
+}
+
+void TraceWriter::limit_file_pages(int pages) {
+  db_.exec("PRAGMA max_page_count = " + std::to_string(pages));
 }
 
 void TraceWriter::commit_when_due() {

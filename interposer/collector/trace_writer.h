@@ -56,6 +56,9 @@ class TraceWriter {
   void snapshot(uint32_t process, const Snapshot& snapshot, int64_t origin_ns,
                 const MappedRanges& ranges);
 
+  // No more pages than this: as if the disk were full, for tests.
+  void limit_file_pages(int pages);
+
   // Commits if the last commit is a second ago.
   void commit_when_due();
   void commit();
