@@ -5,6 +5,7 @@
 
 #include "interposer/heap.h"
 #include "interposer/lifecycle.h"
+#include "interposer/trace/own_calls.h"
 #include "interposer/trace/recorder.h"
 
 namespace heapledger {
@@ -21,6 +22,11 @@ inline void* record_allocation(schema::EventKind kind, size_t size, size_t align
   if (!traced()) {
     arm_plain();
     return make();
+  }
+  if (trace::is_own_call(caller)) {
+    void* block = make();
+    if (block != nullptr) Heap::set_id(block, trace::kOwnBlock);
+    return block;
   }
   trace::CallScope scope(caller);
   void* block = make();
@@ -48,7 +54,7 @@ inline void record_release(schema::EventKind kind, void* block, const void* call
   }
   trace::CallScope scope(caller);
   const heap::Checked found = g_heap.check(block, heap::Use::kFree);
-  scope.on_release(kind, block, found.id);
+  if (found.id != trace::kOwnBlock) scope.on_release(kind, block, found.id);
   if (!found.ours) return release_foreign(block);
   g_heap.release_checked(t_heap, block);
   scope.flush();

@@ -10,6 +10,7 @@
 
 #include "interposer/base/env.h"
 #include "interposer/base/sys.h"
+#include "interposer/trace/own_calls.h"
 
 namespace heapledger {
 namespace {
@@ -219,12 +220,12 @@ const char* start_collector(char* session, size_t size) noexcept {
   for (const char* const* entry = base::env_entries(); *entry != nullptr; ++entry) ++entries;
   const size_t bytes = sizeof(Workspace) + entries * sizeof(char*);
   const long memory =
-      sys::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+      trace::own_mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
   if (sys::failed(memory)) return "no memory";
   auto* space = reinterpret_cast<Workspace*>(memory);
   space->envp = reinterpret_cast<const char**>(space + 1);
   const char* why = launch(space, session, size);
-  sys::munmap(space, bytes);
+  trace::own_munmap(space, bytes);
   return why;
 }
 

@@ -50,6 +50,12 @@ void* resize(EventKind kind, void* old, size_t size, const void* caller) {
   if (old != nullptr) {
     found = g_heap.check(old, Use::kRealloc);
     if (!found.ours) return heapledger::resize_foreign(old, size);
+    if (found.id == heapledger::trace::kOwnBlock) found.id = 0;  // Its birth was no event either.
+  }
+  if (heapledger::trace::is_own_call(caller)) {
+    void* block = g_heap.reallocate(t_heap, old, size);
+    if (block != nullptr) heapledger::Heap::set_id(block, heapledger::trace::kOwnBlock);
+    return block;
   }
   EndStamp end;
   void* block = g_heap.reallocate(t_heap, old, size, {stamp_end, &end});

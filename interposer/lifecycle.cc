@@ -14,6 +14,7 @@
 #include "interposer/calls.h"
 #include "interposer/collector_start.h"
 #include "interposer/trace/module_map.h"
+#include "interposer/trace/own_calls.h"
 #include "interposer/trace/recorder.h"
 #include "interposer/trace/stack_capture.h"
 
@@ -108,6 +109,7 @@ void warn_untraced(const char* why) {
 void on_thread_end(void* value) {
   const auto round = reinterpret_cast<uintptr_t>(value);
   if (round < PTHREAD_DESTRUCTOR_ITERATIONS) {
+    const trace::OwnWork own;
     pthread_setspecific(g_end_key, reinterpret_cast<void*>(round + 1));
     return;
   }
@@ -160,6 +162,9 @@ void load_unwinder() {
   if (linker != 0) {
     entry = linker + reinterpret_cast<const Elf64_Ehdr*>(linker)->e_entry;
   }
+  trace::set_own_code(
+      trace::module_around(g_real.dl_iterate_phdr, reinterpret_cast<uintptr_t>(found[0])),
+      trace::module_around(g_real.dl_iterate_phdr, linker));
   trace::set_unwinder(unwinder, entry);
 }
 
@@ -173,19 +178,33 @@ void prepare_children() {
   }
 }
 
+// Has libunwind make its first allocations and learn the way from here to the root.
+void warm_up_unwinder() {
+  std::atomic<uint32_t> busy{0};
+  uintptr_t frames[8 + trace::kOwnFramesMax];
+  trace::walk_stack(frames, 8, reinterpret_cast<uintptr_t>(__builtin_return_address(0)), &busy);
+}
+
 __attribute__((constructor)) void on_load() {
   start_once();
-  if (!g_end_key_ready && pthread_key_create(&g_end_key, on_thread_end) == 0) {
+  if (pthread_key_create(&g_end_key, on_thread_end) == 0) {
     g_end_key_ready = true;
     arm_thread_end();
   }
   pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
   if (g_mode.load(std::memory_order_relaxed) != Mode::kTraced) return;
-  load_unwinder();
-  on_exit(on_exit_status, nullptr);
-  prepare_children();
-  trace::CallScope scope(__builtin_return_address(0));
-  trace::scan_modules(g_real.dl_iterate_phdr, scope);  // libunwind has come.
+  {
+    trace::CallScope scope(__builtin_return_address(0));
+    {
+      const trace::OwnWork own;
+      load_unwinder();
+      on_exit(on_exit_status, nullptr);
+      prepare_children();
+    }
+    warm_up_unwinder();
+    scope.flush();
+    trace::scan_modules(g_real.dl_iterate_phdr, scope);  // libunwind has come.
+  }
 }
 
 }  // namespace
@@ -198,6 +217,7 @@ const Real& real() noexcept {
 void arm_thread_end() noexcept {
   if (!g_end_key_ready || trace::t_local.armed != kUnarmed) return;
   trace::t_local.armed = kArmed;
+  const trace::OwnWork own;
   pthread_setspecific(g_end_key, reinterpret_cast<void*>(uintptr_t{1}));
 }
 

@@ -13,8 +13,8 @@
 
 #include "interposer/heap.h"
 #include "interposer/lifecycle.h"
+#include "interposer/trace/own_calls.h"
 #include "interposer/trace/recorder.h"
-#include "interposer/trace/stack_capture.h"
 
 #define HL_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -31,9 +31,9 @@ namespace sys = heapledger::base::sys;
 uint64_t word(int64_t value) { return static_cast<uint64_t>(value); }
 
 // True where the call is to be recorded as the program's.
-bool is_recorded() {
+bool is_recorded(const void* caller) {
   if (!heapledger::traced()) return false;
-  if (!trace::inside_unwinder()) return true;
+  if (!trace::is_own_call(caller) && !trace::is_call_of_unwinder(caller)) return true;
   trace::count_recorder_syscalls(1);
   return false;
 }
@@ -47,11 +47,13 @@ int64_t kernel_result(const void* result) {
 // Calls `work` and records it as `name` with these arguments. errno is what `work` left.
 template <class Work>
 auto record(SyscallName name, const uint64_t (&args)[6], const void* caller, Work work) {
-  if (!is_recorded()) return work();
+  if (!is_recorded(caller)) return work();
   trace::CallScope scope(caller);
+  scope.take_stack();
   const uint64_t entered = trace::tick();
   auto result = work();
-  scope.on_syscall(name, Origin::kProgram, entered, args, kernel_result(result));
+  scope.on_syscall(name, Origin::kProgram, entered, trace::tick() - entered, args,
+                   kernel_result(result));
   return result;
 }
 
@@ -65,15 +67,18 @@ void* record_mmap(void* address, size_t length, int protection, int flags, int f
 
 // Moves the break to `address` (0: asks where it is) for the program. Returns the break afterwards.
 uintptr_t move_break(uintptr_t address, const void* caller) {
-  const bool recorded = is_recorded();
+  if (!heapledger::traced()) {
+    const uintptr_t result = sys::brk(address);
+    g_heap.note_break(result);
+    return result;
+  }
+  trace::CallScope scope(caller);
+  scope.take_stack();
   const uint64_t entered = trace::tick();
   const uintptr_t result = sys::brk(address);
   g_heap.note_break(result);
-  if (recorded) {
-    trace::CallScope scope(caller);
-    scope.on_syscall(SyscallName::kBrk, Origin::kProgram, entered, {address},
-                     static_cast<int64_t>(result));
-  }
+  scope.on_syscall(SyscallName::kBrk, Origin::kProgram, entered, trace::tick() - entered, {address},
+                   static_cast<int64_t>(result));
   return result;
 }
 

@@ -8,6 +8,7 @@
 #include "interposer/base/bits.h"
 #include "interposer/base/lock.h"
 #include "interposer/base/sys.h"
+#include "interposer/trace/own_calls.h"
 #include "interposer/trace/stack_capture.h"
 
 namespace heapledger::trace {
@@ -40,11 +41,10 @@ bool allocate_table() {
   if (g_table.modules != nullptr) return true;
   const size_t bytes = kModulesMax * sizeof(Module);
   if (mapping_allowance(bytes) < bytes) return false;
-  const long memory = sys::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
+  const long memory =
+      own_mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
   if (sys::failed(memory)) return false;
-  sys::madvise(reinterpret_cast<void*>(memory), bytes, MADV_DONTDUMP);
-  count_recorder_syscalls(2);
+  own_madvise(reinterpret_cast<void*>(memory), bytes, MADV_DONTDUMP);
   g_table.modules = reinterpret_cast<Module*>(memory);
   return true;
 }
@@ -144,7 +144,9 @@ int on_module(dl_phdr_info* info, size_t, void*) {
 
 void scan_modules(IterateModules iterate, CallScope& scope) noexcept {
   base::LockGuard guard(g_lock);
-  if (!allocate_table()) return;
+  const bool ready = allocate_table();
+  write_own_calls(scope);
+  if (!ready) return;
   for (size_t i = 0; i < g_table.count; ++i) g_table.modules[i].seen = false;
   iterate(on_module, nullptr);
   // Written only now: the loader's lock is not held while we wait for room.
@@ -162,6 +164,23 @@ void scan_modules(IterateModules iterate, CallScope& scope) noexcept {
     module.reported = true;
     scope.on_module(module.event, EventKind::kModuleLoad, module.path);
   }
+}
+
+CodeRange module_around(IterateModules iterate, uintptr_t address) noexcept {
+  struct Search {
+    uintptr_t address;
+    CodeRange found;
+  } search = {address, {}};
+  iterate(
+      [](dl_phdr_info* info, size_t, void* data) {
+        auto* wanted = static_cast<Search*>(data);
+        const ModuleEvent module = describe(*info);
+        if (wanted->address < module.start || wanted->address >= module.end) return 0;
+        wanted->found = {module.start, module.end};
+        return 1;
+      },
+      &search);
+  return search.found;
 }
 
 void reset_module_lock() noexcept { g_lock.reset(); }

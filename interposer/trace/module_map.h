@@ -11,6 +11,7 @@
 
 #include <link.h>
 
+#include "interposer/trace/own_calls.h"
 #include "interposer/trace/recorder.h"
 
 namespace heapledger::trace {
@@ -20,6 +21,9 @@ using IterateModules = int (*)(int (*)(dl_phdr_info*, size_t, void*), void*);
 // Compares the loader's list with what is known, and writes a kModuleLoad or kModuleUnload for each
 // difference.
 void scan_modules(IterateModules iterate, CallScope& scope) noexcept;
+
+// Where the module that contains `address` is mapped; empty: none does.
+CodeRange module_around(IterateModules iterate, uintptr_t address) noexcept;
 
 // In a forked child: the thread that may have held the lock does not exist.
 void reset_module_lock() noexcept;

@@ -6,6 +6,7 @@
 
 #include "interposer/base/bits.h"
 #include "interposer/base/sys.h"
+#include "interposer/trace/own_calls.h"
 #include "interposer/trace/stack_capture.h"
 #include "interposer/trace/thread_local.h"
 
@@ -108,27 +109,26 @@ const char* start(const Region& region, const StartSettings& settings, bool foll
   const size_t stride = base::align_up(sizeof(ThreadRing) + 2 * frame_capacity * 8, 4096);
   const size_t bytes = 4096 + region.ring_slots * stride;
   if (mapping_allowance(bytes) < bytes) return "the address space limit leaves no room for it";
-  const long memory = sys::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
+  const long memory =
+      own_mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
   if (sys::failed(memory)) return "no memory for the recorder";
   void* address = base::pointer_to(static_cast<uintptr_t>(memory));
-  if (sys::failed(sys::madvise(address, bytes, MADV_WIPEONFORK))) {
-    sys::munmap(address, bytes);
+  if (sys::failed(own_madvise(address, bytes, MADV_WIPEONFORK))) {
+    own_munmap(address, bytes);
     return "this kernel has no MADV_WIPEONFORK";
   }
-  sys::madvise(address, bytes, MADV_DONTDUMP);
+  own_madvise(address, bytes, MADV_DONTDUMP);
 
   g_recorder = {region,   region.control->clock,
                 depth,    region.control->free_stacks != 0,
                 follow,   static_cast<std::byte*>(address),
                 stride,   frame_capacity,
                 settings, on_first_event};
-  const uint64_t now = tick();
-  if (!adopt_slot(g_recorder.process(), now)) {
+  // From its own first call on: all events of the process lie after its start.
+  if (!adopt_slot(g_recorder.process(), first_own_call(g_recorder.clock))) {
     g_stopped.store(1, std::memory_order_relaxed);
     return "the recording has no room for another process";
   }
-  count_recorder_syscalls(3);
   return nullptr;
 }
 

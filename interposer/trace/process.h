@@ -35,6 +35,7 @@ struct ProcessPage {
   schema::ProcessSlot* slot;  // Null: this process has not adopted one yet.
   uint32_t index;
   uint32_t pid;
+  bool opened;  // A ring was claimed.
   base::Lock adopting;
   RingProducer::Shared shared;
 };

@@ -178,15 +178,15 @@ void CallScope::on_reallocation(const Reallocation& reallocation) noexcept {
 }
 
 void CallScope::on_syscall(schema::SyscallName name, schema::Origin origin, uint64_t entered,
-                           const uint64_t (&args)[6], int64_t result) noexcept {
+                           uint64_t duration_ticks, const uint64_t (&args)[6],
+                           int64_t result) noexcept {
   if (ring_ == nullptr) return count_lost_event();
   schema::SyscallEvent event{};
-  event.duration_ticks = tick() - entered;
+  event.duration_ticks = duration_ticks;
   event.name = name;
   event.origin = origin;
   event.result = result;
   memcpy(event.args, args, sizeof(event.args));
-  if (origin == schema::Origin::kProgram) need_stack();
   write(event, EventKind::kSyscall, failed_flag(result < 0), entered, nullptr, 0);
 }
 

@@ -81,9 +81,13 @@ class CallScope {
   };
   void on_reallocation(const Reallocation& reallocation) noexcept;
 
-  // The program's own memory system call, after it returned. Entered at `entered` (tick()).
+  // A memory system call that is not the allocator's, after it returned.
   void on_syscall(schema::SyscallName name, schema::Origin origin, uint64_t entered,
-                  const uint64_t (&args)[6], int64_t result) noexcept;
+                  uint64_t duration_ticks, const uint64_t (&args)[6], int64_t result) noexcept;
+  // Walks the stack now, before what is to be stamped: stamps in a ring must rise.
+  void take_stack() noexcept {
+    if (ring_ != nullptr) need_stack();
+  }
 
   // kMark, kNote.
   void on_text(schema::EventKind kind, const char* text, bool with_stack) noexcept;

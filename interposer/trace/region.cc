@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "interposer/base/sys.h"
+#include "interposer/trace/own_calls.h"
 
 namespace heapledger::trace {
 namespace {
@@ -100,7 +101,7 @@ uint64_t mapping_allowance(uint64_t wanted) noexcept {
 const char* map_region(int fd, uint64_t region_bytes, Region* region) noexcept {
   if (region_bytes < sizeof(ControlPage)) return "the region is too small";
   constexpr int kProtection = PROT_READ | PROT_WRITE;
-  long address = sys::mmap(nullptr, sizeof(ControlPage), PROT_READ, MAP_SHARED, fd);
+  long address = own_mmap(nullptr, sizeof(ControlPage), PROT_READ, MAP_SHARED, fd);
   if (sys::failed(address)) return "no memory for the shared region";
   const auto* header = reinterpret_cast<const ControlPage*>(address);
   const bool sound = header->magic == schema::kRegionMagic &&
@@ -109,7 +110,7 @@ const char* map_region(int fd, uint64_t region_bytes, Region* region) noexcept {
   const uint64_t data_offset = header->data_offset;
   const uint64_t ring_bytes = header->ring_bytes;
   const uint32_t slots = header->ring_slots;
-  sys::munmap(reinterpret_cast<void*>(address), sizeof(ControlPage));
+  own_munmap(reinterpret_cast<void*>(address), sizeof(ControlPage));
   if (!sound) return "the shared region is damaged";
 
   const uint64_t allowed = mapping_allowance(region_bytes);
@@ -117,10 +118,10 @@ const char* map_region(int fd, uint64_t region_bytes, Region* region) noexcept {
   const uint64_t rings = (allowed - data_offset) / ring_bytes;
   const auto usable = static_cast<uint32_t>(rings < slots ? rings : slots);
   const uint64_t bytes = data_offset + usable * ring_bytes;
-  address = sys::mmap(nullptr, bytes, kProtection, MAP_SHARED | MAP_NORESERVE, fd);
+  address = own_mmap(nullptr, bytes, kProtection, MAP_SHARED | MAP_NORESERVE, fd);
   if (sys::failed(address)) return "no memory for the shared region";
   auto* start = reinterpret_cast<std::byte*>(address);
-  sys::madvise(start, bytes, MADV_DONTDUMP);  // A core file is about the program.
+  own_madvise(start, bytes, MADV_DONTDUMP);  // A core file is about the program.
 
   region->control = reinterpret_cast<ControlPage*>(start);
   region->processes =

@@ -24,16 +24,16 @@ constinit std::atomic<uint32_t> g_fork_pending{0};  // Futex: 1 between fork's h
 constexpr size_t kRootsKnown = 256;
 constinit std::atomic<uint64_t> g_roots[kRootsKnown];
 
-// libunwind's unw_cursor_t is 127 words and unw_context_t is ucontext_t (below 1000 bytes) in 1.x
-// for x86-64; both generously.
+// libunwind's unw_cursor_t is 127 words, unw_context_t is ucontext_t (121 words) and
+// unw_proc_info_t 9 words, in 1.x for x86-64. No larger than need be: a thread's stack may be tiny.
 struct alignas(16) Cursor {
-  uint64_t words[256];
+  uint64_t words[128];
 };
 struct alignas(16) Context {
-  uint64_t words[160];
+  uint64_t words[128];
 };
 struct alignas(16) ProcInfo {
-  uint64_t words[32];  // unw_proc_info_t: 9 words.
+  uint64_t words[16];
 };
 
 // Steps from here to the stack's end. Fills frames[0 .. limit). Tells whether the end is a root,
@@ -48,6 +48,7 @@ __attribute__((noinline)) SteppedWalk step_through(uintptr_t* frames, size_t lim
   SteppedWalk walk;
   Context context;
   Cursor cursor;
+  Cursor here;
   if (g_unwinder.get_context(&context) < 0 || g_unwinder.init_local(&cursor, &context) < 0) {
     return walk;
   }
@@ -56,13 +57,12 @@ __attribute__((noinline)) SteppedWalk step_through(uintptr_t* frames, size_t lim
     if (g_unwinder.get_register(&cursor, kRegisterIp, &ip) < 0 || ip == 0) return walk;
     if (walk.count < limit) frames[walk.count++] = ip;
     walk.last = ip;
-    const Cursor here = cursor;
+    here = cursor;
     const int result = g_unwinder.step(&cursor);
     if (result > 0) continue;
     // The end: a root where the frame has unwind information, and that says there is no caller.
-    Cursor last = here;
     ProcInfo info;
-    walk.root = result == 0 && g_unwinder.get_proc_info(&last, &info) == 0;
+    walk.root = result == 0 && g_unwinder.get_proc_info(&here, &info) == 0;
     return walk;
   }
   return walk;
@@ -88,7 +88,7 @@ bool is_root(uintptr_t ip) {
 class UnwinderScope {
  public:
   explicit UnwinderScope(std::atomic<uint32_t>* busy) : busy_(busy) {
-    if (!g_usable.load(std::memory_order_acquire) || t_local.in_unwinder != 0 ||
+    if (!g_usable.load(std::memory_order_acquire) || t_local.own != 0 ||
         t_local.loader_depth != 0) {
       return;
     }
@@ -96,7 +96,7 @@ class UnwinderScope {
       // Seq_cst, with fork_begins: either it sees this flag, or the load below sees its.
       busy_->store(1, std::memory_order_seq_cst);
       if (g_fork_pending.load(std::memory_order_seq_cst) == 0) {
-        t_local.in_unwinder = 1;
+        t_local.own = kOwnUnwinding;
         entered_ = true;
         return;
       }
@@ -107,7 +107,7 @@ class UnwinderScope {
   }
   ~UnwinderScope() {
     if (!entered_) return;
-    t_local.in_unwinder = 0;
+    t_local.own = 0;
     // Release: pairs with the acquire load in fork_begins.
     busy_->store(0, std::memory_order_release);
   }
@@ -165,7 +165,6 @@ void set_unwinder(const Unwinder& unwinder, uintptr_t loader_entry) noexcept {
 
 void distrust_fast_walk() noexcept { g_fast_walk.store(false, std::memory_order_relaxed); }
 void distrust_unwinder() noexcept { g_usable.store(false, std::memory_order_relaxed); }
-bool inside_unwinder() noexcept { return t_local.in_unwinder != 0; }
 
 Walk walk_stack(uintptr_t* frames, size_t depth, uintptr_t caller,
                 std::atomic<uint32_t>* busy) noexcept {

@@ -60,9 +60,6 @@ struct Walk {
 Walk walk_stack(uintptr_t* frames, size_t depth, uintptr_t caller,
                 std::atomic<uint32_t>* busy) noexcept;
 
-// True while this thread is inside libunwind: what it maps then is the recorder's.
-bool inside_unwinder() noexcept;
-
 // While one exists, this thread does not call libunwind.
 class LoaderScope {
  public:

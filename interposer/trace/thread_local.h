@@ -12,12 +12,18 @@ namespace heapledger::trace {
 
 struct ThreadRing;
 
+// While not zero, calls that arrive on this thread may be the recorder's (own_calls.h).
+enum OwnDoing : uint8_t {
+  kOwnUnwinding = 1,  // libunwind runs.
+  kOwnWork = 2,       // Everything is the recorder's.
+};
+
 struct ThreadLocal {
-  ThreadRing* ring;     // Level 0's; null: none claimed yet, or given back. May be a wiped one (see
-                        // thread_ring.h).
-  uint16_t level;       // Events being made on this thread, one inside the other.
-  uint8_t in_unwinder;  // 1 while libunwind runs.
-  uint8_t armed;        // 1: the end of this thread will be noticed (lifecycle.cc).
+  ThreadRing* ring;  // Level 0's; null: none claimed yet, or given back. May be a wiped one (see
+                     // thread_ring.h).
+  uint16_t level;    // Events being made on this thread, one inside the other.
+  uint8_t own;       // Bits of OwnDoing: what the recorder does at the moment.
+  uint8_t armed;     // 1: the end of this thread will be noticed (lifecycle.cc).
   uint32_t loader_depth;  // LoaderScopes.
 };
 static_assert(sizeof(ThreadLocal) == 16);

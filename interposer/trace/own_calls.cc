@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "interposer/trace/own_calls.h"
+
+#include "interposer/base/sys.h"
+#include "interposer/trace/recorder.h"
+#include "interposer/trace/tick.h"
+
+namespace heapledger::trace {
+namespace {
+
+namespace sys = base::sys;
+using schema::SyscallName;
+
+// Made before the region says which clock counts: both are read.
+struct Stamp {
+  uint64_t tsc;
+  uint64_t raw_ns;
+
+  static Stamp now() { return {__builtin_ia32_rdtsc(), monotonic_raw_ns()}; }
+  uint64_t on(schema::Clock clock) const { return clock == schema::Clock::kTsc ? tsc : raw_ns; }
+};
+
+struct OwnCall {
+  SyscallName name;
+  Stamp entered;
+  Stamp left;
+  int64_t result;
+  uint64_t args[6];
+};
+
+constexpr size_t kOwnCallsMax = 24;  // Twice what a start makes.
+constinit OwnCall g_calls[kOwnCallsMax]{};
+constinit size_t g_count = 0;
+constinit size_t g_written = 0;
+
+constinit CodeRange g_unwinder;
+constinit CodeRange g_linker;
+
+template <class Work>
+long note(SyscallName name, const uint64_t (&args)[6], Work work) {
+  const Stamp entered = Stamp::now();
+  const long result = work();
+  if (g_count < kOwnCallsMax) {
+    OwnCall& call = g_calls[g_count++];
+    call = {name, entered, Stamp::now(), result, {}};
+    memcpy(call.args, args, sizeof(args));
+  }
+  return result;
+}
+
+uint64_t word(int value) { return static_cast<uint64_t>(static_cast<int64_t>(value)); }
+
+bool lies_in(uintptr_t address, CodeRange range) {
+  return address >= range.start && address < range.end;
+}
+
+}  // namespace
+
+long own_mmap(void* address, size_t length, int protection, int flags, int fd) noexcept {
+  return note(SyscallName::kMmap,
+              {base::address_of(address), length, word(protection), word(flags), word(fd), 0},
+              [=] { return sys::mmap(address, length, protection, flags, fd); });
+}
+
+long own_munmap(void* address, size_t length) noexcept {
+  return note(SyscallName::kMunmap, {base::address_of(address), length},
+              [=] { return sys::munmap(address, length); });
+}
+
+long own_madvise(void* address, size_t length, int advice) noexcept {
+  return note(SyscallName::kMadvise, {base::address_of(address), length, word(advice)},
+              [=] { return sys::madvise(address, length, advice); });
+}
+
+void write_own_calls(CallScope& scope) noexcept {
+  const schema::Clock clock = g_recorder.clock;
+  for (; g_written < g_count; ++g_written) {
+    const OwnCall& call = g_calls[g_written];
+    const uint64_t entered = call.entered.on(clock);
+    scope.on_syscall(call.name, schema::Origin::kRecorder, entered, call.left.on(clock) - entered,
+                     call.args, call.result);
+    count_recorder_syscalls(1);
+  }
+}
+
+uint64_t first_own_call(schema::Clock clock) noexcept {
+  return g_count == 0 ? 0 : g_calls[0].entered.on(clock);
+}
+
+void set_own_code(CodeRange unwinder, CodeRange linker) noexcept {
+  g_unwinder = unwinder;
+  g_linker = linker;
+}
+
+bool is_call_of_unwinder(const void* caller) noexcept {
+  return lies_in(base::address_of(caller), g_unwinder);
+}
+
+bool is_own_call_slow(const void* caller) noexcept {
+  if ((t_local.own & kOwnWork) != 0) return true;
+  const uintptr_t address = base::address_of(caller);
+  return lies_in(address, g_unwinder) || lies_in(address, g_linker);
+}
+
+}  // namespace heapledger::trace
