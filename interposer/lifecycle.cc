@@ -17,6 +17,7 @@
 #include "interposer/trace/own_calls.h"
 #include "interposer/trace/recorder.h"
 #include "interposer/trace/stack_capture.h"
+#include "interposer/unwinder_io.h"
 
 extern "C" char** environ;
 
@@ -150,6 +151,8 @@ void load_unwinder() {
     found[i] = dlsym(library, trace::kUnwinderSymbols[i]);
     if (found[i] == nullptr) return;
   }
+  // In glibc the handle of a library is its link_map.
+  if (!replace_unwinder_io(static_cast<const link_map*>(library))) return;
   trace::Unwinder unwinder;
   unwinder.backtrace = reinterpret_cast<int (*)(void**, int)>(found[0]);
   unwinder.get_context = reinterpret_cast<int (*)(void*)>(found[1]);
