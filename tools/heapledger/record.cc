@@ -63,7 +63,7 @@ class Recording {
 
  private:
   void start();
-  void announce(const std::string& path);
+  void announce(const std::string& path, const std::string& obstacle);
   void drop_inherited_descriptors() const;
   void supervise();
   void handle_signals();
@@ -106,10 +106,8 @@ void Recording::start() {
                                     std::to_string(launch_->pid()) + ".db";
   }
   collector_.emplace(options_);
-  announce(path);
+  announce(path, obstacle ? obstacle->reason : "");
   if (obstacle) {
-    collector_->send(
-        {{"type", "not_recordable"}, {"pid", launch_->pid()}, {"reason", obstacle->reason}});
     narration_.warn(command_[0] + ": " + obstacle->reason + ": its calls are not recorded (" +
                     obstacle->advice + ")");
   }
@@ -119,7 +117,7 @@ void Recording::start() {
 }
 
 // Names the program to the collector and waits until it watches it.
-void Recording::announce(const std::string& path) {
+void Recording::announce(const std::string& path, const std::string& obstacle) {
   nlohmann::json arguments = nlohmann::json::array();
   size_t bytes = 0;
   for (const std::string& argument : command_) {
@@ -135,7 +133,8 @@ void Recording::announce(const std::string& path) {
   collector_->send({{"type", "launch"},
                     {"pid", launch_->pid()},
                     {"command", arguments},
-                    {"exe", error ? path : exe}});
+                    {"exe", error ? path : exe},
+                    {"reason", obstacle}});  // Why its calls cannot be recorded; mostly empty.
   while (true) {
     const auto answer = collector_->receive();
     if (!answer) throw CommandError("collector", "ended before the program was started");
