@@ -5,6 +5,8 @@
 
 #include <map>
 #include <optional>
+#include <stdexcept>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -183,6 +185,21 @@ class ProcessPass {
   std::vector<std::pair<int64_t, std::vector<uint8_t>>> attributions_;
 };
 
+constexpr const char* kOwnTables[] = {"call_count",     "site",   "timeline",  "fragmentation",
+                                      "free_histogram", "pinner", "fault_site"};
+
+// As schema.sql of today has it: the trace may be from a version whose pass wrote less.
+void make_table_anew(schema::Database& db, const std::string& table) {
+  const std::string_view schema = schema::schema_sql();
+  const size_t start = schema.find("CREATE TABLE " + table + " (");
+  const size_t end = schema.find(';', schema.find("\n)", start));
+  if (start == std::string_view::npos || end == std::string_view::npos) {
+    throw std::logic_error("schema.sql has no table " + table);
+  }
+  db.exec("DROP TABLE IF EXISTS " + table);
+  db.exec(std::string(schema.substr(start, end - start)));
+}
+
 }  // namespace
 
 bool is_finalized(schema::Database& db) {
@@ -192,10 +209,7 @@ bool is_finalized(schema::Database& db) {
 void finalize(schema::Database& db) {
   schema::Transaction transaction(db);
   if (is_finalized(db)) return;  // Somebody else was faster.
-  for (const char* table : {"call_count", "site", "timeline", "fragmentation", "free_histogram",
-                            "pinner", "fault_site"}) {
-    db.exec(fmt::format("DELETE FROM {}", table));
-  }
+  for (const char* table : kOwnTables) make_table_anew(db, table);
   const TraceInfo info = load_trace_info(db);
   const int64_t ns_per_fault = fault_cost_ns(db);
   TouchingFrames frames(db);

@@ -24,7 +24,8 @@ using FramesByFile = std::map<std::pair<std::string, std::string>, std::vector<F
 FramesByFile load_frames(schema::Database& db) {
   schema::Statement select = db.prepare(
       "SELECT frame.id, frame.offset, module.path, module.build_id FROM frame"
-      " JOIN module ON module.id = frame.module WHERE frame.offset > 0");
+      " JOIN module ON module.id = frame.module WHERE frame.offset > 0"
+      " AND NOT EXISTS (SELECT 1 FROM symbol WHERE symbol.frame = frame.id)");
   FramesByFile frames;
   while (select.step()) {
     frames[{select.column_text(2), select.column_optional_text(3).value_or("")}].push_back(
@@ -40,7 +41,6 @@ std::optional<std::string> known(const std::string& text) {
 }  // namespace
 
 void symbolize(schema::Database& db) {
-  db.exec("DELETE FROM symbol");
   schema::Statement insert = db.prepare("INSERT INTO symbol VALUES (?, ?, ?, ?, ?)");
   for (const auto& [file, frames] : load_frames(db)) {
     if (!file.first.starts_with('/')) continue;  // The vDSO, memory files.

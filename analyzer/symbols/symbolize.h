@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Fills table `symbol` for every frame of a trace.
+// Fills table `symbol` for every frame of a trace that has no name yet.
 // Thread safety: as its Database.
 #pragma once
 
