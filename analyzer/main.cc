@@ -20,6 +20,7 @@ constexpr int kUsage = 2;
 
 struct Arguments {
   std::vector<std::string> traces;
+  std::string trace;  // Of sql and finalize.
   ReportOptions report;
   bool json = false, csv = false, header = false;
   std::string sql;
@@ -34,7 +35,11 @@ void add_report(CLI::App& app, const Report& report, Arguments& arguments) {
   command->add_flag("--csv", arguments.csv, "CSV")->excludes(json);
   command->add_option("--top", arguments.report.top,
                       fmt::format("rows to show (default: {} as text, else all)", report.top));
-  command->add_option("--at", arguments.report.at, "peak, exit, or seconds since the start");
+  if (report.has_moment) {
+    command->add_option("--at", arguments.report.at,
+                        "peak, exit, or seconds since the start (default: peak and exit)");
+  }
+  if (report.many_traces) return;
   command->add_option("--process", arguments.report.process, "only the process of this pid");
   command->add_option("--site", arguments.report.site, "only rows whose stack contains this text");
 }
@@ -61,10 +66,10 @@ int run_command(const CLI::App& app, const Arguments& arguments) {
     const SqlFormat format = arguments.json  ? SqlFormat::kJson
                              : arguments.csv ? SqlFormat::kCsv
                                              : SqlFormat::kList;
-    run_sql(arguments.traces.front(), arguments.sql, format, arguments.header, stdout);
+    run_sql(arguments.trace, arguments.sql, format, arguments.header, stdout);
     return 0;
   }
-  finalize_file(arguments.traces.front());
+  finalize_file(arguments.trace);
   return 0;
 }
 
@@ -75,14 +80,14 @@ int run(int argc, char** argv) {
   for (const Report& report : reports()) add_report(app, report, arguments);
   CLI::App* sql = app.add_subcommand(
       "sql", "a query over the trace's tables, with `event` and `fault`; read-only");
-  sql->add_option("TRACE", arguments.traces, "trace file")->required()->expected(1);
+  sql->add_option("TRACE", arguments.trace, "trace file")->required();
   sql->add_option("QUERY", arguments.sql, "SQL; see schema.sql for the tables")->required();
   CLI::Option* json = sql->add_flag("--json", arguments.json, "an array of objects");
   sql->add_flag("--csv", arguments.csv, "CSV with a header")->excludes(json);
   sql->add_flag("--header", arguments.header, "names of the columns first");
   CLI::App* finalize = app.add_subcommand(
       "finalize", "fill the trace's aggregate tables (every report does it where needed)");
-  finalize->add_option("TRACE", arguments.traces, "trace file")->required()->expected(1);
+  finalize->add_option("TRACE", arguments.trace, "trace file")->required();
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -12,16 +12,17 @@ namespace heapledger::analyzer {
 namespace {
 
 constexpr Report kReports[] = {
-    {"summary", "totals, peaks, losses and findings: start here", false, 10, &run_summary},
+    {"summary", "totals, peaks, losses and findings: start here", false, false, 10, &run_summary},
     {"fragmentation", "what of the held memory is free, and what keeps it from going back", false,
-     10, &run_fragmentation},
-    {"syscalls", "memory system calls: count and time by call, cause and stack", false, 10,
+     true, 10, &run_fragmentation},
+    {"syscalls", "memory system calls: count and time by call, cause and stack", false, false, 10,
      &run_syscalls},
-    {"faults", "page faults by the stack that allocated the page", false, 10, &run_faults},
-    {"leaks", "blocks live at exit, by the stack that allocated them", false, 10, &run_leaks},
-    {"layout", "the segments of the process: size, RSS, swap", false, 40, &run_layout},
-    {"compare", "recordings of the same work under different settings, side by side", true, 40,
-     &run_compare},
+    {"faults", "page faults by the stack that allocated the page", false, false, 10, &run_faults},
+    {"leaks", "blocks live at exit, by the stack that allocated them", false, false, 10,
+     &run_leaks},
+    {"layout", "the segments of the process: size, RSS, swap", false, true, 40, &run_layout},
+    {"compare", "recordings of the same work under different settings, side by side", true, false,
+     40, &run_compare},
 };
 
 }  // namespace

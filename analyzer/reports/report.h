@@ -47,7 +47,8 @@ struct Report {
   const char* name;
   const char* help;
   bool many_traces;
-  size_t top;  // Rows shown as text where --top does not say.
+  bool has_moment;  // Takes --at.
+  size_t top;       // Rows shown as text where --top does not say.
   Document (*run)(const ReportInput& input);
 };
 
