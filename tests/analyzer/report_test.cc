@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+// Reports over sample traces: expected text in golden/ (UPDATE_GOLDEN=1 rewrites it), totals that
+// add up, promised JSON keys, and what happens to damaged, unfinished and read-only traces.
+#include <fmt/format.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
+
+#include "analyzer/finalize/finalize.h"
+#include "analyzer/render/render.h"
+#include "schema/error.h"
+#include "tests/analyzer/analyzer_fixture.h"
+
+namespace heapledger::analyzer {
+namespace {
+
+Document run(const Report& report, std::span<Trace> traces, const ReportOptions& options = {}) {
+  return report.run({traces, options});
+}
+
+nlohmann::ordered_json json_of(const char* report, Trace& trace,
+                               const ReportOptions& options = {}) {
+  Document document = run(*find_report(report), {&trace, 1}, options);
+  document.limit({options.top, options.site});
+  return nlohmann::ordered_json::parse(render_json(document));
+}
+
+struct GoldenCase {
+  const char* report;
+  const char* trace;
+};
+
+class Golden : public AnalyzerTest, public ::testing::WithParamInterface<GoldenCase> {};
+
+// Goal: what people read changes only on purpose. Method: text of each report over a sample trace
+// against a file.
+TEST_P(Golden, TextIsAsExpected) {
+  const auto [name, sample] = GetParam();
+  const Report& report = *find_report(name);
+  std::vector<Trace> traces;
+  traces.push_back(open(sample_trace(sample)));
+  if (report.many_traces) {
+    TraceBuilder other = sample_trace(sample);
+    other.set("mmap_threshold", 32 << 20);
+    traces.push_back(open(other, "other.db"));
+  }
+  Document document = run(report, traces);
+  document.limit({report.top, ""});
+  const std::string text = render_text(document);
+  for (std::istringstream lines(text); !lines.eof();) {
+    std::string line;
+    std::getline(lines, line);
+    EXPECT_LE(line.size(), kTextWidth) << line;
+  }
+  const std::string path = fmt::format("{}/{}_{}.txt", HL_GOLDEN_DIR, name, sample);
+  if (std::getenv("UPDATE_GOLDEN") != nullptr) {
+    std::ofstream(path) << text;
+    return;
+  }
+  std::ifstream file(path);
+  ASSERT_TRUE(file) << path << " is missing; UPDATE_GOLDEN=1 writes it";
+  std::stringstream expected;
+  expected << file.rdbuf();
+  EXPECT_EQ(expected.str(), text);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Reports, Golden,
+    ::testing::Values(GoldenCase{"summary", "pinned"}, GoldenCase{"summary", "churn"},
+                      GoldenCase{"summary", "refault"}, GoldenCase{"summary", "leak"},
+                      GoldenCase{"summary", "family"}, GoldenCase{"summary", "only_start"},
+                      GoldenCase{"summary", "by_snapshot"}, GoldenCase{"summary", "lossy"},
+                      GoldenCase{"fragmentation", "pinned"}, GoldenCase{"syscalls", "leak"},
+                      GoldenCase{"faults", "refault"}, GoldenCase{"faults", "by_snapshot"},
+                      GoldenCase{"leaks", "leak"}, GoldenCase{"layout", "leak"},
+                      GoldenCase{"compare", "churn"}),
+    [](const auto& param) { return fmt::format("{}_{}", param.param.report, param.param.trace); });
+
+class Totals : public AnalyzerTest, public ::testing::WithParamInterface<const char*> {};
+
+// Goal: rows + others = TOTAL = the trace's own total, whatever is shown. Method: every report over
+// a trace, limited to no row, one row and all; sums made here.
+TEST_P(Totals, RowsAndOthersAreTheTotal) {
+  Trace trace = open(sample_trace(GetParam()));
+  for (const Report& report : reports()) {
+    for (const std::optional<size_t> top :
+         {std::optional<size_t>(0), std::optional<size_t>(1), std::optional<size_t>()}) {
+      Document document = run(report, {&trace, 1});
+      document.limit({top, ""});
+      for (const Section& section : document.sections) {
+        if (!section.table || section.table->total.empty()) continue;
+        const Table& table = *section.table;
+        const bool by_getrusage = std::string(GetParam()) == "by_snapshot";
+        EXPECT_TRUE(table.not_attributed.empty() || by_getrusage) << report.name << table.title;
+        for (size_t i = 0; i < table.columns.size(); ++i) {
+          if (!table.columns[i].sum) continue;
+          int64_t sum = 0;
+          for (const Row& row : table.rows) {
+            if (const auto* value = std::get_if<int64_t>(&row[i])) sum += *value;
+          }
+          if (!table.others.empty()) sum += std::get<int64_t>(table.others[i]);
+          if (!table.not_attributed.empty()) {
+            if (const auto* value = std::get_if<int64_t>(&table.not_attributed[i])) sum += *value;
+          }
+          EXPECT_EQ(std::get<int64_t>(table.total[i]), sum)
+              << report.name << ": " << table.columns[i].key;
+        }
+      }
+      render_text(document);
+      render_json(document);
+      render_csv(document);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Samples, Totals,
+                         ::testing::Values("only_start", "pinned", "churn", "refault", "leak",
+                                           "family", "by_snapshot", "lossy"),
+                         [](const auto& param) { return std::string(param.param); });
+
+class ReportTest : public AnalyzerTest {};
+
+// Goal: scripts may rely on the keys. Method: presence in summary and the rest, and some values
+// that the sample trace plants.
+TEST_F(ReportTest, JsonHasThePromisedKeys) {
+  Trace trace = open(sample_trace("leak"));
+  const auto summary = json_of("summary", trace);
+  for (const char* key :
+       {"process", "calls", "bytes_requested", "blocks_allocated", "live_bytes_peak",
+        "live_bytes_peak_ns", "live_bytes_end", "live_blocks_end", "syscalls", "faults",
+        "rss_peak_bytes", "heap_held_bytes_peak", "events", "fidelity", "settings", "findings"}) {
+    EXPECT_TRUE(summary.contains(key)) << key;
+  }
+  EXPECT_TRUE(summary["fidelity"].is_null());
+  EXPECT_EQ(401, summary["calls"]["malloc"]);
+  EXPECT_EQ(400, summary["calls"]["calloc"]);
+  EXPECT_EQ(134, summary["calls"]["realloc"]);
+  EXPECT_EQ(400, summary["calls"]["free"]);
+  EXPECT_EQ(400000, summary["live_bytes_end"]);
+  EXPECT_EQ(400, summary["live_blocks_end"]);
+  EXPECT_EQ(1, summary["syscalls"]["brk"]["allocator"]["count"]);
+  EXPECT_EQ(1, summary["syscalls"]["mmap"]["program"]["count"]);
+  EXPECT_EQ("growth", summary["findings"][0]["kind"]);
+  EXPECT_EQ(400000, summary["findings"][0]["bytes"]);
+  const auto fragmentation = json_of("fragmentation", trace);
+  for (const char* key :
+       {"at_ns", "held_bytes", "live_bytes", "requested_bytes", "free_bytes", "free_resident_bytes",
+        "external", "internal", "largest_free_bytes", "free_histogram", "pinners", "timeline"}) {
+    EXPECT_TRUE(fragmentation.contains(key)) << key;
+  }
+  EXPECT_TRUE(fragmentation["exit"].contains("held_bytes"));
+  const auto syscalls = json_of("syscalls", trace);
+  for (const char* key : {"call", "cause", "count", "ns", "p50_ns", "p99_ns", "max_ns"}) {
+    EXPECT_TRUE(syscalls["rows"][0].contains(key)) << key;
+  }
+  const auto faults = json_of("faults", trace);
+  for (const char* key :
+       {"stack", "faults", "repeat_faults", "bytes", "ns_estimate", "touched_by"}) {
+    EXPECT_TRUE(faults["sites"][0].contains(key)) << key;
+  }
+  EXPECT_EQ(100, faults["total"]["faults"]);
+  const auto compare = json_of("compare", trace);
+  for (const char* key :
+       {"settings", "brk", "mmap", "munmap", "mremap", "madvise", "mprotect", "syscall_ns",
+        "faults", "fault_ns", "held_bytes_peak", "rss_bytes_peak", "external", "wall_ns"}) {
+    EXPECT_TRUE(compare["rows"][0].contains(key)) << key;
+  }
+}
+
+// Goal: --site shows matching stacks and keeps the totals.
+TEST_F(ReportTest, SiteFilterMovesTheRestToOthers) {
+  Trace trace = open(sample_trace("family"));
+  ReportOptions options;
+  options.site = "sh.cc:30";
+  const auto leaks = json_of("leaks", trace, options);
+  ASSERT_EQ(1, leaks["sites"].size());
+  EXPECT_EQ(128, leaks["sites"][0]["bytes"]);
+  EXPECT_EQ(1, leaks["sites_others"]["rows"]);
+  EXPECT_EQ(128 + 0x8000 + 64, leaks["sites_total"]["bytes"]);
+}
+
+// Goal: --process takes pids, and says so when there is none or it was not recorded.
+TEST_F(ReportTest, ProcessIsChosenByPid) {
+  Trace trace = open(sample_trace("family"));
+  ReportOptions options;
+  options.process = 101;
+  EXPECT_EQ(128, json_of("leaks", trace, options)["live_bytes_end"]);
+  options.process = 102;
+  EXPECT_THROW(json_of("leaks", trace, options), schema::Error);
+  options.process = 5;
+  EXPECT_THROW(json_of("leaks", trace, options), schema::Error);
+}
+
+// Goal: a damaged batch costs its rows, not the report. Method: a byte is changed in one of many
+// batches.
+TEST_F(ReportTest, DamagedBatchIsLeftOutWithANote) {
+  sample_trace("leak").write("trace.db", 100);
+  {
+    schema::Database db = schema::open_trace("trace.db", schema::OpenMode::kReadWrite);
+    db.exec(
+        "UPDATE event_batch SET data = substr(data, 1, 40) || x'ff' || substr(data, 42)"
+        " WHERE id = 3");
+  }
+  Trace trace = open_for_report("trace.db");
+  const auto summary = json_of("summary", trace);
+  EXPECT_LT(summary["blocks_allocated"], 934);
+  EXPECT_GE(summary["blocks_allocated"], 834);
+  std::string notes;
+  for (const auto& note : summary["notes"]) notes += note.get<std::string>() + "\n";
+  EXPECT_NE(std::string::npos, notes.find("batch 3, 100 rows")) << notes;
+}
+
+// Goal: a trace that cannot be written is reported on all the same, and stays as it is. Method: in
+// a child that gives up root's right to write everything.
+TEST_F(ReportTest, ReadOnlyTraceIsFinalizedInACopy) {
+  sample_trace("leak").write("trace.db");
+  std::filesystem::permissions("trace.db", static_cast<std::filesystem::perms>(0444));
+  constexpr uid_t kNobody = 65534;
+  const pid_t child = fork();
+  if (child == 0) {
+    if (getuid() == 0 && setuid(kNobody) != 0) _exit(2);
+    if (access("trace.db", W_OK) == 0) _exit(3);
+    Trace trace = open_for_report("trace.db");
+    _exit(json_of("leaks", trace)["live_bytes_end"] == 400000 && !trace.notes.empty() ? 0 : 4);
+  }
+  int status = 0;
+  ASSERT_EQ(child, waitpid(child, &status, 0));
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(0, WEXITSTATUS(status));
+  schema::Database db = schema::open_trace("trace.db", schema::OpenMode::kReadOnly);
+  EXPECT_FALSE(is_finalized(db));
+}
+
+// Goal: finalizing twice changes nothing.
+TEST_F(ReportTest, FinalPassIsMadeOnce) {
+  sample_trace("leak").write("trace.db");
+  finalize_file("trace.db");
+  schema::Database db = schema::open_trace("trace.db", schema::OpenMode::kReadWrite);
+  db.exec("UPDATE site SET calls = calls + 1000000");
+  finalize(db);
+  EXPECT_GT(db.query_int("SELECT max(calls) FROM site").value_or(0), 1000000);
+}
+
+}  // namespace
+}  // namespace heapledger::analyzer

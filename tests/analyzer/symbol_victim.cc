@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tests/analyzer/symbol_victim.h"
+
+namespace heapledger::victim {
+
+namespace {
+
+[[gnu::noinline]] const void* caller() { return __builtin_return_address(0); }
+
+// The asm keeps caller() from being a tail call, so that its return address is here.
+[[gnu::always_inline]] inline VictimPlace inner() {
+  // clang-format off: the call and __LINE__ must be on one line.
+  const void* here = caller();
+  const int line = __LINE__;
+  // clang-format on
+  asm volatile("" : : : "memory");
+  return {here, line, 0};
+}
+
+}  // namespace
+
+VictimPlace outer() {
+  // clang-format off: likewise.
+  VictimPlace place = inner();
+  const int line = __LINE__;
+  // clang-format on
+  place.outer_line = line;
+  return place;
+}
+
+}  // namespace heapledger::victim
