@@ -128,10 +128,10 @@ void on_thread_end(void* value) {
 void before_fork() {
   trace::before_fork();  // First: threads inside libunwind must be out of it before the heap stands
                          // still.
-  g_heap.fork_prepare();
+  g_heap.fork_prepare(t_heap);
 }
 void after_fork_in_parent() {
-  g_heap.fork_parent();
+  g_heap.fork_parent(t_heap);
   trace::after_fork_in_parent();
 }
 void after_fork_in_child() {

@@ -59,6 +59,7 @@ class TracedOs {
          {base::address_of(address), length, word(protection)}, result);
     return !base::sys::failed(result);
   }
+  bool is_single_threaded() { return heap::DirectOs().is_single_threaded(); }
   void on_policy(heap::PolicyKind kind, uint64_t old_value, uint64_t new_value) {
     trace::note_policy(static_cast<uint8_t>(kind), old_value, new_value);
   }

@@ -35,6 +35,8 @@ class Lock {
   void unlock() noexcept {
     if (__atomic_exchange_n(&state_, kFree, __ATOMIC_RELEASE) == kContended) wake();
   }
+  // Only a hint, unless no other thread exists.
+  bool is_held() const noexcept { return __atomic_load_n(&state_, __ATOMIC_RELAXED) != kFree; }
   // In a forked child, where the other threads that might wait or hold it do not exist.
   void reset() noexcept { __atomic_store_n(&state_, kFree, __ATOMIC_RELEASE); }
 

@@ -6,14 +6,15 @@
 // Reading order: arena.h (data structures and invariants), this file (the interface and the two
 // paths that must be fast), then allocator_take.h (how a request is served), allocator_system.h
 // (where memory comes from and goes to), allocator_release.h (free, checks), allocator_resize.h
-// (realloc, memalign), allocator_admin.h (mallopt, statistics, fork, validity). Whoever
-// instantiates the template includes allocator_impl.h once; everybody else this file and an `extern
-// template`.
+// (realloc, memalign), allocator_nested.h (signal handlers), allocator_admin.h (mallopt,
+// statistics, fork, validity). Whoever instantiates the template includes allocator_impl.h once;
+// everybody else this file and an `extern template`.
 //
 // Use: one constinit global per process; no constructor runs. The first call reads the settings
 // from the Os. Thread safety: every public function may be called by any thread with its own
-// Thread; see arena.h and fork_prepare(). A signal handler that allocates while its thread is
-// inside the allocator finds consistent caches, and may block on the arena's lock, as with glibc.
+// Thread; see arena.h and fork_prepare(). A signal handler may allocate and free while its thread
+// is inside allocate, release, reallocate and their kin, where glibc may deadlock or damage its
+// heap; inside the administrative functions it may block.
 // errno: ENOMEM where a function returns nullptr, EINVAL where it says so; otherwise untouched.
 // Cost: a request served by the thread's cache is about 15 instructions without a lock; so is its
 // release.
@@ -174,8 +175,10 @@ class Allocator {
   // Around fork(): prepare takes all locks, the other two give them back. The child keeps the
   // calling thread's Thread; the caches of the other threads stay allocated for ever, as with
   // glibc.
-  void fork_prepare();
-  void fork_parent();
+  // In a signal handler that interrupted this thread inside the allocator, the locks are left as
+  // they are.
+  void fork_prepare(ThreadState& thread);
+  void fork_parent(ThreadState& thread);
   void fork_child(ThreadState& thread);
 
   // ---- Administration.
@@ -289,8 +292,19 @@ class Allocator {
   Chunk* move_chunk(ThreadState& thread, ArenaType& arena, Chunk* old, const Request& request,
                     const ReleaseObserver& observer);
   void split_tail(ThreadState& thread, ArenaType& arena, Chunk* chunk, const Request& request);
-  Chunk* take_aligned(ThreadState& thread, ArenaType& arena, size_t alignment, size_t size);
+  Chunk* take_aligned(ThreadState& thread, ArenaType& arena, size_t alignment,
+                      const Request& wanted, const Request& padded);
   Chunk* align_mapped(Chunk* chunk, size_t lead);
+
+  // allocator_nested.h: calls of a signal handler that interrupted its own thread in an arena.
+  bool is_nested(const ThreadState& thread, const ArenaType& arena);
+  bool is_single_threaded();
+  bool is_interrupted(const ArenaType& arena);
+  [[gnu::noinline]] void* reallocate_nested(ThreadState& thread, Chunk* old, const Request& request,
+                                            const ReleaseObserver& observer);
+  Chunk* map_aligned(size_t alignment, const Request& padded);
+  [[gnu::noinline]] void defer(ThreadState& thread, Chunk* chunk);
+  [[gnu::noinline]] void release_deferred(ThreadState& thread);
 
   // allocator_admin.h
   static SizeClass sum_bin(ArenaType& arena, size_t index);

@@ -20,6 +20,7 @@ void Allocator<L, Os>::thread_exit(ThreadState& thread) {
   thread.cache = nullptr;
   thread.owned = nullptr;
   base::compiler_barrier();
+  if (thread.deferred != nullptr) release_deferred(thread);
   if (cache == nullptr) return;
   for (size_t index = 0; index < Cache::kBins; ++index) {
     while (FreeEntry* entry = cache->entries[index]) {
@@ -34,20 +35,24 @@ void Allocator<L, Os>::thread_exit(ThreadState& thread) {
 }
 
 template <class L, OperatingSystem Os>
-void Allocator<L, Os>::fork_prepare() {
+void Allocator<L, Os>::fork_prepare(ThreadState& thread) {
+  thread.fork_locked = !is_nested(thread, main_);
+  if (!thread.fork_locked) return;
   init_lock_.lock();
   main_.lock.lock();
 }
 
 template <class L, OperatingSystem Os>
-void Allocator<L, Os>::fork_parent() {
+void Allocator<L, Os>::fork_parent(ThreadState& thread) {
+  if (!thread.fork_locked) return;
   main_.lock.unlock();
   init_lock_.unlock();
 }
 
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::fork_child(ThreadState& thread) {
-  // The other threads are gone: nobody waits, and nobody but us holds them.
+  // The other threads are gone: nobody waits, and nobody but us holds them. Where a handler forked
+  // that had interrupted a holder, that one's unlock will find a free lock, which is harmless.
   main_.thread_count = thread.arena != nullptr ? 1 : 0;
   main_.lock.reset();
   init_lock_.reset();
@@ -58,6 +63,7 @@ void Allocator<L, Os>::fork_child(ThreadState& thread) {
 template <class L, OperatingSystem Os>
 bool Allocator<L, Os>::trim(size_t pad) {
   ensure_initialised();
+  if (is_interrupted(main_)) return false;
   base::LockGuard guard(main_.lock);
   consolidate(main_);
   const bool released = release_pages(main_);
@@ -79,7 +85,7 @@ bool Allocator<L, Os>::set_option(int parameter, int value) {
   };
   ensure_initialised();
   base::LockGuard guard(main_.lock);
-  consolidate(main_);
+  if (!is_interrupted(main_)) consolidate(main_);
   // Values are ints that glibc widens with their sign: -1 is the largest size.
   const auto wide = static_cast<size_t>(static_cast<ptrdiff_t>(value));
   switch (parameter) {
@@ -166,6 +172,9 @@ bool Allocator<L, Os>::report_arena(size_t index, ArenaReport* report) {
   ensure_initialised();
   *report = {};
   base::LockGuard guard(main_.lock);
+  report->system_bytes = main_.system_bytes;
+  report->system_bytes_max = main_.system_bytes_max;
+  if (is_interrupted(main_)) return true;
   for (size_t i = 0; i < ArenaType::kFastBins; ++i) {
     report->fast[i] = sum_fast(main_, i);
     report->fast_bytes += report->fast[i].bytes;
@@ -179,8 +188,6 @@ bool Allocator<L, Os>::report_arena(size_t index, ArenaReport* report) {
   report->top_bytes = main_.top_bytes();
   report->rest_bytes += report->top_bytes;
   report->rest_count += 1;
-  report->system_bytes = main_.system_bytes;
-  report->system_bytes_max = main_.system_bytes_max;
   return true;
 }
 

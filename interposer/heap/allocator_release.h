@@ -130,7 +130,13 @@ void Allocator<L, Os>::release_slow(ThreadState& thread, Chunk* chunk) {
     }
   }
   ArenaType& arena = arena_of_chunk(chunk);
-  base::LockGuard guard(arena.lock);
+  if (is_nested(thread, arena)) [[unlikely]] {
+    defer(thread, chunk);
+    return;
+  }
+  if (thread.deferred != nullptr) [[unlikely]]
+    release_deferred(thread);
+  const ArenaScope<L> scope(thread, arena, is_single_threaded());
   free_past_cache(arena, chunk);
 }
 

@@ -31,8 +31,13 @@ void* Allocator<L, Os>::reallocate(ThreadState& thread, void* old, size_t size,
   }
   ensure_cache(thread);
   ArenaType& arena = arena_of_chunk(chunk);
+  if (is_nested(thread, arena)) [[unlikely]] {
+    void* fresh = reallocate_nested(thread, chunk, request, observer);
+    if (fresh == nullptr) errno = ENOMEM;
+    return fresh;
+  }
   {
-    base::LockGuard guard(arena.lock);
+    const ArenaScope<L> scope(thread, arena, is_single_threaded());
     if (Chunk* resized = resize_in_arena(thread, arena, chunk, request, observer)) {
       return View::block(resized);
     }
@@ -155,10 +160,14 @@ void* Allocator<L, Os>::allocate_aligned(ThreadState& thread, size_t alignment, 
   }
   ensure_initialised();
   ArenaType& arena = arena_of(thread);
+  const Request wanted = Request::of<L>(size);
+  const Request padded = Request::of<L>(wanted.policy + alignment + kMinChunk);
   Chunk* chunk = nullptr;
-  {
-    base::LockGuard guard(arena.lock);
-    chunk = take_aligned(thread, arena, alignment, size);
+  if (is_nested(thread, arena)) [[unlikely]] {
+    chunk = map_aligned(alignment, padded);
+  } else {
+    const ArenaScope<L> scope(thread, arena, is_single_threaded());
+    chunk = take_aligned(thread, arena, alignment, wanted, padded);
   }
   if (chunk == nullptr) {
     errno = ENOMEM;
@@ -170,9 +179,7 @@ void* Allocator<L, Os>::allocate_aligned(ThreadState& thread, size_t alignment, 
 // Takes enough for the worst case, then frees what lies before and behind.
 template <class L, OperatingSystem Os>
 Chunk* Allocator<L, Os>::take_aligned(ThreadState& thread, ArenaType& arena, size_t alignment,
-                                      size_t size) {
-  const Request wanted = Request::of<L>(size);
-  const Request padded = Request::of<L>(wanted.policy + alignment + kMinChunk);
+                                      const Request& wanted, const Request& padded) {
   Chunk* chunk = take(thread, arena, padded);
   if (chunk == nullptr) return nullptr;
   const bool is_mapped = (View::head(chunk) & kIsMapped) != 0;

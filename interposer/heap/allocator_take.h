@@ -40,8 +40,12 @@ template <class L, OperatingSystem Os>
 void* Allocator<L, Os>::allocate_uncached(ThreadState& thread, const Request& request) {
   ArenaType& arena = arena_of(thread);
   Chunk* chunk = nullptr;
-  {
-    base::LockGuard guard(arena.lock);
+  if (is_nested(thread, arena)) [[unlikely]] {
+    chunk = map_block(request);
+  } else {
+    if (thread.deferred != nullptr) [[unlikely]]
+      release_deferred(thread);
+    const ArenaScope<L> scope(thread, arena, is_single_threaded());
     chunk = take(thread, arena, request);
   }
   if (chunk == nullptr) {
@@ -64,8 +68,12 @@ void* Allocator<L, Os>::allocate_zeroed(ThreadState& thread, size_t count, size_
   Chunk* chunk = nullptr;
   Chunk* old_top = nullptr;
   size_t dirty_bytes = 0;  // How much of old_top may hold old data.
-  {
-    base::LockGuard guard(arena.lock);
+  if (is_nested(thread, arena)) [[unlikely]] {
+    chunk = map_block(Request::of<L>(bytes));
+  } else {
+    if (thread.deferred != nullptr) [[unlikely]]
+      release_deferred(thread);
+    const ArenaScope<L> scope(thread, arena, is_single_threaded());
     old_top = arena.top;
     if (old_top != nullptr) {
       // What the break once reached and gave back counts as dirty, as in glibc. Behind a fallback
@@ -130,9 +138,10 @@ void Allocator<L, Os>::create_cache(ThreadState& thread) {
   constexpr size_t kBytes = base::align_up(sizeof(Cache), kAlignment) + View::kHeaderBytes;
   static_assert(kBytes >= Cache::kPolicyBytes && kBytes - Cache::kPolicyBytes <= L::kSlackMax);
   ArenaType& arena = arena_of(thread);
+  if (is_nested(thread, arena)) return;
   Chunk* chunk = nullptr;
   {
-    base::LockGuard guard(arena.lock);
+    const ArenaScope<L> scope(thread, arena, is_single_threaded());
     chunk = take(thread, arena, Request{Cache::kPolicyBytes, kBytes, sizeof(Cache)});
   }
   if (chunk == nullptr) return;  // The next call tries again.

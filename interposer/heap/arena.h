@@ -72,6 +72,7 @@ struct Arena {
   base::Lock lock;
   bool contiguous = false;       // Memory comes from the break, without a gap so far as we know.
   bool has_fast_chunks = false;  // Some fastbin may be non-empty.
+  bool busy = false;             // Inside an ArenaScope: lists may be half-way through a change.
   Chunk* top = nullptr;
   // What the latest split for a small request left: further small requests are cut from it.
   Chunk* last_remainder = nullptr;
@@ -129,15 +130,47 @@ struct ThreadCache {
 // TLS, a simulator in an array. Constant-initialised and trivially destructible. Handed to every
 // call that may use the cache.
 //
-// `cache` is null while a cache operation is under way: a signal handler that allocates in that
-// moment then goes past the cache and cannot damage it. It is also null before the first call, and
-// for ever after thread_exit().
+// A signal handler may allocate, whatever its thread was doing; see allocator_nested.h. `cache` is
+// null while a cache operation is under way, before the first call, and for ever after
+// thread_exit(): whoever finds it null goes past the cache. `in_arena` says that the bins may be
+// half-way through a change.
 template <class Layout>
 struct Thread {
   ThreadCache<Layout>* cache = nullptr;  // Ready to use.
   ThreadCache<Layout>* owned = nullptr;  // The same, also while it is not ready.
   Arena<Layout>* arena = nullptr;        // Where this thread allocates; null before its first call.
+  FreeEntry* deferred = nullptr;         // Freed by signal handlers that could not take the lock.
+  bool in_arena = false;                 // This thread holds an arena's lock, or waits for it.
   bool ended = false;                    // thread_exit() ran: no cache any more.
+  bool fork_locked = false;              // fork_prepare() of this thread took the locks.
+};
+
+// The right to an arena for a scope. Without other threads the flag alone is enough.
+template <class Layout>
+class ArenaScope {
+ public:
+  ArenaScope(Thread<Layout>& thread, Arena<Layout>& arena, bool single_threaded) noexcept
+      : thread_(thread), arena_(arena), locked_(!single_threaded) {
+    thread_.in_arena = true;
+    base::compiler_barrier();
+    if (locked_) arena_.lock.lock();
+    arena_.busy = true;
+    base::compiler_barrier();
+  }
+  ~ArenaScope() {
+    base::compiler_barrier();
+    arena_.busy = false;
+    if (locked_) arena_.lock.unlock();
+    base::compiler_barrier();
+    thread_.in_arena = false;
+  }
+  ArenaScope(const ArenaScope&) = delete;
+  ArenaScope& operator=(const ArenaScope&) = delete;
+
+ private:
+  Thread<Layout>& thread_;
+  Arena<Layout>& arena_;
+  const bool locked_;
 };
 
 }  // namespace heapledger::heap

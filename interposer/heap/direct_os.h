@@ -4,6 +4,8 @@
 // the contract.
 #pragma once
 
+#include <sys/single_threaded.h>
+
 #include "interposer/base/bits.h"
 #include "interposer/base/sys.h"
 #include "interposer/heap/os.h"
@@ -29,6 +31,8 @@ struct DirectOs {
     return !base::sys::failed(base::sys::mprotect(address, length, protection));
   }
   void on_policy(PolicyKind, uint64_t, uint64_t) {}
+  // libc's own answer, false until it is initialised.
+  bool is_single_threaded() { return __libc_single_threaded != 0; }
 
   static void* pointer_or_null(long result) {
     return base::sys::failed(result) ? nullptr : base::pointer_to(static_cast<uintptr_t>(result));

@@ -11,6 +11,9 @@
 // allocate from this allocator, take a lock that is held while allocating, or change errno. Several
 // threads may be in it at once: mapped blocks need no arena's lock. A null or false result is the
 // system's refusal; no call logs.
+//
+// Optional: `bool is_single_threaded()`, true while no second thread can be in the allocator; locks
+// are then not taken.
 #pragma once
 
 #include <concepts>

@@ -44,14 +44,14 @@ TEST_F(Fork, AChildOfABusyProcessCanAllocate) {
     });
   }
   for (int round = 0; round < 20; ++round) {
-    heap().fork_prepare();
+    heap().fork_prepare(thread_);
     const pid_t child = ::fork();
     ASSERT_GE(child, 0);
     if (child == 0) {
       heap().fork_child(thread_);
       ::_exit(use_heap(heap(), thread_));
     }
-    heap().fork_parent();
+    heap().fork_parent(thread_);
     int status = 0;
     ASSERT_EQ(::waitpid(child, &status, 0), child);
     ASSERT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);

@@ -49,6 +49,7 @@ void SimulatedSpace::reset_pages(uintptr_t begin, size_t length, int protection)
 
 uintptr_t SimulatedSpace::brk(uintptr_t address, Cause cause) {
   const ErrnoKeeper keeper;
+  if (interruption_ && address != 0) interruption_();
   const std::lock_guard guard(mutex_);
   SysCall call{"brk", cause, 0, 0, address, true};
   if (address != 0) {

@@ -11,9 +11,11 @@
 #include <sys/mman.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "interposer/heap/os.h"
@@ -63,6 +65,9 @@ class SimulatedSpace {
   void set_wall(bool on) { wall_ = on; }
   void set_map_fails(bool on) { map_fails_ = on; }
   void set_remap_fails(bool on) { remap_fails_ = on; }
+  // Runs at every move of the break, before it: where a signal handler would interrupt the
+  // allocator.
+  void set_interruption(std::function<void()> handler) { interruption_ = std::move(handler); }
   // Mappings that exist now.
   size_t mapping_count();
 
@@ -85,6 +90,7 @@ class SimulatedSpace {
   bool wall_ = false;
   bool map_fails_ = false;
   bool remap_fails_ = false;
+  std::function<void()> interruption_;
   std::vector<SysCall> calls_;
 };
 

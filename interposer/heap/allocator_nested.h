@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A signal handler that allocates may have interrupted its own thread in the middle of a change to
+// the arena, where the lock would never come free and the lists cannot be trusted. Such a nested
+// call uses nothing of the arena: what it allocates gets a mapping of its own, and what it frees
+// waits in a list of its thread until the next call that is not nested. No block is lost or used
+// twice; only placement differs from glibc's, which has no answer for this case. The caches protect
+// themselves (see Thread).
+#pragma once
+
+#include <cstring>
+
+#include "interposer/heap/allocator.h"
+
+namespace heapledger::heap {
+
+// True while no other thread exists that could want a lock. Without an opinion of the Os: false.
+template <class L, OperatingSystem Os>
+inline bool Allocator<L, Os>::is_single_threaded() {
+  if constexpr (requires(Os os) { os.is_single_threaded(); }) return os_.is_single_threaded();
+  return false;
+}
+
+// The administrative functions hold the lock itself, without the flag: alone in the process, that
+// can only be this thread.
+template <class L, OperatingSystem Os>
+inline bool Allocator<L, Os>::is_nested(const ThreadState& thread, const ArenaType& arena) {
+  return thread.in_arena || (is_single_threaded() && arena.lock.is_held());
+}
+
+// For the administrative functions: without other threads no lock tells that a handler interrupted
+// a change. They then do what needs no lists.
+template <class L, OperatingSystem Os>
+inline bool Allocator<L, Os>::is_interrupted(const ArenaType& arena) {
+  return is_single_threaded() && arena.busy;
+}
+
+template <class L, OperatingSystem Os>
+void* Allocator<L, Os>::reallocate_nested(ThreadState& thread, Chunk* old, const Request& request,
+                                          const ReleaseObserver& observer) {
+  Chunk* fresh = map_block(request);
+  if (fresh == nullptr) return nullptr;
+  const size_t usable = View::usable(old);
+  void* block = View::block(fresh);
+  std::memcpy(block, View::block(old), usable < request.user ? usable : request.user);
+  observer(View::block(old));
+  defer(thread, old);
+  return block;
+}
+
+// A mapped block at an alignment, from a request that is large enough for any front part.
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::map_aligned(size_t alignment, const Request& padded) {
+  Chunk* chunk = map_block(padded);
+  if (chunk == nullptr) return nullptr;
+  const uintptr_t block = base::address_of(View::block(chunk));
+  const size_t lead = base::align_up(block, alignment) - block;
+  if (lead == 0) return chunk;
+  return align_mapped(chunk, lead < kMinChunk ? lead + alignment : lead);
+}
+
+// The handler may itself be interrupted by another one: the list is only changed by single
+// instructions.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::defer(ThreadState& thread, Chunk* chunk) {
+  View::set_mark(chunk, kFreedMark);
+  auto* entry = static_cast<FreeEntry*>(View::block(chunk));
+  FreeEntry* first = __atomic_load_n(&thread.deferred, __ATOMIC_RELAXED);
+  do {
+    entry->set_next(first);
+  } while (!__atomic_compare_exchange_n(&thread.deferred, &first, entry, true, __ATOMIC_RELAXED,
+                                        __ATOMIC_RELAXED));
+}
+
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::release_deferred(ThreadState& thread) {
+  FreeEntry* entry = __atomic_exchange_n(&thread.deferred, nullptr, __ATOMIC_RELAXED);
+  const ArenaScope<L> scope(thread, main_, is_single_threaded());
+  while (entry != nullptr) {
+    FreeEntry* next = entry->next();
+    free_past_cache(main_, View::of_block(entry));
+    entry = next;
+  }
+}
+
+}  // namespace heapledger::heap
