@@ -31,6 +31,8 @@ constexpr int64_t kProgressEveryNs = 1'000'000'000;
 // With the kernel's fork records every process is known the moment it exists; without them one may
 // still be on its way to its Hello.
 constexpr int64_t kGraceNs = 20'000'000;
+// A pipeline's last processes end a moment after the first.
+constexpr int64_t kAfterglowNs = 100'000'000;
 // Nobody launches anything or says Hello: whoever started us has changed its mind.
 constexpr int64_t kFirstCallNs = 30'000'000'000;
 constexpr std::chrono::milliseconds kHelloPatience{200};
@@ -40,6 +42,13 @@ constexpr uint64_t kSocketEvent = uint64_t{1} << 40;
 constexpr uint64_t kControlEvent = kSocketEvent + 1;
 constexpr uint64_t kWakeEvent = kSocketEvent + 2;
 constexpr uint64_t kSignalEvent = kSocketEvent + 3;
+
+std::unique_ptr<TraceWriter> open_writer(const std::string& path, bool overwrite) {
+  if (!overwrite && access(path.c_str(), F_OK) == 0) {
+    throw schema::Error(path, "exists; --force overwrites");
+  }
+  return std::make_unique<TraceWriter>(path, overwrite);
+}
 
 std::string absolute(const std::string& path) {
   std::error_code ignored;
@@ -88,7 +97,7 @@ Collector::Collector(const Options& options, ControlChannel& control)
       clock_(best_clock()),
       origin_raw_ns_(raw_now_ns()),
       queue_(kBacklogBytesMax),
-      writer_(std::make_unique<TraceWriter>(output_, options.overwrite)),
+      writer_(open_writer(output_, options.overwrite)),
       watched_(epoll_.get()) {
   const ClockPair first = read_clock_pair(clock_);
   // Two milliseconds apart the slope is good to some ten ppm; later pairs correct it at once.
@@ -313,6 +322,7 @@ void Collector::on_launch(const json& message) {
 
 void Collector::on_exited(const json& message) {
   waited_ = true;
+  waited_ns_ = raw_now_ns();
   drain_->push_after_round(
       Waited{value_of<pid_t>(message, "pid", 0), value_of<int>(message, "wait_status", 0),
              value_of<uint64_t>(message, "minor", 0), value_of<uint64_t>(message, "major", 0),
@@ -414,7 +424,12 @@ void Collector::report_progress() {
   }
   if (!failure.empty()) {
     failure_told_ = true;
-    fmt::print(stderr, "heapledger: record: recording stopped, the program runs on: {}\n", failure);
+    const std::string what = "recording stopped, the program runs on";
+    if (control_.is_open() && !control_.is_plain()) {
+      control_.error(what, failure);
+    } else {
+      fmt::print(stderr, "heapledger: record: {}: {}\n", what, failure);
+    }
   }
   const int64_t now = raw_now_ns();
   if (!control_.is_open() || waited_ || now - progress_ns_ < kProgressEveryNs) return;
@@ -450,7 +465,8 @@ bool Collector::is_over() {
   if (!starter_is_done) return false;
   if (!watched_.empty()) {
     quiet_since_ns_ = 0;
-    if (waited_ && !told_running_ && control_.is_open()) {
+    // Not those that are about to end, too.
+    if (waited_ && !told_running_ && now - waited_ns_ > kAfterglowNs && control_.is_open()) {
       told_running_ = true;
       json pids = json::array();
       for (const auto& [pid, watched] : watched_.all()) {

@@ -101,6 +101,7 @@ class Collector {
   std::atomic<bool> writer_stops_{false};
   uint64_t barrier_asked_ = 0;
   bool waited_ = false;  // `record` has said how its program ended.
+  int64_t waited_ns_ = 0;
   bool told_running_ = false;
   bool terminated_ = false;
   bool failure_told_ = false;

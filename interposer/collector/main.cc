@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <exception>
+#include <string>
 
 #include "interposer/collector/collector.h"
 #include "interposer/collector/control_channel.h"
@@ -57,7 +58,10 @@ int main(int argc, char** argv) {
     recording.run();
     return 0;
   } catch (const schema::Error& error) {
-    control.error(error.what(), error.why());
+    // The text ends with ": why" where nothing was added while unwinding.
+    std::string what = error.what();
+    if (what.ends_with(": " + error.why())) what.resize(what.size() - error.why().size() - 2);
+    control.error(what, error.why());
     if (!control.is_open()) fmt::print(stderr, "heapledger: record: {}\n", error.what());
   } catch (const std::exception& error) {
     control.error("the collector failed", error.what());
