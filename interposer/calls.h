@@ -52,6 +52,10 @@ inline void record_release(schema::EventKind kind, void* block, const void* call
     g_heap.release_checked(t_heap, block);
     return;
   }
+  if (trace::is_own_call(caller) && Heap::id_of(block) == trace::kOwnBlock) {
+    g_heap.release(t_heap, block);
+    return;
+  }
   trace::CallScope scope(caller);
   const heap::Checked found = g_heap.check(block, heap::Use::kFree);
   if (found.id != trace::kOwnBlock) scope.on_release(kind, block, found.id);

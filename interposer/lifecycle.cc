@@ -31,6 +31,7 @@ namespace {
 constinit Real g_real{};
 constinit bool g_real_ready = false;
 constinit char g_session[256] = {};  // The name of a session that this process started itself.
+constinit bool g_collector_failed = false;
 constinit pthread_key_t g_end_key = 0;
 constinit bool g_end_key_ready = false;
 
@@ -48,6 +49,8 @@ void resolve_all() {
   resolve(g_real.madvise, "madvise");
   resolve(g_real.mprotect, "mprotect");
   resolve(g_real.mlockall, "mlockall");
+  resolve(g_real.setrlimit, "setrlimit");
+  resolve(g_real.prlimit, "prlimit");
   resolve(g_real.execve, "execve");
   resolve(g_real.execvpe, "execvpe");
   resolve(g_real.fexecve, "fexecve");
@@ -82,7 +85,10 @@ trace::StartSettings start_settings() {
 const char* begin_recording() {
   const char* name = base::env_lookup(schema::kSessionVariable);
   if (name == nullptr || name[0] == 0) {
-    if (const char* why = start_collector(g_session, sizeof(g_session))) return why;
+    if (const char* why = start_collector(g_session, sizeof(g_session))) {
+      g_collector_failed = true;
+      return why;
+    }
     name = g_session;
   }
   trace::Region region;
@@ -142,7 +148,7 @@ void after_fork_in_child() {
 
 void on_exit_status(int status, void*) { trace::process_ends(status); }
 
-void load_unwinder() {
+void load_unwinder(trace::CallScope& scope) {
   trace::LoaderScope loader;
   void* library = g_real.dlopen("libunwind.so.8", RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) return;
@@ -152,7 +158,7 @@ void load_unwinder() {
     if (found[i] == nullptr) return;
   }
   // In glibc the handle of a library is its link_map.
-  if (!replace_unwinder_io(static_cast<const link_map*>(library))) return;
+  if (!replace_unwinder_io(static_cast<const link_map*>(library), scope)) return;
   trace::Unwinder unwinder;
   unwinder.backtrace = reinterpret_cast<int (*)(void**, int)>(found[0]);
   unwinder.get_context = reinterpret_cast<int (*)(void*)>(found[1]);
@@ -171,11 +177,38 @@ void load_unwinder() {
   trace::set_unwinder(unwinder, entry);
 }
 
+// LD_PRELOAD without this library: other preloads stay.
+void leave_preload() {
+  const char* value = getenv("LD_PRELOAD");
+  if (value == nullptr) return;
+  char kept[PATH_MAX];
+  size_t used = 0;
+  constexpr char kName[] = "libheapledger.so";
+  while (*value != 0) {
+    const size_t length = strcspn(value, ": ");
+    constexpr size_t kNameBytes = sizeof(kName) - 1;
+    const bool ours =
+        length >= kNameBytes && strncmp(value + length - kNameBytes, kName, kNameBytes) == 0;
+    if (!ours && length != 0 && used + length + 2 < sizeof(kept)) {
+      if (used != 0) kept[used++] = ':';
+      memcpy(kept + used, value, length);
+      used += length;
+    }
+    value += length + (value[length] == 0 ? 0 : 1);
+  }
+  kept[used] = 0;
+  if (used == 0) {
+    unsetenv("LD_PRELOAD");
+  } else {
+    setenv("LD_PRELOAD", kept, 1);
+  }
+}
+
 // Children find the session by the environment, or, with --no-follow, find nothing of ours there.
 void prepare_children() {
   if (option_is_set("HEAPLEDGER_NO_FOLLOW")) {
     unsetenv(schema::kSessionVariable);
-    unsetenv("LD_PRELOAD");
+    leave_preload();
   } else if (g_session[0] != 0) {
     setenv(schema::kSessionVariable, g_session, 1);
   }
@@ -195,12 +228,14 @@ __attribute__((constructor)) void on_load() {
     arm_thread_end();
   }
   pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+  // What failed here would fail in each child again, with a line on stderr from each.
+  if (g_collector_failed) setenv("HEAPLEDGER_RECORD", "off", 1);
   if (g_mode.load(std::memory_order_relaxed) != Mode::kTraced) return;
   {
     trace::CallScope scope(__builtin_return_address(0));
     {
       const trace::OwnWork own;
-      load_unwinder();
+      load_unwinder(scope);
       on_exit(on_exit_status, nullptr);
       prepare_children();
     }
@@ -277,6 +312,13 @@ namespace {
 
 HL_EXPORT void _exit(int status) { end_process(status); }
 HL_EXPORT void _Exit(int status) noexcept { end_process(status); }
+
+// Runs the at_quick_exit handlers, then libc's own _exit, which does not come by here.
+HL_EXPORT void quick_exit(int status) noexcept {
+  if (heapledger::traced()) heapledger::trace::process_ends(status);
+  heapledger::real().quick_exit(status);
+  __builtin_unreachable();
+}
 
 HL_EXPORT void heapledger_mark(const char* text) {
   if (!heapledger::traced() || text == nullptr) return;

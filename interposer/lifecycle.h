@@ -11,6 +11,7 @@
 #include <dlfcn.h>
 #include <link.h>
 #include <spawn.h>
+#include <sys/resource.h>
 #include <sys/types.h>
 
 #include <atomic>
@@ -50,8 +51,9 @@ struct Real {
   void* (*mremap)(void*, size_t, size_t, int, ...);
   int (*madvise)(void*, size_t, int);
   int (*mprotect)(void*, size_t, int);
-  int (*brk)(void*);
   int (*mlockall)(int);
+  int (*setrlimit)(__rlimit_resource_t, const rlimit*);
+  int (*prlimit)(pid_t, __rlimit_resource, const rlimit*, rlimit*);
   int (*execve)(const char*, char* const*, char* const*);
   int (*execvpe)(const char*, char* const*, char* const*);
   int (*fexecve)(int, char* const*, char* const*);

@@ -143,19 +143,3 @@ HL_EXPORT void* sbrk(intptr_t increment) noexcept {
   errno = ENOMEM;
   return reinterpret_cast<void*>(-1);
 }
-
-// It would bring in the whole shared region, which is reserved far larger than it is used.
-HL_EXPORT int mlockall(int flags) noexcept {
-  const int result = real().mlockall(flags);
-  const trace::Region& region = trace::g_recorder.region;
-  if (result == 0 && region.control != nullptr) {
-    sys::call(SYS_munlock, sys::word(region.control), sys::word(region.mapped_bytes));
-    sys::madvise(
-        region.data,
-        region.mapped_bytes -
-            static_cast<size_t>(region.data - reinterpret_cast<std::byte*>(region.control)),
-        MADV_DONTNEED);
-    trace::count_recorder_syscalls(2);
-  }
-  return result;
-}

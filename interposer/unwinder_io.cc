@@ -10,6 +10,7 @@
 
 #include "interposer/base/bits.h"
 #include "interposer/base/sys.h"
+#include "interposer/trace/own_calls.h"
 
 namespace heapledger {
 namespace {
@@ -105,10 +106,11 @@ Tables tables_of(const link_map* library) {
 
 // Where the library was linked with -z now the table is read-only since it was loaded; it stays
 // writable after this, which only costs a mapping.
-bool set_slot(uintptr_t slot, uintptr_t function) {
+bool set_slot(trace::CallScope& scope, uintptr_t slot, uintptr_t function) {
   const uintptr_t page = slot & ~(base::kPageBytes - 1);
-  if (sys::failed(
-          sys::mprotect(reinterpret_cast<void*>(page), base::kPageBytes, PROT_READ | PROT_WRITE))) {
+  if (sys::failed(trace::own_call(scope, schema::SyscallName::kMprotect, SYS_mprotect,
+                                  reinterpret_cast<void*>(page), base::kPageBytes,
+                                  PROT_READ | PROT_WRITE))) {
     return false;
   }
   std::memcpy(reinterpret_cast<void*>(slot), &function, sizeof function);
@@ -117,7 +119,7 @@ bool set_slot(uintptr_t slot, uintptr_t function) {
 
 }  // namespace
 
-bool replace_unwinder_io(const link_map* library) noexcept {
+bool replace_unwinder_io(const link_map* library, trace::CallScope& scope) noexcept {
   const Replacement replacements[] = {
       {"pipe2", reinterpret_cast<uintptr_t>(&pipe_of_nothing)},
       {"read", reinterpret_cast<uintptr_t>(&read_for_unwinder)},
@@ -132,7 +134,7 @@ bool replace_unwinder_io(const link_map* library) noexcept {
     const char* name = tables.names + tables.symbols[ELF64_R_SYM(call.r_info)].st_name;
     for (const Replacement& replacement : replacements) {
       if (std::strcmp(name, replacement.name) != 0) continue;
-      if (!set_slot(library->l_addr + call.r_offset, replacement.function)) return false;
+      if (!set_slot(scope, library->l_addr + call.r_offset, replacement.function)) return false;
       pipe_found |= &replacement == replacements;
     }
   }

@@ -14,10 +14,12 @@
 
 #include <link.h>
 
+#include "interposer/trace/recorder.h"
+
 namespace heapledger {
 
 // Rebinds them in this loaded library. False where its tables are not as expected: then libunwind
 // must not be called.
-bool replace_unwinder_io(const link_map* library) noexcept;
+bool replace_unwinder_io(const link_map* library, trace::CallScope& scope) noexcept;
 
 }  // namespace heapledger

@@ -72,6 +72,18 @@ long own_madvise(void* address, size_t length, int advice) noexcept {
               [=] { return sys::madvise(address, length, advice); });
 }
 
+long own_call(CallScope& scope, SyscallName name, long number, void* address, size_t bytes,
+              int argument) noexcept {
+  if (bytes == 0) return 0;
+  scope.flush();  // Stamps in a ring rise.
+  const uint64_t entered = tick();
+  const long result = sys::call(number, sys::word(address), sys::word(bytes), argument);
+  scope.on_syscall(name, schema::Origin::kRecorder, entered, tick() - entered,
+                   {base::address_of(address), bytes, word(argument)}, result);
+  count_recorder_syscalls(1);
+  return result;
+}
+
 void write_own_calls(CallScope& scope) noexcept {
   const schema::Clock clock = g_recorder.clock;
   for (; g_written < g_count; ++g_written) {

@@ -14,6 +14,7 @@
 #include <cstdint>
 
 #include "interposer/trace/thread_local.h"
+#include "schema/event.h"
 #include "schema/shared_region.h"
 
 namespace heapledger::trace {
@@ -27,6 +28,11 @@ inline constexpr uint64_t kOwnBlock = 0xfff2'0000'0000'0000;
 long own_mmap(void* address, size_t length, int protection, int flags, int fd = -1) noexcept;
 long own_munmap(void* address, size_t length) noexcept;
 long own_madvise(void* address, size_t length, int advice) noexcept;
+
+// A memory system call (address, bytes, argument) once there is a ring: written at once, without a
+// stack.
+long own_call(CallScope& scope, schema::SyscallName name, long number, void* address, size_t bytes,
+              int argument) noexcept;
 
 // Writes what was noted so far.
 void write_own_calls(CallScope& scope) noexcept;

@@ -161,8 +161,10 @@ void count_recorder_syscalls(uint64_t count) noexcept {
 void before_fork() noexcept {
   if (!is_recording()) return;
   const ThreadRing* own = t_local.ring;
+  const Region& region = g_recorder.region;
+  const uint32_t used = region.control->ring_slots_used.load(std::memory_order_acquire);
   fork_begins([](uint32_t i) { return &g_recorder.ring(i)->busy; },
-              g_recorder.region.control->ring_slots_used.load(std::memory_order_acquire),
+              used < region.ring_slots ? used : region.ring_slots,
               own != nullptr ? &own->busy : nullptr);
   g_fork_tick = tick();
   g_fork_handled = true;

@@ -18,7 +18,28 @@ constexpr uint64_t kClaimLimitNs = 10'000'000'000;  // Waiting for a slot to be 
 
 constexpr uint32_t kNone = UINT32_MAX;
 
+// While one exists, no ring is taken out of reach (rings_spare.h); `allowed` false: some are just
+// now. Not a lock: a signal handler may claim a ring while its thread is claiming one.
+class ClaimRunning {
+ public:
+  ClaimRunning() : page_(g_recorder.process()) {
+    page_->claims_running.fetch_add(1, std::memory_order_seq_cst);
+    allowed_ = page_->claims_held.load(std::memory_order_seq_cst) == 0;
+  }
+  ~ClaimRunning() { page_->claims_running.fetch_sub(1, std::memory_order_seq_cst); }
+  ClaimRunning(const ClaimRunning&) = delete;
+  ClaimRunning& operator=(const ClaimRunning&) = delete;
+
+  bool allowed() const { return allowed_; }
+
+ private:
+  ProcessPage* page_;
+  bool allowed_;
+};
+
 uint32_t try_claim_slot() {
+  const ClaimRunning running;
+  if (!running.allowed()) return kNone;
   const Region& region = g_recorder.region;
   std::atomic<uint32_t>& used = region.control->ring_slots_used;
   for (uint32_t i = 0; i < region.ring_slots; ++i) {
