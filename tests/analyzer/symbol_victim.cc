@@ -9,10 +9,8 @@ namespace {
 
 // The asm keeps caller() from being a tail call, so that its return address is here.
 [[gnu::always_inline]] inline VictimPlace inner() {
-  // clang-format off: the call and __LINE__ must be on one line.
+  const int line = __LINE__ + 1;
   const void* here = caller();
-  const int line = __LINE__;
-  // clang-format on
   asm volatile("" : : : "memory");
   return {here, line, 0};
 }
@@ -20,10 +18,8 @@ namespace {
 }  // namespace
 
 VictimPlace outer() {
-  // clang-format off: likewise.
+  const int line = __LINE__ + 1;
   VictimPlace place = inner();
-  const int line = __LINE__;
-  // clang-format on
   place.outer_line = line;
   return place;
 }
