@@ -40,11 +40,15 @@ void Allocator<L, Os>::fork_prepare(ThreadState& thread) {
   if (!thread.fork_locked) return;
   init_lock_.lock();
   main_.lock.lock();
+  // Other libraries' handlers may run between this and the fork, or before fork_parent(), and
+  // allocate: nested, like a signal's.
+  thread.in_arena = true;
 }
 
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::fork_parent(ThreadState& thread) {
   if (!thread.fork_locked) return;
+  thread.in_arena = false;
   main_.lock.unlock();
   init_lock_.unlock();
 }
@@ -53,6 +57,7 @@ template <class L, OperatingSystem Os>
 void Allocator<L, Os>::fork_child(ThreadState& thread) {
   // The other threads are gone: nobody waits, and nobody but us holds them. Where a handler forked
   // that had interrupted a holder, that one's unlock will find a free lock, which is harmless.
+  if (thread.fork_locked) thread.in_arena = false;
   main_.thread_count = thread.arena != nullptr ? 1 : 0;
   main_.lock.reset();
   init_lock_.reset();

@@ -28,6 +28,25 @@ int use_heap(TestAllocator& heap, Thread<Header16>& thread) {
   return heap.arena_is_valid(&thread, &why) ? 0 : 4;
 }
 
+// Handlers of other libraries, between ours and the fork, find the locks taken by their own thread.
+TEST_F(Fork, OtherHandlersCanAllocateBetweenPrepareAndFork) {
+  char* block = alloc(5000);
+  alloc(40);
+  heap().fork_prepare(thread_);
+  char* inside = alloc(7000);
+  ASSERT_NE(inside, nullptr);
+  release(block);
+  heap().fork_parent(thread_);
+  release(inside);
+  EXPECT_EQ(heap().info().mapped_count, 0U);
+  alloc(3000);
+  EXPECT_EQ(thread_.deferred, nullptr);
+  heap().fork_prepare(thread_);
+  heap().fork_child(thread_);
+  EXPECT_NE(alloc(5000), nullptr);
+  EXPECT_EQ(heap().info().mapped_count, 0U);
+}
+
 TEST_F(Fork, AChildOfABusyProcessCanAllocate) {
   alloc(1);
   std::atomic<bool> stop = false;
