@@ -101,6 +101,7 @@ void Drain::take_posted() {
 size_t Drain::round(bool& whole) {
   Window window;
   window.began_raw_ns = raw_now_ns();
+  window.raw.reserve(last_bytes_);  // The next round is like the last.
   // Perf buffers cannot make anyone wait, so they are emptied even when the queue is full.
   perf_.drain(window.raw, window.perf);
   const bool room = given_up_ || queue_.has_room();
@@ -120,6 +121,7 @@ size_t Drain::round(bool& whole) {
   }
   window.whole = whole;
   const size_t bytes = window.raw.size();
+  last_bytes_ = bytes;
   if (given_up_) return bytes;
   const ClockPair pair = read_clock_pair(clock_);
   const bool due = pair.raw_ns - last_pair_.raw_ns >= kPairEveryNs;

@@ -64,6 +64,7 @@ class Drain {
   std::vector<RingReader> readers_;
   std::vector<Message> due_;          // Posted before the current round began.
   std::vector<uint32_t> slots_seen_;  // Per reader: process slots that were reported.
+  size_t last_bytes_ = 0;
   ClockPair last_pair_;
   std::thread thread_;
 };

@@ -50,6 +50,8 @@ int main(int argc, char** argv) {
   signal(SIGPIPE, SIG_IGN);
   signal(SIGXFSZ, SIG_IGN);  // A file size limit is an error like a full disk.
   // Windows of some MiB come and go: without this each would be mapped, faulted in and unmapped.
+  // One arena, because the windows are made in one thread and freed in another.
+  mallopt(M_ARENA_MAX, 1);
   mallopt(M_MMAP_THRESHOLD, 64 << 20);
   mallopt(M_TRIM_THRESHOLD, 256 << 20);
   collector::ControlChannel control(options.control_fd, options.plain);

@@ -12,14 +12,16 @@ namespace heapledger::collector {
 
 RawBytes::~RawBytes() { std::free(data_); }
 
+void RawBytes::reserve(size_t count) {
+  if (count <= capacity_) return;
+  void* grown = std::realloc(data_, count);
+  if (grown == nullptr) throw std::bad_alloc();
+  data_ = static_cast<std::byte*>(grown);
+  capacity_ = count;
+}
+
 std::byte* RawBytes::extend(size_t count) {
-  if (size_ + count > capacity_) {
-    const size_t wanted = std::max({size_ + count, capacity_ * 2, size_t{4096}});
-    void* grown = std::realloc(data_, wanted);
-    if (grown == nullptr) throw std::bad_alloc();
-    data_ = static_cast<std::byte*>(grown);
-    capacity_ = wanted;
-  }
+  if (size_ + count > capacity_) reserve(std::max({size_ + count, capacity_ * 2, size_t{4096}}));
   std::byte* place = data_ + size_;
   size_ += count;
   return place;

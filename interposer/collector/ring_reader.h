@@ -39,6 +39,7 @@ class RawBytes {
     return *this;
   }
 
+  void reserve(size_t count);
   std::byte* extend(size_t count);  // The place for `count` more bytes. Throws std::bad_alloc.
   const std::byte* data() const { return data_; }
   size_t size() const { return size_; }
