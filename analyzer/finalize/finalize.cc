@@ -167,8 +167,8 @@ class ProcessPass {
                        damage.rows, damage.reason));
     }
     if (unmatched_ends_ != 0) {
-      note(fmt::format("{} blocks were freed whose allocation is not in the trace",
-                       unmatched_ends_));
+      note(
+          fmt::format("frees of blocks whose allocation is not in the trace: {}", unmatched_ends_));
     }
   }
 

@@ -26,8 +26,17 @@ std::string fit(const std::string& text, size_t width) {
   return text.substr(0, head) + "..." + text.substr(text.size() - tail);
 }
 
+// A command line may hold anything; a line of the report is one line.
+std::string printable(std::string text) {
+  for (char& c : text) {
+    if (static_cast<unsigned char>(c) < ' ') c = ' ';
+  }
+  return text;
+}
+
 // Breaks at spaces; continuation lines are indented by `indent` more.
-std::string wrap(const std::string& text, size_t indent) {
+std::string wrap(const std::string& raw, size_t indent) {
+  const std::string text = printable(raw);
   std::string out;
   std::string line;
   for (size_t at = 0; at < text.size();) {
@@ -46,7 +55,7 @@ std::string wrap(const std::string& text, size_t indent) {
 
 std::string cell_string(const Cell& cell, Unit unit) {
   if (std::holds_alternative<std::monostate>(cell)) return "-";
-  if (const auto* text = std::get_if<std::string>(&cell)) return *text;
+  if (const auto* text = std::get_if<std::string>(&cell)) return printable(*text);
   if (const auto* real = std::get_if<double>(&cell)) {
     return unit == Unit::kFactor ? human_factor(*real) : human_ratio(*real);
   }
@@ -140,7 +149,7 @@ class TextTable {
     // One line more is no worse than a line that says so.
     const size_t shown = stack.size() <= kTextFrames + 1 ? stack.size() : kTextFrames;
     for (size_t i = 0; i < shown; ++i) {
-      line.below.push_back(fit(frame_label(stack[i], false), kTextWidth - 6));
+      line.below.push_back(fit(printable(frame_label(stack[i], false)), kTextWidth - 6));
     }
     if (shown < stack.size()) {
       line.below.push_back(fmt::format("[{} more frames]", stack.size() - shown));

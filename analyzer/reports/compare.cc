@@ -18,6 +18,8 @@ namespace heapledger::analyzer {
 
 namespace {
 
+constexpr int64_t kMmapMaxDefault = 65536;
+
 struct Side {
   std::string label;
   Settings settings;
@@ -66,20 +68,38 @@ Side measure(Trace& trace) {
   return side;
 }
 
-// What sets the sides apart: the settings that differ; where two sides have the same, the file too.
-void set_labels(std::span<Trace> traces, std::vector<Side>& sides) {
+// The settings that differ, in the order of interest. Without mappings at all (mmap_max=0) the
+// threshold means nothing: that is brk-only, by its usual name.
+std::vector<std::string> differing_settings(const std::vector<Side>& sides) {
   std::vector<std::string> differing;
-  for (const auto& [name, value] : sides.front().settings) {
-    const bool same =
-        std::all_of(sides.begin(), sides.end(), [&, key = name, first = value](const Side& side) {
-          return side.settings.at(key) == first;
-        });
-    if (!same) differing.push_back(name);
-  }
-  for (Side& side : sides) {
-    for (const std::string& name : differing) {
-      side.label += (side.label.empty() ? "" : ", ") + setting_text(name, side.settings.at(name));
+  for (const char* name : {"mmap_threshold", "mmap_threshold_dynamic", "mmap_max", "trim_threshold",
+                           "top_pad", "arena_max"}) {
+    const auto first = sides.front().settings.at(name);
+    if (std::any_of(sides.begin(), sides.end(),
+                    [&](const Side& side) { return side.settings.at(name) != first; })) {
+      differing.push_back(name);
     }
+  }
+  return differing;
+}
+
+std::string label_of(const Side& side, const std::vector<std::string>& differing) {
+  const bool brk_only = side.settings.at("mmap_max") == 0;
+  std::string label = brk_only ? "mmap_threshold=brk-only" : "";
+  for (const std::string& name : differing) {
+    // 65,536 mappings are no limit in practice, and 0 is said already.
+    if (name == "mmap_max" && (brk_only || side.settings.at(name) == kMmapMaxDefault)) continue;
+    if (name.starts_with("mmap_threshold") && brk_only) continue;
+    label += (label.empty() ? "" : ", ") + setting_text(name, side.settings.at(name));
+  }
+  return label;
+}
+
+// Where two sides have the same settings, the file's name is added.
+void set_labels(std::span<Trace> traces, std::vector<Side>& sides) {
+  const std::vector<std::string> differing = differing_settings(sides);
+  if (!differing.empty()) {
+    for (Side& side : sides) side.label = label_of(side, differing);
   }
   std::vector<std::string> labels;
   for (const Side& side : sides) labels.push_back(side.label);

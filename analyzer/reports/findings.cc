@@ -12,7 +12,7 @@ namespace heapledger::analyzer {
 namespace {
 
 // Below these nobody would act.
-constexpr int64_t kPinnedBytesMin = 1 << 20;
+constexpr int64_t kPinnedBytesMin = 2 << 20;
 constexpr double kPinnedShareMin = 0.05;  // Of what is held.
 constexpr int64_t kPinnerRowsMax = 4;
 constexpr int64_t kChurnBlocksMin = 100;
@@ -72,26 +72,29 @@ class Finder {
            static_cast<double>(ns) >= kCostShareMin * static_cast<double>(run_ns_);
   }
 
-  // The smallest group of topmost stacks that holds most of what they hold together.
+  // The smallest group of topmost stacks that holds most of what they hold together. Blocks that
+  // are most of the memory themselves hold nothing back: they are what the heap is for.
   Finding pinned_at(const std::string& at) {
     schema::Statement select = db_.prepare(
-        "SELECT stack, max(0, bytes_released_if_freed - own_bytes), blocks FROM pinner WHERE "
-        "process = ? AND at = ?"
-        " ORDER BY rowid LIMIT ?");
+        "SELECT stack, bytes_released_if_freed, own_bytes, blocks FROM pinner WHERE process = ?"
+        " AND at = ? ORDER BY rowid LIMIT ?");
     select.bind_all(process_.id, at, kPinnerRowsMax);
     Finding finding;
     int64_t bytes = 0;
+    int64_t own_bytes = 0;
     int64_t blocks = 0;
     std::vector<int64_t> stacks;
     while (select.step()) {
-      const int64_t more = select.column_int(1);
+      const int64_t more = std::max<int64_t>(0, select.column_int(1) - select.column_int(2));
       bytes += more;
-      blocks += select.column_int(2);
+      own_bytes += select.column_int(2);
+      blocks += select.column_int(3);
       stacks.push_back(select.column_int(0));
-      if (more < kPinnedBytesMin || more < bytes / 2) continue;
+      if (more < kPinnedBytesMin || more < bytes / 2 || own_bytes > bytes) continue;
       finding.bytes = bytes;
-      std::string names;
-      for (const int64_t stack : stacks) names += (names.empty() ? "" : " and ") + site(stack);
+      std::string names = site(stacks[0]);
+      if (stacks.size() == 2) names += " and " + site(stacks[1]);
+      if (stacks.size() > 2) names += fmt::format(" and {} other stacks", stacks.size() - 1);
       finding.sentence = fmt::format("free below the break, held by {} allocated at {}: {} {}",
                                      counted(blocks, "block"), names, human_bytes(bytes),
                                      at == "exit" ? "at exit" : "at the peak");

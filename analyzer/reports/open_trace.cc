@@ -71,6 +71,15 @@ bool can_write(const std::string& path) {
   return access(path.c_str(), W_OK) == 0 && access(folder.c_str(), W_OK) == 0;
 }
 
+// In the file itself. The rollback journal goes with it: an empty one beside a trace puzzles
+// people.
+void finalize_in_place(const std::string& path) {
+  Database db = schema::open_trace(path, OpenMode::kReadWrite);
+  finalize(db);
+  db.exec("PRAGMA journal_mode = DELETE");
+  db.close();
+}
+
 // The trace with its aggregate tables filled; says in `notes` if that is only in a copy.
 Database open_finalized(const std::string& path, std::vector<std::string>& notes) {
   {
@@ -84,11 +93,7 @@ Database open_finalized(const std::string& path, std::vector<std::string>& notes
       return copy;
     }
   }
-  {
-    Database db = schema::open_trace(path, OpenMode::kReadWrite);
-    finalize(db);
-    db.close();
-  }
+  finalize_in_place(path);
   return schema::open_trace(path, OpenMode::kReadOnly);
 }
 
@@ -99,9 +104,7 @@ void finalize_file(const std::string& path) {
     Database db = schema::open_trace(path, OpenMode::kReadOnly);
     refuse_live_recording(db, path);
   }
-  Database db = schema::open_trace(path, OpenMode::kReadWrite);
-  finalize(db);
-  db.close();
+  finalize_in_place(path);
 }
 
 Trace open_for_report(const std::string& path) {

@@ -12,6 +12,12 @@ namespace heapledger::analyzer {
 
 namespace {
 
+bool is_wrapper(const FrameText& frame) {
+  constexpr const char* kNames[] = {"malloc", "calloc", "realloc", "reallocarray", "memalign"};
+  return frame.function.starts_with("operator new") ||
+         std::find(std::begin(kNames), std::end(kNames), frame.function) != std::end(kNames);
+}
+
 std::string base_name(const std::string& path) { return path.substr(path.rfind('/') + 1); }
 
 std::string cell_text(const Cell& cell) {
@@ -78,7 +84,8 @@ std::string frame_label(const FrameText& frame, bool full_path) {
 
 std::string stack_label(const StackText& stack) {
   if (stack.empty()) return "[no stack]";
-  const FrameText& frame = stack.front();
+  // A wrapper around malloc (the loader has one, C++ has operator new) says nothing.
+  const FrameText& frame = *std::find_if_not(stack.begin(), stack.end() - 1, is_wrapper);
   if (frame.function.empty() || frame.file.empty() || frame.line == 0) {
     return frame_label(frame, false);
   }

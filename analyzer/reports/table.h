@@ -143,7 +143,7 @@ struct Document {
   void limit(const Limits& limits);
 };
 
-// The stack on one line: its innermost frame with a name, "cache.cc:88 make_cache".
+// The stack on one line: its innermost frame that is no wrapper of malloc, "cache.cc:88 (load)".
 std::string stack_label(const StackText& stack);
 // All of it, one frame a line, for searching.
 std::string stack_search_text(const StackText& stack);
