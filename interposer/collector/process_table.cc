@@ -79,8 +79,9 @@ Process& ProcessTable::joined(const ImageJoined& news, int64_t time_ns) {
     const bool same_task = before != nullptr && !before->over;
     if (same_task) end_by_exec(*before, exec_ns);
     process = &make(news.pid, same_task ? before : by, exec_ns);
+    process->fork_seen = same_task;
     // The very first process was running when its recording began: no exec record will come.
-    process->exec_seen = all_.size() == 1;
+    if (all_.size() == 1) process->exec_seen = process->fork_seen = true;
   }
   process->ppid = news.ppid;
   process->region = news.region;
@@ -123,17 +124,27 @@ Process& ProcessTable::forked(RegionPtr region, uint32_t slot, pid_t pid, Proces
   return *process;
 }
 
+// The row that this task began with: before its execs.
+Process* ProcessTable::first_image(pid_t pid) const {
+  const auto found = by_pid_.find(pid);
+  if (found == by_pid_.end()) return nullptr;
+  const std::vector<Process*>& history = found->second;
+  size_t i = history.size() - 1;
+  while (i > 0 && history[i]->parent == history[i - 1]) --i;
+  return history[i];
+}
+
 void ProcessTable::kernel_fork(const PerfRecord& record, int64_t time_ns) {
   if (record.pid == record.parent_pid) {
-    Process& process = at(record.pid, time_ns);
+    Process& process = at(static_cast<pid_t>(record.pid), time_ns);
     ++process.live_threads;
     thread_of(process, static_cast<pid_t>(record.tid), time_ns, next_thread_id_);
     return;
   }
   const auto pid = static_cast<pid_t>(record.pid);
-  Process* process = current(pid);
-  const bool known = process != nullptr && !process->over && !process->fork_seen;
-  if (!known) {
+  Process* process = first_image(pid);
+  // Every process has one such record: where it is still due, this is it.
+  if (process == nullptr || process->fork_seen) {
     process = &make(pid, &at(static_cast<pid_t>(record.parent_pid), time_ns), time_ns);
     process->forked = true;
   }
@@ -182,22 +193,30 @@ Process& ProcessTable::run_image(pid_t pid, Process* before, int64_t time_ns) {
   return *process;
 }
 
+// The image whose Hello was heard before the kernel's record of the exec that began it.
+Process* ProcessTable::image_awaiting_exec(pid_t pid, int64_t exec_ns) const {
+  const auto found = by_pid_.find(pid);
+  if (found == by_pid_.end()) return nullptr;
+  for (Process* process : found->second) {
+    if (process->hello_ns >= exec_ns && !process->exec_seen) return process;
+  }
+  return nullptr;
+}
+
 void ProcessTable::kernel_exec(const PerfRecord& record, int64_t time_ns) {
   const auto pid = static_cast<pid_t>(record.pid);
-  Process* process = current(pid);
-  const bool hello_came_first = process != nullptr && !process->over &&
-                                process->region != nullptr && !process->exec_seen &&
-                                !process->forked && time_ns <= process->hello_ns;
-  if (!hello_came_first) {
-    run_image(pid, process, time_ns);
+  Process* process = image_awaiting_exec(pid, time_ns);
+  if (process == nullptr) {
+    run_image(pid, current(pid), time_ns);
     return;
   }
   process->exec_seen = true;
   process->live_threads = 1;
-  if (process->id == 1 && process->parent == nullptr) return;  // Began with the launch.
+  if (process->id == 1) return;  // Began with the launch.
   process->start_ns = time_ns;
-  if (Process* before = process->parent;
-      before != nullptr && before->pid == pid && before->ended_by != nullptr) {
+  process->changed = true;
+  Process* before = process->parent;
+  if (before != nullptr && before->pid == pid && before->ended_by != nullptr) {
     before->end_ns = time_ns;
     before->changed = true;
   }

@@ -65,6 +65,8 @@ class ProcessTable {
     std::string command;
     int64_t time_ns;
   };
+  Process* first_image(pid_t pid) const;
+  Process* image_awaiting_exec(pid_t pid, int64_t exec_ns) const;
   Process& make(pid_t pid, Process* parent, int64_t time_ns);
   void give_row(Process& process);
   void settle(Process& process);  // Unrecorded for good: finds the reason.

@@ -46,12 +46,11 @@ void Recorder::idle() {
 }
 
 void Recorder::on(Window& window) {
-  now_ns_ = trace_ns(raw_now_ns());
   if (window.pair) clock_.add(*window.pair);
   const auto bytes_of = [&](const auto& piece) {
     return std::span<const std::byte>(window.raw.data() + piece.offset, piece.bytes);
   };
-  for (auto& [region, image] : images_) look_for_forks(*image);
+  look_for_forks();
   changing_.clear();
   for (const RingPiece& piece : window.rings) scan_modules(piece, bytes_of(piece));
   for (Process* process : changing_) process->space->set_changing(true);
@@ -79,6 +78,7 @@ void Recorder::on(Launched& news) {
 }
 
 void Recorder::on(ImageJoined& news) {
+  look_for_forks();  // The process may have been a fork that claimed a slot before its exec.
   Process& process = processes_.joined(news, trace_ns(news.raw_ns));
   auto image = std::make_unique<Image>();
   image->region = news.region;
@@ -115,12 +115,13 @@ void Recorder::on(Waited& news) {
 }
 
 void Recorder::on(ProcessGone& news) {
+  look_for_forks();  // It may have lived since the last window.
   processes_.gone(news.pid, news.exit, trace_ns(news.raw_ns));
   notice_processes();
 }
 
 void Recorder::on(SnapshotTaken& news) {
-  for (auto& [region, image] : images_) look_for_forks(*image);
+  look_for_forks();
   const int64_t time_ns = trace_ns(news.snapshot.raw_ns);
   Process& process = processes_.at(news.pid, time_ns);
   if (process.id == 0) return;

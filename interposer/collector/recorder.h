@@ -113,7 +113,7 @@ class Recorder {
   Process* process_of_slot(Image& image, uint32_t slot);
   pid_t pid_outside(const Image& image, uint32_t own_pid) const;
   pid_t tid_outside(const Image& image, const Process& process, uint32_t own_tid) const;
-  void look_for_forks(Image& image);
+  void look_for_forks();
   void charge_ring(Image& image, uint32_t slot);
   bool release_ring(Image& image, uint32_t slot);
   void free_ring(Image& image, uint32_t slot);

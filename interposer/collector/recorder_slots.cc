@@ -57,11 +57,13 @@ Process* Recorder::process_of_slot(Image& image, uint32_t slot) {
   return process;
 }
 
-void Recorder::look_for_forks(Image& image) {
-  const uint32_t used = image.region->process_slots_used();
-  for (uint32_t slot = 0; slot < used; ++slot) {
-    if (image.processes[slot] == nullptr || !image.processes[slot]->settings) {
-      process_of_slot(image, slot);
+void Recorder::look_for_forks() {
+  now_ns_ = trace_ns(raw_now_ns());
+  for (auto& [region, image] : images_) {
+    const uint32_t used = region->process_slots_used();
+    for (uint32_t slot = 0; slot < used; ++slot) {
+      const Process* process = image->processes[slot];
+      if (process == nullptr || !process->settings) process_of_slot(*image, slot);
     }
   }
 }

@@ -9,7 +9,7 @@ namespace heapledger::collector {
 namespace {
 
 constexpr int64_t kFirstNs = 10'000'000;
-constexpr int64_t kSpentGraceNs = 20'000'000;  // Spent before the 2 % rule begins to bite.
+constexpr int64_t kSpentGraceNs = 10'000'000;  // Spent before the 2 % rule begins to bite.
 constexpr int64_t kSpentShare = 50;
 
 }  // namespace

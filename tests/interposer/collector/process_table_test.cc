@@ -128,6 +128,30 @@ TEST_F(ProcessTableTest, ChildThatNeverSaysHelloGetsARowWithTheReason) {
   }
 }
 
+TEST_F(ProcessTableTest, KernelRecordsThatComeAfterAForkAndTwoHellosFindTheirRows) {
+  // Goal: a script's interpreter chain, faster than the kernel's records. Method: claim, Hello,
+  // Hello, then fork and exec records in their order; times decide.
+  launch();
+  Process& parent = table.joined(hello(kFirst, 1, "/bin/bash"), 30);
+  Process& fork = table.forked(parent.region, 1, kChild, &parent, 49);
+  Process& env = table.joined(hello(kChild, kFirst, "/usr/bin/env"), 80);
+  Process& script = table.joined(hello(kChild, kFirst, "/bin/bash"), 120);
+  table.kernel_fork(record(PerfKind::kFork, kChild, kFirst), 50);
+  table.kernel_exec(record(PerfKind::kExec, kChild), 70);
+  table.kernel_exec(record(PerfKind::kExec, kChild), 110);
+  EXPECT_EQ(table.rows(), 4U);
+  EXPECT_EQ(fork.start_ns, 49);
+  EXPECT_EQ(fork.end_ns, 70);
+  EXPECT_EQ(env.start_ns, 70);
+  EXPECT_EQ(env.end_ns, 110);
+  EXPECT_EQ(script.start_ns, 110);
+  EXPECT_EQ(&table.at(kChild, 60), &fork);
+  EXPECT_EQ(&table.at(kChild, 90), &env);
+  EXPECT_EQ(&table.at(kChild, 115), &script);
+  EXPECT_EQ(script.parent, &env);
+  EXPECT_EQ(env.parent, &fork);
+}
+
 TEST_F(ProcessTableTest, FailedExecChangesNothing) {
   // Goal: no row for an exec that did not happen. Method: announce, take back, end.
   launch();
