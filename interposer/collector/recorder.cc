@@ -29,9 +29,7 @@ void Recorder::handle(Message&& message) {
     }
     if (!failed_) writer_.commit_when_due();
   } catch (const schema::Error& error) {
-    if (failed_) return;
-    failed_ = true;
-    hooks_.on_failure(error.what());
+    fail(error);
   }
 }
 
@@ -40,8 +38,31 @@ void Recorder::idle() {
   try {
     writer_.commit_when_due();
   } catch (const schema::Error& error) {
-    failed_ = true;
-    hooks_.on_failure(error.what());
+    fail(error);
+  }
+}
+
+// Nothing more can be written, except, with the room that the transaction gives back, what the file
+// holds and what it lacks.
+void Recorder::fail(const schema::Error& error) {
+  failed_ = true;
+  hooks_.on_failure(error.what());
+  try {
+    writer_.roll_back();
+    for (Process& process : processes_.all()) {
+      process.changed = true;
+      for (auto& [tid, thread] : process.threads) thread->changed = true;
+      write_row(process);
+    }
+    const uint64_t kept = writer_.count_what_was_kept();
+    counters_.lost += counters_.events - std::min(kept, counters_.events.load());
+    counters_.events = kept;
+    writer_.meta("state", "stopped");
+    writer_.meta("stopped_why", error.what());
+    writer_.meta("end_ns", trace_ns(raw_now_ns()));
+    writer_.close();
+  } catch (const schema::Error&) {
+    // The file stays as the last commit left it.
   }
 }
 

@@ -6,7 +6,8 @@
 // the window began. Calls and faults wait in their process until a batch is full.
 //
 // When SQLite fails (a full disk), recording ends cleanly: `on_failure` is called once, later
-// messages are dropped, and what was committed stays readable.
+// messages are dropped, what was committed stays readable, and where there is room for it meta and
+// the process rows say that it stopped and what is missing.
 //
 // Thread safety: handle() by one thread; the counters by any.
 #pragma once
@@ -26,6 +27,7 @@
 #include "interposer/collector/process_table.h"
 #include "interposer/collector/trace_writer.h"
 #include "interposer/collector/wire_reader.h"
+#include "schema/error.h"
 
 namespace heapledger::collector {
 
@@ -86,6 +88,7 @@ class Recorder {
     uint32_t slot;
   };
 
+  void fail(const schema::Error& error);
   void on(Window& window);
   void on(Launched& news);
   void on(ImageJoined& news);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "interposer/collector/trace_writer.h"
 
+#include <sqlite3.h>
+
 #include <optional>
 #include <string>
 #include <vector>
@@ -86,6 +88,22 @@ void TraceWriter::limit_file_pages(int pages) {
 
 void TraceWriter::commit_when_due() {
   if (open_ && std::chrono::steady_clock::now() - begun_ >= kCommitEvery) commit();
+}
+
+void TraceWriter::roll_back() {
+  // SQLite may have done it itself.
+  if (open_ && sqlite3_get_autocommit(db_.handle()) == 0) db_.exec("ROLLBACK");
+  open_ = false;
+}
+
+uint64_t TraceWriter::count_what_was_kept() {
+  begin();
+  db_.exec(
+      "UPDATE process SET events_lost = events_lost + events - kept, events = kept "
+      "FROM (SELECT p.id AS row, coalesce(sum(b.events), 0) AS kept FROM process AS p "
+      "LEFT JOIN event_batch AS b ON b.process = p.id GROUP BY p.id) WHERE id = row");
+  return static_cast<uint64_t>(
+      db_.query_int("SELECT coalesce(sum(events), 0) FROM event_batch").value_or(0));
 }
 
 void TraceWriter::close() {

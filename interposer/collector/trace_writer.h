@@ -62,6 +62,10 @@ class TraceWriter {
   // Commits if the last commit is a second ago.
   void commit_when_due();
   void commit();
+  void roll_back();  // The open transaction, if there is one.
+  // After a roll-back: counts in the process rows as lost what is not in the file. Returns the
+  // calls that are.
+  uint64_t count_what_was_kept();
   void close();
 
  private:

@@ -205,18 +205,20 @@ TEST_F(RecorderTest, FullDiskStopsTheRecordingAndLeavesAReadableFile) {
   ring.write(testing::thread_start(at(1), kPid, kPid));
   drain();
   writer_->commit();
+  ring.write(allocation(EventKind::kMalloc, at(4), 1, 0x10, 1));
   writer_->limit_file_pages(40);
   for (int i = 0; i < 200 && failure_.empty(); ++i) {
-    ring.write(testing::make_event(EventKind::kMark,
-                                   schema::TextEvent{.head = {}, .text_bytes = 8000}, at(5), {},
-                                   std::string(8000, 'x')));
+    const schema::TextEvent mark{.head = {}, .text_bytes = 8000};
+    ring.write(testing::make_event(EventKind::kMark, mark, at(5), {}, std::string(8000, 'x')));
     drain();
   }
   EXPECT_NE(failure_, "");
   EXPECT_TRUE(recorder_->failed());
   writer_.reset();
-  schema::Database db = schema::open_trace(path_, schema::OpenMode::kReadWrite);
+  schema::Database db = schema::open_trace(path_, schema::OpenMode::kReadOnly);
   EXPECT_EQ(db.query_int("SELECT count(*) FROM process"), 1);
+  EXPECT_EQ(db.query_int("SELECT events_lost FROM process"), 1);
+  EXPECT_EQ(db.query_text("SELECT value FROM meta WHERE key = 'state'"), "stopped");
 }
 
 }  // namespace
