@@ -4,11 +4,11 @@
 // of tracing.
 //
 // Reading order: arena.h (data structures and invariants), this file (the interface and the two
-// paths that must be fast), then allocator_take.h (how a request is served), allocator_system.h
-// (where memory comes from and goes to), allocator_release.h (free, checks), allocator_resize.h
-// (realloc, memalign), allocator_nested.h (signal handlers), allocator_admin.h (mallopt,
-// statistics, fork, validity). Whoever instantiates the template includes allocator_impl.h once;
-// everybody else this file and an `extern template`.
+// paths that must be fast), then allocator_cache.h (threads' caches), allocator_take.h (how a
+// request is served), allocator_system.h (where memory comes from and goes to), allocator_release.h
+// (free, checks), allocator_resize.h (realloc, memalign), allocator_nested.h (signal handlers),
+// allocator_admin.h (mallopt, statistics, fork, validity). Whoever instantiates the template
+// includes allocator_impl.h once; everybody else this file and an `extern template`.
 //
 // Use: one constinit global per process; no constructor runs. The first call reads the settings
 // from the Os. Thread safety: every public function may be called by any thread with its own
@@ -223,6 +223,16 @@ class Allocator {
   static constexpr uint64_t kFreedMark = 0xfff1'ced0'b10c'4eadULL;
   static constexpr size_t kCacheChunkMax = kCacheRequestMax + 8 + Layout::kSlackMax;
 
+  // allocator_cache.h
+  void ensure_initialised();
+  [[gnu::noinline]] void initialise();
+  void ensure_cache(ThreadState& thread);
+  [[gnu::noinline]] void create_cache(ThreadState& thread);
+  bool is_cacheable(size_t policy) const { return policy <= cache_policy_max_; }
+  bool cache_has_room(const ThreadState& thread, size_t chunk_bytes) const;
+  bool cache_push(ThreadState& thread, Chunk* chunk, size_t chunk_bytes);
+  Chunk* cache_pop(ThreadState& thread, size_t chunk_bytes);
+
   // allocator_take.h: a request against one arena, lock held.
   [[gnu::noinline]] void* allocate_slow(ThreadState& thread, size_t size);
   void* allocate_uncached(ThreadState& thread, const Request& request);
@@ -240,14 +250,6 @@ class Allocator {
   void file_in_large_bin(ArenaType& arena, Chunk* chunk, size_t index);
   void check_unsorted(ArenaType& arena, Chunk* chunk);
   Chunk* hand_out(Chunk* chunk, const Request& request);
-  void ensure_initialised();
-  [[gnu::noinline]] void initialise();
-  void ensure_cache(ThreadState& thread);
-  [[gnu::noinline]] void create_cache(ThreadState& thread);
-  bool is_cacheable(size_t policy) const { return policy <= cache_policy_max_; }
-  bool cache_has_room(const ThreadState& thread, size_t chunk_bytes) const;
-  bool cache_push(ThreadState& thread, Chunk* chunk, size_t chunk_bytes);
-  Chunk* cache_pop(ThreadState& thread, size_t chunk_bytes);
 
   // allocator_system.h: memory from and to the system.
   Chunk* take_from_system(ThreadState& thread, ArenaType& arena, const Request& request);

@@ -58,7 +58,6 @@ void Allocator<L, Os>::fork_child(ThreadState& thread) {
   // The other threads are gone: nobody waits, and nobody but us holds them. Where a handler forked
   // that had interrupted a holder, that one's unlock will find a free lock, which is harmless.
   if (thread.fork_locked) thread.in_arena = false;
-  main_.thread_count = thread.arena != nullptr ? 1 : 0;
   main_.lock.reset();
   init_lock_.reset();
 }

@@ -7,6 +7,7 @@
 
 #include "interposer/heap/allocator.h"
 #include "interposer/heap/allocator_admin.h"
+#include "interposer/heap/allocator_cache.h"
 #include "interposer/heap/allocator_nested.h"
 #include "interposer/heap/allocator_release.h"
 #include "interposer/heap/allocator_resize.h"

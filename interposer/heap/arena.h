@@ -83,8 +83,7 @@ struct Arena {
   uint32_t bin_map[kBinCount / 32] = {};
   size_t system_bytes = 0;
   size_t system_bytes_max = 0;
-  Arena* next = nullptr;    // All arenas, circular.
-  size_t thread_count = 0;  // Threads that allocate here.
+  Arena* next = nullptr;  // All arenas, circular.
   // Where contiguous parts begin, for the walk of arena_is_valid(); parts beyond the last slot are
   // not walked.
   Chunk* segments[kSegmentsMax] = {};
