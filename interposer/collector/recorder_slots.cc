@@ -46,7 +46,9 @@ Process* Recorder::process_of_slot(Image& image, uint32_t slot) {
     Process* parent =
         fields.parent_slot < image.processes.size() ? image.processes[fields.parent_slot] : nullptr;
     int64_t start_ns = trace_ns(clock_.to_ns(fields.parent_fork_tick));
-    if (start_ns < 0 || start_ns > now_ns_) start_ns = now_ns_;
+    // now_ns_ is the time of this round's begin: forks may be later than that.
+    const int64_t now_ns = trace_ns(raw_now_ns());
+    if (start_ns < 0 || start_ns > now_ns) start_ns = now_ns;
     process = &processes_.forked(image.region, slot, pid, parent, start_ns);
     process->start_ns = std::min(process->start_ns.value_or(start_ns), start_ns);
     image.processes[slot] = process;
