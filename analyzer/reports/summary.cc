@@ -189,8 +189,14 @@ class Summary {
                                   main_.id))
             .value_or(0);
     std::optional<int64_t> rss_peak;
-    for (const ProcessInfo* process : selected_)
-      rss_peak = std::max(rss_peak, process->rss_peak_bytes);
+    std::string by_kernel = "by the kernel";
+    for (const ProcessInfo* process : selected_) {
+      if (process->rss_peak_bytes <= rss_peak) continue;
+      rss_peak = process->rss_peak_bytes;
+      // RSS has more in it than the heap: another process may have most of it.
+      by_kernel = process == &main_ ? "by the kernel"
+                                    : fmt::format("by the kernel, of process {}", process->pid);
+    }
     Json& json = document_.json;
     json["bytes_requested"] = requested;
     json["blocks_allocated"] = blocks;
@@ -208,7 +214,7 @@ class Summary {
              line("live peak", human_bytes(live_peak), "at " + human_time(live_peak_ns)),
              line("live at exit", human_bytes(live_end), "in " + counted(blocks_end, "block")),
              line("held peak", human_bytes(held_peak), "by the allocator, from the system"),
-             line("RSS peak", rss_peak ? human_bytes(*rss_peak) : "not known", "by the kernel")});
+             line("RSS peak", rss_peak ? human_bytes(*rss_peak) : "not known", by_kernel)});
   }
 
   void add_syscalls() {
