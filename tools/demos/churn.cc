@@ -14,8 +14,8 @@
 
 namespace {
 
-constexpr size_t kBuffers = 8000;
-constexpr size_t kAlive = 32;
+constexpr size_t kBuffers = 12000;
+constexpr size_t kAlive = 8;
 constexpr size_t kBytesMin = size_t{64} << 10;
 constexpr size_t kBytesMax = (size_t{11} << 20) / 10;
 
