@@ -39,7 +39,13 @@ void add_report(CLI::App& app, const Report& report, Arguments& arguments) {
     command->add_option("--at", arguments.report.at,
                         "peak, exit, or seconds since the start (default: peak and exit)");
   }
-  if (report.many_traces) return;
+  if (report.many_traces) {
+    command
+        ->add_option("--runs", arguments.report.runs,
+                     "so many traces in a row are one row, with their medians")
+        ->check(CLI::PositiveNumber);
+    return;
+  }
   command->add_option("--process", arguments.report.process, "only the process of this pid");
   command->add_option("--site", arguments.report.site, "only rows whose stack contains this text");
 }

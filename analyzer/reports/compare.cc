@@ -12,6 +12,7 @@
 #include "analyzer/reports/all.h"
 #include "analyzer/reports/fault_counts.h"
 #include "analyzer/reports/settings.h"
+#include "schema/error.h"
 #include "schema/event.h"
 
 namespace heapledger::analyzer {
@@ -68,6 +69,67 @@ Side measure(Trace& trace) {
   return side;
 }
 
+// The one in the middle; of an even number the lower, which is one that was measured.
+template <class Value>
+Value median(std::span<const Side> runs, Value Side::*field) {
+  std::vector<Value> values;
+  for (const Side& run : runs) values.push_back(run.*field);
+  const auto middle = values.begin() + static_cast<ptrdiff_t>((values.size() - 1) / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+Side medians(std::span<const Side> runs) {
+  Side side = runs.front();
+  for (auto field : {&Side::syscalls, &Side::syscall_ns, &Side::faults, &Side::fault_ns,
+                     &Side::held_bytes_peak, &Side::rss_bytes_peak, &Side::wall_ns}) {
+    side.*field = median(runs, field);
+  }
+  side.external = median(runs, &Side::external);
+  for (size_t call = 0; call < side.counts.size(); ++call) {
+    std::vector<int64_t> counts;
+    for (const Side& run : runs) counts.push_back(run.counts[call]);
+    std::sort(counts.begin(), counts.end());
+    side.counts[call] = counts[(counts.size() - 1) / 2];
+  }
+  return side;
+}
+
+// Runs of one setting become one side.
+std::vector<Side> fold_runs(const std::vector<Side>& all, size_t runs) {
+  if (all.size() % runs != 0) {
+    throw schema::Error(fmt::format("--runs {}", runs),
+                        fmt::format("{} traces are no whole number of them", all.size()));
+  }
+  std::vector<Side> sides;
+  for (size_t i = 0; i < all.size(); i += runs) {
+    sides.push_back(medians(std::span(all).subspan(i, runs)));
+  }
+  return sides;
+}
+
+// "128K", as an option takes it, where it is whole.
+std::string option_size(int64_t bytes) {
+  constexpr const char* kUnits[] = {"", "K", "M", "G"};
+  size_t unit = 0;
+  while (unit + 1 < std::size(kUnits) && bytes != 0 && bytes % 1024 == 0) {
+    bytes /= 1024;
+    ++unit;
+  }
+  return fmt::format("{}{}", bytes, kUnits[unit]);
+}
+
+// One setting for a narrow column, "mmap 128K"; a threshold that is fixed needs no word.
+std::string short_text(const std::string& name, std::optional<int64_t> value) {
+  if (name == "mmap_threshold_dynamic") return value == 0 ? "" : " dynamic";
+  const std::string text = setting_text(name, value);
+  const std::string shown = text.substr(text.find('=') + 1);
+  if (shown.ends_with("-only")) return ", " + shown;
+  const bool is_size = value && text.ends_with("B");
+  const std::string word = name.ends_with("_threshold") ? name.substr(0, 4) : name;
+  return ", " + word + " " + (is_size ? option_size(*value) : shown);
+}
+
 // The settings that differ, in the order of interest. Without mappings at all (mmap_max=0) the
 // threshold means nothing: that is brk-only, by its usual name.
 std::vector<std::string> differing_settings(const std::vector<Side>& sides) {
@@ -85,18 +147,18 @@ std::vector<std::string> differing_settings(const std::vector<Side>& sides) {
 
 std::string label_of(const Side& side, const std::vector<std::string>& differing) {
   const bool brk_only = side.settings.at("mmap_max") == 0;
-  std::string label = brk_only ? "mmap_threshold=brk-only" : "";
+  std::string label = brk_only ? ", brk-only" : "";
   for (const std::string& name : differing) {
     // 65,536 mappings are no limit in practice, and 0 is said already.
     if (name == "mmap_max" && (brk_only || side.settings.at(name) == kMmapMaxDefault)) continue;
     if (name.starts_with("mmap_threshold") && brk_only) continue;
-    label += (label.empty() ? "" : ", ") + setting_text(name, side.settings.at(name));
+    label += short_text(name, side.settings.at(name));
   }
-  return label;
+  return label.empty() ? label : label.substr(label[0] == ',' ? 2 : 1);
 }
 
 // Where two sides have the same settings, the file's name is added.
-void set_labels(std::span<Trace> traces, std::vector<Side>& sides) {
+void set_labels(std::span<Trace> traces, size_t runs, std::vector<Side>& sides) {
   const std::vector<std::string> differing = differing_settings(sides);
   if (!differing.empty()) {
     for (Side& side : sides) side.label = label_of(side, differing);
@@ -105,8 +167,8 @@ void set_labels(std::span<Trace> traces, std::vector<Side>& sides) {
   for (const Side& side : sides) labels.push_back(side.label);
   for (size_t i = 0; i < sides.size(); ++i) {
     if (std::count(labels.begin(), labels.end(), labels[i]) == 1) continue;
-    const std::string file = std::filesystem::path(traces[i].path).filename().string();
-    sides[i].label = labels[i].empty() ? file : file + ": " + labels[i];
+    const std::string file = std::filesystem::path(traces[i * runs].path).filename().string();
+    sides[i].label = labels[i].empty() ? file : labels[i] + " (" + file + ")";
   }
 }
 
@@ -199,13 +261,15 @@ nlohmann::ordered_json side_json(const Side& side, const std::string& path) {
 }  // namespace
 
 Document run_compare(const ReportInput& input) {
-  std::vector<Side> sides;
-  for (Trace& trace : input.traces) sides.push_back(measure(trace));
-  set_labels(input.traces, sides);
+  std::vector<Side> all;
+  for (Trace& trace : input.traces) all.push_back(measure(trace));
+  const size_t runs = input.options.runs;
+  std::vector<Side> sides = fold_runs(all, runs);
+  set_labels(input.traces, runs, sides);
   Document document;
   nlohmann::ordered_json rows = nlohmann::ordered_json::array();
   for (size_t i = 0; i < sides.size(); ++i) {
-    rows.push_back(side_json(sides[i], input.traces[i].path));
+    rows.push_back(side_json(sides[i], input.traces[i * runs].path));
   }
   document.json["rows"] = std::move(rows);
   document.add_table(cost_table(sides));

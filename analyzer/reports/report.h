@@ -34,6 +34,7 @@ struct ReportOptions {
   std::string at;                  // peak | exit | seconds; empty: the report's default.
   std::optional<int64_t> process;  // A pid.
   std::string site;
+  size_t runs = 1;  // compare: so many traces in a row are runs of one setting.
 };
 
 struct ReportInput {

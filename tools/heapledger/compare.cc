@@ -207,16 +207,16 @@ struct Killed {
 
 Arguments record_all(const Plan& plan, const TraceFolder& folder, const Arguments& program) {
   const std::vector<Settings> all = combinations(plan);
-  Arguments traces;
-  const size_t total = all.size() * static_cast<size_t>(plan.runs);
+  Arguments traces(all.size() * static_cast<size_t>(plan.runs));
+  size_t recorded = 0;
   // Round by round, so that a machine that grows slower or faster does so for all settings.
   for (int run = 1; run <= plan.runs; ++run) {
     for (size_t i = 0; i < all.size(); ++i) {
       const std::string trace = folder.file(i + 1, run);
-      const bool first = traces.empty();
+      const bool first = recorded == 0;
       if (!plan.quiet) {
         write_all(STDERR_FILENO, fmt::format("heapledger: compare: recording {} of {}: {}\n",
-                                             traces.size() + 1, total, name_of(all[i])));
+                                             recorded + 1, traces.size(), name_of(all[i])));
       }
       const int status = run_and_wait(record_command(plan, all[i], trace, program), false, first);
       if (WIFSIGNALED(status)) throw Killed{WTERMSIG(status)};
@@ -230,7 +230,9 @@ Arguments record_all(const Plan& plan, const TraceFolder& folder, const Argument
                   fmt::format("heapledger: compare: {}: ended with status {} under {}\n",
                               program[0], WEXITSTATUS(status), name_of(all[i])));
       }
-      traces.push_back(trace);
+      // The runs of one setting stand together, whatever the order of recording.
+      traces[i * static_cast<size_t>(plan.runs) + static_cast<size_t>(run - 1)] = trace;
+      ++recorded;
     }
   }
   return traces;
@@ -241,6 +243,7 @@ int record_and_compare(const Plan& plan, const Arguments& program) {
   const Arguments traces = record_all(plan, folder, program);
   Arguments command = {find_analyzer(), "compare"};
   command.insert(command.end(), traces.begin(), traces.end());
+  command.insert(command.end(), {"--runs", std::to_string(plan.runs)});
   if (plan.json) command.push_back("--json");
   if (plan.csv) command.push_back("--csv");
   const int status = run_and_wait(command, true, true);
