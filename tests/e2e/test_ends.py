@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How programs end, and programs that cannot be recorded: same status, a complete trace, one clear line."""
+
+import os
+import shutil
+import signal
+
+import recording
+
+
+class Ends(recording.RecordingTest):
+    def check_killed(self, number):
+        calls = 5000
+        trace = self.record([recording.victim("killed"), str(int(number)), str(calls)])
+        self.assertEqual(recording.killed_by(trace.run.returncode), number, trace.run.stderr)
+        self.assertIn(number.name.encode(), trace.run.stderr)
+        self.assert_clean(trace)
+        row = trace.sql("SELECT signal, exit_status, ended_by FROM process WHERE id = 1")[0]
+        self.assertEqual((row["signal"], row["exit_status"], row["ended_by"]), (int(number), None, "signal"))
+        made, freed = map(int, trace.run.stdout.split())
+        self.assertEqual(trace.one("SELECT count(*) FROM event WHERE kind = 'malloc' AND (size = 33 OR size >= 1000000)"), made)
+        frees = trace.with_events(
+            "SELECT count(*) AS n FROM e AS f JOIN e AS m ON m.id = f.ended_id WHERE f.kind = 'free' AND m.size >= 1000000")
+        self.assertEqual(frees[0]["n"], freed)
+
+    def test_segmentation_fault(self):
+        self.check_killed(signal.SIGSEGV)
+
+    def test_sigkill(self):
+        self.check_killed(signal.SIGKILL)
+
+    def test_sigint(self):
+        self.check_killed(signal.SIGINT)
+
+    def test_exit_status_is_the_programs(self):
+        trace = self.record(["sh", "-c", "exit 42"])
+        self.assertEqual(trace.run.returncode, 42)
+        self.assertEqual(trace.one("SELECT exit_status FROM process WHERE id = 1"), 42)
+
+    def test_a_program_that_does_not_exist(self):
+        trace = self.record(["./no-such-program"])
+        self.assertEqual(trace.run.returncode, 127)
+        self.assertEqual(trace.run.stderr.decode(), "heapledger: record: ./no-such-program: No such file or directory\n")
+
+    def test_a_file_that_is_no_program(self):
+        text = self.path("text")
+        with open(text, "w", encoding="ascii") as file:
+            file.write("hello\n")
+        trace = self.record([text])
+        self.assertEqual(trace.run.returncode, 126)
+        self.assertEqual(len(trace.run.stderr.splitlines()), 1)
+
+    def test_a_static_program(self):
+        trace = self.record([recording.victim("hello_static")], ["--quiet"])
+        self.assertEqual(trace.run.returncode, 7)
+        self.assertEqual(trace.run.stdout, b"static\n")
+        lines = trace.run.stderr.decode().splitlines()
+        self.assertEqual(len(lines), 1, lines)
+        self.assertIn("statically linked", lines[0])
+
+    def test_a_static_child_has_a_row_with_the_reason(self):
+        trace = self.record(["sh", "-c", recording.victim("hello_static") + "; exit 3"])
+        self.assertEqual(trace.run.returncode, 3)
+        rows = trace.sql("SELECT recorded, reason, exe FROM process WHERE exe LIKE '%hello_static'")
+        self.assertEqual(len(rows), 1, trace.sql("SELECT id, pid, exe, recorded, reason FROM process"))
+        self.assertEqual(rows[0]["recorded"], 0)
+        self.assertIn("statically linked", rows[0]["reason"])
+
+    def test_waiting_for_any_child_sees_only_its_own(self):
+        trace = self.record([recording.victim("wait_any")])
+        self.assertEqual((trace.run.returncode, trace.run.stdout), (0, b"2 children\n"), trace.run.stderr)
+
+    def test_descriptors_are_those_of_an_unrecorded_run(self):
+        command = ["sh", "-c", "ls /proc/self/fd | wc -l"]
+        self.assertEqual(self.record(command).run.stdout, self.native(command).stdout)
+
+
+class SetuidPrograms(recording.RecordingTest):
+    """A setuid program ignores LD_PRELOAD unless its user is root: recorded as nobody."""
+
+    user = "nobody"
+
+    def setUp(self):
+        super().setUp()
+        if os.geteuid() != 0:
+            self.skipTest("only root can make a setuid program")
+        self.program = self.path("setuid")
+        shutil.copy("/usr/bin/id", self.program)
+        os.chmod(self.program, 0o4755)
+
+    def test_directly(self):
+        trace = self.record([self.program, "-u"], ["--quiet"])
+        self.assertEqual((trace.run.returncode, trace.run.stdout), (0, b"0\n"), trace.run.stderr)
+        lines = trace.run.stderr.decode().splitlines()
+        self.assertEqual(len(lines), 1, lines)
+        self.assertIn("setuid", lines[0])
+
+    def test_as_a_child(self):
+        trace = self.record(["sh", "-c", self.program + " -u; exit 0"])
+        self.assertEqual(trace.run.stdout, b"0\n")
+        rows = trace.sql("SELECT recorded, reason FROM process WHERE exe LIKE '%/setuid'")
+        self.assertEqual([row["recorded"] for row in rows], [0])
+        self.assertIn("setuid", rows[0]["reason"])
+
+
+class EndsAsNobody(Ends):
+    user = "nobody"
+
+
+if __name__ == "__main__":
+    recording.main()
