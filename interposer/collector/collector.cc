@@ -257,7 +257,7 @@ void Collector::join(const Caller& caller) {
   queue_.push(news);
   drain_->add_region(region);
   std::erase_if(images_, [](const Joined& image) { return image.region->retired.load(); });
-  images_.push_back({region, caller.pid, caller.own_pid});
+  images_.push_back({region, SlotPids(*region, caller.pid, caller.own_pid)});
   if (!attached_) attach_first(caller.pid, PerfFaults::When::kNow);
   if (Watched* watched = watched_.watch(caller.pid)) {
     watched->schedule =
@@ -348,19 +348,14 @@ void Collector::process_ended(pid_t pid) {
   drain_->push_after_round(ProcessGone{pid, exit, now});
 }
 
-pid_t Collector::pid_of(const Joined& image, uint32_t own_pid) const {
-  if (image.own_pid == static_cast<uint32_t>(image.pid)) return static_cast<pid_t>(own_pid);
-  return own_pid == image.own_pid ? image.pid : process_by_own_pid(image.pid, own_pid);
-}
-
 // Forked children that have claimed a slot, and requests for snapshots.
 void Collector::look_at_slots() {
-  for (const Joined& image : images_) {
+  for (Joined& image : images_) {
     const uint32_t used = image.region->process_slots_used();
     for (uint32_t slot = 0; slot < used; ++slot) {
       const schema::ProcessSlot& process = image.region->process_slot(slot);
       if (process.state.load(std::memory_order_acquire) != schema::ProcessState::kLive) continue;
-      const pid_t pid = pid_of(image, process.pid);
+      const pid_t pid = image.pids.pid_of_slot(slot);
       if (pid <= 0) continue;
       Watched* watched = watched_.watch(pid);
       if (watched != nullptr && watched->schedule == nullptr) {
@@ -372,13 +367,13 @@ void Collector::look_at_slots() {
   }
 }
 
-void Collector::serve_snapshot(const Joined& image, uint32_t slot) {
+void Collector::serve_snapshot(Joined& image, uint32_t slot) {
   schema::ProcessSlot& process = image.region->process_slot(slot);
   // Acquire: pairs with the program's release when it asks.
   const uint32_t wanted = process.snapshot_wanted.load(std::memory_order_acquire);
   if (wanted == process.snapshot_done.load(std::memory_order_relaxed)) return;
   const bool exits = process.end_tick.load(std::memory_order_relaxed) != 0;
-  snapshot(pid_of(image, process.pid), exits ? SnapshotReason::kExit : SnapshotReason::kMark);
+  snapshot(image.pids.pid_of_slot(slot), exits ? SnapshotReason::kExit : SnapshotReason::kMark);
   // Release: the program goes on only after its pages were looked at.
   process.snapshot_done.store(wanted, std::memory_order_release);
   futex_wake(process.snapshot_done);

@@ -46,8 +46,7 @@ class Collector {
  private:
   struct Joined {
     RegionPtr region;
-    pid_t pid;
-    uint32_t own_pid;
+    SlotPids pids;
   };
 
   void write_first_meta();
@@ -62,7 +61,7 @@ class Collector {
   void take_watch_requests();
   void process_ended(pid_t pid);
   void look_at_slots();
-  void serve_snapshot(const Joined& image, uint32_t slot);
+  void serve_snapshot(Joined& image, uint32_t slot);
   void snapshot(pid_t pid, SnapshotReason reason);
   void look_at_processes();
   void report_progress();
@@ -70,7 +69,6 @@ class Collector {
   bool reached_barrier();
   void finish();
   int next_timeout_ms() const;
-  pid_t pid_of(const Joined& image, uint32_t own_pid) const;
 
   Options options_;
   ControlChannel& control_;

@@ -51,6 +51,20 @@ uint32_t innermost_pid(const std::string& status_path) {
   return static_cast<uint32_t>(std::strtoul(status->c_str() + last, nullptr, 10));
 }
 
+template <typename Wanted>
+pid_t find_process(Wanted wanted) {
+  DIR* directory = opendir("/proc");
+  if (directory == nullptr) return 0;
+  pid_t found = 0;
+  for (const dirent* entry = readdir(directory); entry != nullptr && found == 0;
+       entry = readdir(directory)) {
+    const pid_t pid = std::atoi(entry->d_name);
+    if (pid > 0 && wanted(pid)) found = pid;
+  }
+  closedir(directory);
+  return found;
+}
+
 }  // namespace
 
 std::optional<std::string> read_file(const std::string& path) {
@@ -153,22 +167,18 @@ pid_t thread_by_own_tid(pid_t pid, uint32_t own_tid) {
 
 pid_t process_by_own_pid(pid_t neighbour, uint32_t own_pid) {
   struct stat wanted {};
-  const bool known = stat(proc_path(neighbour, "ns/pid_for_children").c_str(), &wanted) == 0;
-  DIR* directory = opendir("/proc");
-  if (directory == nullptr) return 0;
-  pid_t found = 0;
-  while (const dirent* entry = readdir(directory)) {
-    const pid_t pid = std::atoi(entry->d_name);
-    if (pid <= 0 || innermost_pid(proc_path(pid, "status")) != own_pid) continue;
+  if (stat(proc_path(neighbour, "ns/pid").c_str(), &wanted) != 0) return 0;
+  return find_process([&](pid_t pid) {
     struct stat other {};
-    const bool same = stat(proc_path(pid, "ns/pid_for_children").c_str(), &other) == 0 &&
-                      other.st_ino == wanted.st_ino;
-    if (known && !same) continue;
-    found = pid;
-    break;
-  }
-  closedir(directory);
-  return found;
+    if (innermost_pid(proc_path(pid, "status")) != own_pid) return false;
+    return stat(proc_path(pid, "ns/pid").c_str(), &other) == 0 && other.st_ino == wanted.st_ino;
+  });
+}
+
+pid_t child_by_own_pid(pid_t parent, uint32_t own_pid) {
+  return find_process([&](pid_t pid) {
+    return innermost_pid(proc_path(pid, "status")) == own_pid && proc_parent(pid) == parent;
+  });
 }
 
 std::optional<int> zombie_wait_status(pid_t pid) {

@@ -33,6 +33,8 @@ uint64_t proc_rss_peak_bytes(pid_t pid);  // VmHWM; 0: unknown.
 pid_t thread_by_own_tid(pid_t pid, uint32_t own_tid);
 // The process that calls itself `own_pid` in the pid namespace of `neighbour`; 0: none.
 pid_t process_by_own_pid(pid_t neighbour, uint32_t own_pid);
+// The child of `parent` that calls itself `own_pid`; 0: none.
+pid_t child_by_own_pid(pid_t parent, uint32_t own_pid);
 // How a zombie ended, as wait would tell; nothing while it lives or when it is gone.
 std::optional<int> zombie_wait_status(pid_t pid);
 uint64_t address_space_limit(pid_t pid);  // RLIMIT_AS; UINT64_MAX: none.

@@ -22,7 +22,7 @@ Process& ProcessTable::make(pid_t pid, Process* parent, int64_t time_ns) {
   std::vector<Process*>& history = by_pid_[pid];
   const bool seen = !history.empty() && !history.back()->over;
   history.push_back(&process);
-  if (!seen) watch_(pid);
+  if (!seen && pid > 0) watch_(pid);
   return process;
 }
 
@@ -271,10 +271,10 @@ void ProcessTable::settle(Process& process) {
   if (process.recorded || process.id != 0) return;
   if (process.reason.empty()) {
     const bool of_unrecorded = process.parent != nullptr && !process.parent->recorded;
-    if (process.exec_seen) {
-      process.reason = why_not_recorded(process.exe);
-    } else if (!follow_ && process.parent != nullptr) {
+    if (!follow_ && process.parent != nullptr) {
       process.reason = "not followed (--no-follow)";
+    } else if (process.exec_seen) {
+      process.reason = why_not_recorded(process.exe);
     } else if (of_unrecorded && !process.parent->reason.empty()) {
       process.reason = process.parent->reason;
     } else {

@@ -21,6 +21,11 @@ Recorder::Recorder(TraceWriter& writer, const PerfFaults& perf, ClockMap clock,
       hooks_(std::move(hooks)),
       processes_(frames_, [this](pid_t pid) { hooks_.watch(pid); }) {}
 
+Recorder::Image::Image(const ImageJoined& news)
+    : region(news.region),
+      pids(*news.region, news.pid, news.own_pid),
+      processes(news.region->layout().process_slots) {}
+
 void Recorder::handle(Message&& message) {
   try {
     // A barrier is answered whatever has happened: someone waits for it.
@@ -89,6 +94,7 @@ void Recorder::on(Window& window) {
   if (now_ns_ - housekept_ns_ < kHousekeepingNs) return;
   housekept_ns_ = now_ns_;
   release_dead_rings();
+  end_unwatched();
   retire_images(window.began_raw_ns);
   write_rows();
 }
@@ -101,11 +107,7 @@ void Recorder::on(Launched& news) {
 void Recorder::on(ImageJoined& news) {
   look_for_forks();  // The process may have been a fork that claimed a slot before its exec.
   Process& process = processes_.joined(news, trace_ns(news.raw_ns));
-  auto image = std::make_unique<Image>();
-  image->region = news.region;
-  image->pid = news.pid;
-  image->own_pid = news.own_pid;
-  image->processes.resize(news.region->layout().process_slots);
+  auto image = std::make_unique<Image>(news);
   image->processes[0] = &process;
   images_[news.region.get()] = std::move(image);
   notice_processes();
@@ -166,6 +168,8 @@ void Recorder::on(Barrier& barrier) { hooks_.on_barrier(barrier.number); }
 void Recorder::on(Finish& finish) {
   now_ns_ = trace_ns(raw_now_ns());
   apply_perf(INT64_MAX);
+  look_for_forks();
+  end_unwatched();
   processes_.settle_all();
   notice_processes();
   write_tree();

@@ -25,6 +25,7 @@
 #include "interposer/collector/clock_map.h"
 #include "interposer/collector/message.h"
 #include "interposer/collector/process_table.h"
+#include "interposer/collector/slot_pids.h"
 #include "interposer/collector/trace_writer.h"
 #include "interposer/collector/wire_reader.h"
 #include "schema/error.h"
@@ -72,9 +73,10 @@ class Recorder {
     bool broken = false;
   };
   struct Image {
+    explicit Image(const ImageJoined& news);
+
     RegionPtr region;
-    pid_t pid = 0;         // Of its first process.
-    uint32_t own_pid = 0;  // The same, as that process sees itself.
+    SlotPids pids;
     std::vector<std::unique_ptr<Ring>> rings;
     std::vector<Process*> processes;  // By slot.
     int64_t empty_since_ns = 0;       // 0: it has live processes.
@@ -114,14 +116,13 @@ class Recorder {
   Image* image_of(const Region* region);
   Ring& ring_of(Image& image, uint32_t slot);
   Process* process_of_slot(Image& image, uint32_t slot);
-  pid_t pid_outside(const Image& image, uint32_t own_pid) const;
-  pid_t tid_outside(const Image& image, const Process& process, uint32_t own_tid) const;
   void look_for_forks();
   void charge_ring(Image& image, uint32_t slot);
   bool release_ring(Image& image, uint32_t slot);
   void free_ring(Image& image, uint32_t slot);
   void release_ended_rings();
   void release_dead_rings();
+  void end_unwatched();
   void close_processes(int64_t drained_until_raw_ns);
   void close_process(Process& process);
   void retire_images(int64_t now_raw_ns);

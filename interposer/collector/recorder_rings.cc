@@ -228,7 +228,7 @@ void Recorder::start_thread(Image& image, Ring& ring, const WireEvent& event, in
   ring.owner = process_of_slot(image, fixed.process_slot);
   ring.thread = nullptr;
   if (ring.owner == nullptr) return;  // The next event tries by the slot's own fields.
-  const pid_t tid = tid_outside(image, *ring.owner, fixed.tid);
+  const pid_t tid = image.pids.tid_named_by(ring.owner->slot, fixed.tid);
   Thread& thread = thread_of(*ring.owner, tid, time_ns, processes_.next_thread_id());
   thread.start_ns = std::min(thread.start_ns.value_or(time_ns), time_ns);
   ring.thread = &thread;
@@ -240,14 +240,15 @@ bool Recorder::adopt(Image& image, Ring& ring, uint32_t slot) {
   ring.owner = process_of_slot(image, fields.process_slot.load(std::memory_order_relaxed));
   if (ring.owner == nullptr) ring.owner = process_of_slot(image, 0);
   if (ring.owner == nullptr) return false;
-  const pid_t tid = tid_outside(image, *ring.owner, fields.tid.load(std::memory_order_relaxed));
+  const pid_t tid =
+      image.pids.tid_named_by(ring.owner->slot, fields.tid.load(std::memory_order_relaxed));
   ring.thread = &thread_of(*ring.owner, tid, now_ns_, processes_.next_thread_id());
   return true;
 }
 
 void Recorder::on_exec(Image& image, Ring& ring, const WireEvent& event, int64_t time_ns) {
   const auto fixed = event.as<schema::ExecEvent>();
-  const pid_t pid = pid_outside(image, fixed.pid);
+  const pid_t pid = image.pids.pid_named_by(ring.owner->slot, fixed.pid);
   if (pid <= 0) return;
   if (event.head.kind == EventKind::kExecFailed) {
     processes_.exec_failed(pid);

@@ -41,8 +41,9 @@ Process* Recorder::process_of_slot(Image& image, uint32_t slot) {
   const bool filled = state == ProcessState::kLive || state == ProcessState::kEnded;
   if (process == nullptr) {
     if (!filled) return nullptr;
-    const pid_t pid = pid_outside(image, fields.pid);
-    if (pid <= 0) return nullptr;
+    pid_t pid = image.pids.pid_of_slot(slot);
+    // Gone from its own pid namespace before it could be found there: a number that nobody has.
+    if (pid <= 0) pid = -static_cast<pid_t>(fields.pid & INT32_MAX);
     Process* parent =
         fields.parent_slot < image.processes.size() ? image.processes[fields.parent_slot] : nullptr;
     int64_t start_ns = trace_ns(clock_.to_ns(fields.parent_fork_tick));
@@ -68,20 +69,6 @@ void Recorder::look_for_forks() {
       if (process == nullptr || !process->settings) process_of_slot(*image, slot);
     }
   }
-}
-
-// Our view of a pid that a process of the image names. Where the image lives in another pid
-// namespace its threads are searched by their inner numbers.
-pid_t Recorder::pid_outside(const Image& image, uint32_t own_pid) const {
-  if (image.own_pid == static_cast<uint32_t>(image.pid)) return static_cast<pid_t>(own_pid);
-  if (own_pid == image.own_pid) return image.pid;
-  return process_by_own_pid(image.pid, own_pid);
-}
-
-pid_t Recorder::tid_outside(const Image& image, const Process& process, uint32_t own_tid) const {
-  if (image.own_pid == static_cast<uint32_t>(image.pid)) return static_cast<pid_t>(own_tid);
-  const pid_t tid = thread_by_own_tid(process.pid, own_tid);
-  return tid != 0 ? tid : static_cast<pid_t>(own_tid);
 }
 
 // Settles what the ring's owner owes: events that were written and not read, time it waited.
@@ -157,6 +144,18 @@ void Recorder::release_dead_rings() {
       if (gone && access(tasks.c_str(), F_OK) == 0) release_ring(*image, slot);
     }
   }
+}
+
+// Processes whose pid was not found: their own word that they end must do.
+void Recorder::end_unwatched() {
+  std::vector<pid_t> ended;
+  for (const Process* process : open_) {
+    if (process->pid >= 0 || process->region == nullptr) continue;
+    const schema::ProcessSlot& fields = process->region->process_slot(process->slot);
+    if (fields.end_tick.load(std::memory_order_acquire) != 0) ended.push_back(process->pid);
+  }
+  for (const pid_t pid : ended) processes_.gone(pid, {}, now_ns_);
+  if (!ended.empty()) notice_processes();
 }
 
 void Recorder::close_processes(int64_t drained_until_raw_ns) {

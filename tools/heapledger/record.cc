@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <optional>
+#include <string_view>
 
 #include "tools/heapledger/collector_link.h"
 #include "tools/heapledger/command_error.h"
@@ -44,7 +45,10 @@ Environment program_environment(const OptionValues& options) {
   changes.emplace_back("HEAPLEDGER_RECORD", "");  // `off` from outside is not what `record` says.
   for (const RecordOption& option : kRecordOptions) {
     const auto given = options.find(option.variable);
-    if (option.reader == OptionReader::kProgram && given != options.end()) {
+    // The collector must know about --no-follow, but it is the shim that lets go of children.
+    const bool read_there = option.reader == OptionReader::kProgram ||
+                            std::string_view(option.variable) == "HEAPLEDGER_NO_FOLLOW";
+    if (read_there && given != options.end()) {
       changes.emplace_back(given->first, given->second);
     }
   }

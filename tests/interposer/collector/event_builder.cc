@@ -17,6 +17,7 @@ void claim_process(std::byte* base, uint32_t slot, uint32_t pid, uint32_t parent
   auto& control = *reinterpret_cast<schema::ControlPage*>(base);
   auto& process = reinterpret_cast<schema::ProcessSlot*>(base + control.process_offset)[slot];
   process.pid = pid;
+  process.ppid = 1;
   process.parent_slot = parent_slot;
   process.start_tick = tick;
   process.parent_fork_tick = tick;

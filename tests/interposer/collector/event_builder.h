@@ -45,11 +45,13 @@ Bytes make_event(schema::EventKind kind, T fixed, uint64_t tick, const Extra& ex
   Bytes bytes(words * 8);
   std::memcpy(bytes.data(), &fixed, sizeof fixed);
   std::byte* at = bytes.data() + sizeof fixed;
-  std::memcpy(at, optional.data(), optional.size() * 8);
-  at += optional.size() * 8;
-  std::memcpy(at, text.data(), text.size());
-  at += schema::text_words(text.size()) * 8;
-  std::memcpy(at, extra.fresh.data(), extra.fresh.size() * 8);
+  const auto append = [&at](const void* from, size_t count, size_t padded) {
+    if (count != 0) std::memcpy(at, from, count);
+    at += padded;
+  };
+  append(optional.data(), optional.size() * 8, optional.size() * 8);
+  append(text.data(), text.size(), schema::text_words(text.size()) * 8);
+  append(extra.fresh.data(), extra.fresh.size() * 8, extra.fresh.size() * 8);
   return bytes;
 }
 

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "interposer/collector/slot_pids.h"
+
+#include "interposer/collector/proc_files.h"
+
+namespace heapledger::collector {
+namespace {
+
+constexpr int kForksMax = 64;  // Parents of parents; more is a loop in damaged slots.
+
+}  // namespace
+
+const SlotPids::Known& SlotPids::look(uint32_t slot, int depth) {
+  const schema::ProcessSlot& fields = region_->process_slot(slot);
+  const auto found = known_.find(slot);
+  const bool same = found != known_.end() && found->second.start_tick == fields.start_tick;
+  if (same && found->second.pid != 0) return found->second;
+  Known news{fields.start_tick, 0, own_pid_ != static_cast<uint32_t>(pid_)};
+  const uint32_t parent_slot = fields.parent_slot;
+  const bool has_parent =
+      parent_slot < region_->layout().process_slots && parent_slot != slot && depth < kForksMax;
+  if (has_parent) {
+    const Known parent = look(parent_slot, depth + 1);
+    const bool leaves = fields.ppid == 0;
+    news.elsewhere = parent.elsewhere || leaves;
+    if (leaves) {
+      news.pid = child_by_own_pid(parent.pid, fields.pid);
+    } else if (news.elsewhere) {
+      news.pid = process_by_own_pid(parent.pid, fields.pid);
+    }
+  } else if (news.elsewhere) {
+    news.pid = pid_;
+  }
+  if (!news.elsewhere) news.pid = static_cast<pid_t>(fields.pid);
+  return known_[slot] = news;
+}
+
+pid_t SlotPids::pid_of_slot(uint32_t slot) { return look(slot).pid; }
+
+pid_t SlotPids::pid_named_by(uint32_t slot, uint32_t own_pid) {
+  const Known& process = look(slot);
+  if (!process.elsewhere) return static_cast<pid_t>(own_pid);
+  return process_by_own_pid(process.pid, own_pid);
+}
+
+pid_t SlotPids::tid_named_by(uint32_t slot, uint32_t own_tid) {
+  const Known& process = look(slot);
+  if (!process.elsewhere) return static_cast<pid_t>(own_tid);
+  const pid_t tid = thread_by_own_tid(process.pid, own_tid);
+  return tid != 0 ? tid : static_cast<pid_t>(own_tid);
+}
+
+}  // namespace heapledger::collector

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// Which process of ours (by pid in our namespace) holds a process slot: the slot has the pid as the
+// process sees it, which differs inside a container or after unshare --pid.
+//
+// A process lives in another pid namespace than its parent if its parent has no number there
+// (getppid() gave 0), or if its parent already does. Such pids are searched by the innermost number
+// of NSpid in /proc, among the processes of that namespace; a process that is gone by then is not
+// found (0).
+//
+// Thread safety: none; the observer and the writer have one each. Cost: a look-up once known.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <unordered_map>
+
+#include "interposer/collector/region.h"
+
+namespace heapledger::collector {
+
+class SlotPids {
+ public:
+  // `pid` and `own_pid`: of the image's first process, as we and as it see it.
+  SlotPids(const Region& region, pid_t pid, uint32_t own_pid)
+      : region_(&region), pid_(pid), own_pid_(own_pid) {}
+
+  pid_t pid_of_slot(uint32_t slot);
+  // What the process in `slot` means by this pid or tid: itself, its thread, or another process.
+  pid_t pid_named_by(uint32_t slot, uint32_t own_pid);
+  pid_t tid_named_by(uint32_t slot, uint32_t own_tid);
+
+ private:
+  struct Known {
+    uint64_t start_tick = 0;
+    pid_t pid = 0;
+    bool elsewhere = false;  // In another pid namespace than ours.
+  };
+  const Known& look(uint32_t slot, int depth = 0);
+
+  const Region* region_;
+  pid_t pid_;
+  uint32_t own_pid_;
+  std::unordered_map<uint32_t, Known> known_;
+};
+
+}  // namespace heapledger::collector
