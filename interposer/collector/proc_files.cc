@@ -125,6 +125,10 @@ pid_t proc_parent(pid_t pid) {
   return static_cast<pid_t>(stat_field(read_file(proc_path(pid, "stat")).value_or(""), 1));
 }
 
+uint64_t proc_start_time(pid_t pid) {
+  return stat_field(read_file(proc_path(pid, "stat")).value_or(""), 19);
+}
+
 std::vector<ThreadSeen> proc_threads(pid_t pid) {
   std::vector<ThreadSeen> threads;
   const std::string folder = proc_path(pid, "task");

@@ -7,7 +7,7 @@ namespace heapledger::collector {
 namespace {
 
 // A count that a program could really have reached; what is beyond was written over.
-constexpr uint64_t kSaneCount = uint64_t{1} << 48;
+constexpr uint64_t kSaneCount = uint64_t{1} << 40;
 
 std::optional<uint64_t> sane(uint64_t count) {
   return count < kSaneCount ? std::optional(count) : std::nullopt;

@@ -13,7 +13,8 @@ namespace {
 using schema::ProcessState;
 using schema::RingState;
 
-constexpr uint64_t kSaneCount = uint64_t{1} << 48;
+constexpr uint64_t kSaneTicks = uint64_t{1} << 48;
+constexpr uint64_t kSmallestEvent = sizeof(schema::PlainEvent);
 // A forked child claims its slot within microseconds of the fork; this long after the last process
 // of an image has ended, none is coming.
 constexpr int64_t kRetireAfterNs = 500'000'000;
@@ -41,9 +42,8 @@ Process* Recorder::process_of_slot(Image& image, uint32_t slot) {
   const bool filled = state == ProcessState::kLive || state == ProcessState::kEnded;
   if (process == nullptr) {
     if (!filled) return nullptr;
-    pid_t pid = image.pids.pid_of_slot(slot);
-    // Gone from its own pid namespace before it could be found there: a number that nobody has.
-    if (pid <= 0) pid = -static_cast<pid_t>(fields.pid & INT32_MAX);
+    const pid_t pid = image.pids.pid_of_slot(slot);
+    if (pid == 0) return nullptr;
     Process* parent =
         fields.parent_slot < image.processes.size() ? image.processes[fields.parent_slot] : nullptr;
     int64_t start_ns = trace_ns(clock_.to_ns(fields.parent_fork_tick));
@@ -76,19 +76,19 @@ void Recorder::charge_ring(Image& image, uint32_t slot) {
   Ring& ring = ring_of(image, slot);
   const schema::RingSlot& fields = image.region->ring_slot(slot);
   const uint64_t written = fields.events.load(std::memory_order_acquire);
-  uint64_t lost = written > ring.events ? written - ring.events : 0;
+  // No more events than bytes were written, or the count itself was written over.
+  const bool plausible = !ring.broken && written <= ring.position / kSmallestEvent + 1;
+  uint64_t lost = plausible && written > ring.events ? written - ring.events : 0;
   // A thread that was killed may have counted the event it was about to publish.
   if (lost == 1 && !ring.ended) lost = 0;
-  ring.events = std::max(ring.events, written);
+  if (plausible) ring.events = std::max(ring.events, written);
   const uint64_t stalled = fields.stall_ticks.load(std::memory_order_relaxed);
   const uint64_t stall_ticks = stalled > ring.stall_ticks ? stalled - ring.stall_ticks : 0;
   ring.stall_ticks = std::max(ring.stall_ticks, stalled);
   if (ring.owner == nullptr) return;
-  if (lost != 0 && lost < kSaneCount) {
-    ring.owner->events_lost += lost;
-    counters_.lost += lost;
-  }
-  if (stall_ticks < kSaneCount) {
+  ring.owner->events_lost += lost;
+  counters_.lost += lost;
+  if (stall_ticks < kSaneTicks) {
     const int64_t stall_ns = clock_.duration_ns(stall_ticks);
     ring.owner->stall_ns += stall_ns;
     if (ring.thread != nullptr) {
@@ -179,8 +179,9 @@ void Recorder::close_process(Process& process) {
         charge_ring(*image, slot);
       }
     }
+    const uint64_t lost_before = process.events_lost;
     read_counters(process, fields);
-    counters_.lost += fields.events_lost.load(std::memory_order_relaxed);
+    counters_.lost += process.events_lost - lost_before;
     const uint32_t status = fields.exit_status.load(std::memory_order_relaxed);
     if (process.over && process.ended_by == nullptr && status > 0 && status <= 256) {
       process.ended_by = "exit";

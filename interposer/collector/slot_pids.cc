@@ -10,11 +10,14 @@ constexpr int kForksMax = 64;  // Parents of parents; more is a loop in damaged 
 
 }  // namespace
 
+SlotPids::SlotPids(const Region& region, pid_t pid, uint32_t own_pid)
+    : region_(&region), pid_(pid), own_pid_(own_pid), began_(proc_start_time(pid)) {}
+
 const SlotPids::Known& SlotPids::look(uint32_t slot, int depth) {
   const schema::ProcessSlot& fields = region_->process_slot(slot);
   const auto found = known_.find(slot);
   const bool same = found != known_.end() && found->second.start_tick == fields.start_tick;
-  if (same && found->second.pid != 0) return found->second;
+  if (same && found->second.pid > 0) return found->second;
   Known news{fields.start_tick, 0, own_pid_ != static_cast<uint32_t>(pid_)};
   const uint32_t parent_slot = fields.parent_slot;
   const bool has_parent =
@@ -31,7 +34,15 @@ const SlotPids::Known& SlotPids::look(uint32_t slot, int depth) {
   } else if (news.elsewhere) {
     news.pid = pid_;
   }
-  if (!news.elsewhere) news.pid = static_cast<pid_t>(fields.pid);
+  if (!news.elsewhere) {
+    const auto pid = static_cast<pid_t>(fields.pid);
+    // A slot that was written over may name anyone, the first process of the machine for one. No
+    // process of the image began before the image's own.
+    const uint64_t began = proc_start_time(pid);
+    news.pid = pid > 0 && (began == 0 || began >= began_) ? pid : 0;
+  } else if (news.pid <= 0) {
+    news.pid = -static_cast<pid_t>(fields.pid & INT32_MAX);
+  }
   return known_[slot] = news;
 }
 

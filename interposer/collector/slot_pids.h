@@ -4,8 +4,7 @@
 //
 // A process lives in another pid namespace than its parent if its parent has no number there
 // (getppid() gave 0), or if its parent already does. Such pids are searched by the innermost number
-// of NSpid in /proc, among the processes of that namespace; a process that is gone by then is not
-// found (0).
+// of NSpid in /proc, among the processes of that namespace.
 //
 // Thread safety: none; the observer and the writer have one each. Cost: a look-up once known.
 #pragma once
@@ -22,9 +21,10 @@ namespace heapledger::collector {
 class SlotPids {
  public:
   // `pid` and `own_pid`: of the image's first process, as we and as it see it.
-  SlotPids(const Region& region, pid_t pid, uint32_t own_pid)
-      : region_(&region), pid_(pid), own_pid_(own_pid) {}
+  SlotPids(const Region& region, pid_t pid, uint32_t own_pid);
 
+  // 0: no process of the image can have this slot. Negative: its own number, as nobody could be
+  // found in its namespace.
   pid_t pid_of_slot(uint32_t slot);
   // What the process in `slot` means by this pid or tid: itself, its thread, or another process.
   pid_t pid_named_by(uint32_t slot, uint32_t own_pid);
@@ -41,6 +41,7 @@ class SlotPids {
   const Region* region_;
   pid_t pid_;
   uint32_t own_pid_;
+  uint64_t began_;  // The image's first process, in the kernel's clock ticks; 0: unknown.
   std::unordered_map<uint32_t, Known> known_;
 };
 
