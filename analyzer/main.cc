@@ -123,5 +123,10 @@ int run(int argc, char** argv) {
 int main(int argc, char** argv) {
   // libdw would ask the network for debug information.
   unsetenv("DEBUGINFOD_URLS");
-  return heapledger::analyzer::run(argc, argv);
+  try {
+    return heapledger::analyzer::run(argc, argv);
+  } catch (const std::exception& error) {  // Of memory, or of the option parser's own set-up.
+    std::fprintf(stderr, "heapledger: %s\n", error.what());
+    return heapledger::analyzer::kFailure;
+  }
 }
