@@ -8,9 +8,11 @@
 #include <exception>
 
 #include "analyzer/render/render.h"
+#include "analyzer/reports/moments.h"
 #include "analyzer/reports/open_trace.h"
 #include "analyzer/reports/report.h"
 #include "analyzer/sql_command.h"
+#include "schema/error.h"
 
 namespace heapledger::analyzer {
 namespace {
@@ -36,8 +38,17 @@ void add_report(CLI::App& app, const Report& report, Arguments& arguments) {
   command->add_option("--top", arguments.report.top,
                       fmt::format("rows to show (default: {} as text, else all)", report.top));
   if (report.has_moment) {
-    command->add_option("--at", arguments.report.at,
-                        "peak, exit, or seconds since the start (default: peak and exit)");
+    command
+        ->add_option("--at", arguments.report.at,
+                     "peak, exit, or seconds since the start (default: peak and exit)")
+        ->check([](const std::string& at) {
+          try {
+            parse_moments(at);
+          } catch (const schema::Error& error) {
+            return std::string(error.what());
+          }
+          return std::string();
+        });
   }
   if (report.many_traces) {
     command

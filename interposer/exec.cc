@@ -175,7 +175,7 @@ HL_EXPORT int execle(const char* path, const char* first, ...) noexcept {
 // The child's pid is known only now; its own Hello may have come first.
 HL_EXPORT int posix_spawn(pid_t* pid, const char* path, const posix_spawn_file_actions_t* actions,
                           const posix_spawnattr_t* attributes, char* const argv[],
-                          char* const envp[]) noexcept {
+                          char* const envp[]) {
   pid_t child = 0;
   const int result = real().posix_spawn(&child, path, actions, attributes, argv, envp);
   if (result != 0) return result;
@@ -186,7 +186,7 @@ HL_EXPORT int posix_spawn(pid_t* pid, const char* path, const posix_spawn_file_a
 }
 HL_EXPORT int posix_spawnp(pid_t* pid, const char* file, const posix_spawn_file_actions_t* actions,
                            const posix_spawnattr_t* attributes, char* const argv[],
-                           char* const envp[]) noexcept {
+                           char* const envp[]) {
   pid_t child = 0;
   const int result = real().posix_spawnp(&child, file, actions, attributes, argv, envp);
   if (result != 0) return result;

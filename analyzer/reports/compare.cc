@@ -21,8 +21,12 @@ namespace {
 
 constexpr int64_t kMmapMaxDefault = 65536;
 
+// Longer labels would be cut in the tables; a letter stands for them.
+constexpr size_t kLabelWidthMax = 26;
+
 struct Side {
-  std::string label;
+  std::string label;       // What sets it apart.
+  std::string short_name;  // The label, or a letter.
   Settings settings;
   std::array<int64_t, std::size(schema::kSyscallNames)> counts{};
   int64_t syscalls = 0, syscall_ns = 0, faults = 0, fault_ns = 0;
@@ -204,7 +208,7 @@ Table cost_table(const std::vector<Side>& sides) {
   const FactorColumn syscall(sides, &Side::syscall_ns);
   const FactorColumn fault(sides, &Side::faults);
   for (const Side& side : sides) {
-    table.add({side.label, side.wall_ns, wall.of(side), side.syscalls, side.syscall_ns,
+    table.add({side.short_name, side.wall_ns, wall.of(side), side.syscalls, side.syscall_ns,
                syscall.of(side), side.faults, side.fault_ns, fault.of(side)});
   }
   table.limited = false;
@@ -222,8 +226,8 @@ Table memory_table(const std::vector<Side>& sides) {
   const FactorColumn held(sides, &Side::held_bytes_peak);
   const FactorColumn rss(sides, &Side::rss_bytes_peak);
   for (const Side& side : sides) {
-    table.add({side.label, side.held_bytes_peak, held.of(side), side.rss_bytes_peak, rss.of(side),
-               side.external});
+    table.add({side.short_name, side.held_bytes_peak, held.of(side), side.rss_bytes_peak,
+               rss.of(side), side.external});
   }
   table.limited = false;
   return table;
@@ -234,12 +238,30 @@ Table call_table(const std::vector<Side>& sides) {
   for (const char* name : schema::kSyscallNames) columns.push_back({name, name, Unit::kCount});
   Table table("", "System calls of the allocator", std::move(columns));
   for (const Side& side : sides) {
-    Row row{side.label};
+    Row row{side.short_name};
     for (const int64_t count : side.counts) row.push_back(count);
     table.add(std::move(row));
   }
   table.limited = false;
   return table;
+}
+
+// Says what the letters mean, if there are any.
+std::vector<std::string> set_short_names(std::vector<Side>& sides) {
+  const bool fits = std::all_of(sides.begin(), sides.end(), [](const Side& side) {
+    return side.label.size() <= kLabelWidthMax;
+  });
+  std::vector<std::string> legend;
+  for (size_t i = 0; i < sides.size(); ++i) {
+    // A to Z, then AA: traces are many where a shell expands a pattern.
+    std::string letters;
+    for (size_t n = i + 1; n > 0; n = (n - 1) / 26) {
+      letters.insert(letters.begin(), static_cast<char>('A' + (n - 1) % 26));
+    }
+    sides[i].short_name = fits ? sides[i].label : letters;
+    if (!fits) legend.push_back(fmt::format("  {}  {}", letters, sides[i].label));
+  }
+  return legend;
 }
 
 nlohmann::ordered_json side_json(const Side& side, const std::string& path) {
@@ -272,6 +294,8 @@ Document run_compare(const ReportInput& input) {
     rows.push_back(side_json(sides[i], input.traces[i * runs].path));
   }
   document.json["rows"] = std::move(rows);
+  std::vector<std::string> legend = set_short_names(sides);
+  if (!legend.empty()) document.sections.push_back({"Settings", std::move(legend), std::nullopt});
   document.add_table(cost_table(sides));
   document.add_table(memory_table(sides));
   document.add_table(call_table(sides));

@@ -53,7 +53,7 @@ HeapImage stored_image(schema::Database& db, int64_t process, const std::string&
 }
 
 HeapImage image_of(Trace& trace, const ProcessInfo& process, const Moment& moment) {
-  if (moment.name != "at") return stored_image(trace.db, process.id, moment.name);
+  if (moment.name != "time") return stored_image(trace.db, process.id, moment.name);
   ReplayOptions options;
   options.damage = [](const schema::Damage&) {};  // The final pass has noted it.
   Replay replay(trace.db, trace.info, process.id, options);
@@ -190,7 +190,7 @@ Document run_fragmentation(const ReportInput& input) {
     first = false;
     const std::string name = moment.name == "peak"   ? "At the peak of held bytes"
                              : moment.name == "exit" ? "At exit"
-                                                     : "At";
+                                                     : "At the time asked for";
     document.sections.push_back(
         {fmt::format("{}, {} (process {})", name, human_time(image.at_ns), process.pid),
          lines_of(image), std::nullopt});

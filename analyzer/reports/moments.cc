@@ -20,7 +20,7 @@ std::vector<Moment> parse_moments(const std::string& at) {
     throw schema::Error(fmt::format("cannot show the moment '{}'", at),
                         "--at takes peak, exit, or seconds since the recording began");
   }
-  return {{"at", static_cast<int64_t>(std::llround(seconds * 1e9))}};
+  return {{"time", static_cast<int64_t>(std::llround(seconds * 1e9))}};
 }
 
 }  // namespace heapledger::analyzer

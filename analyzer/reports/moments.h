@@ -9,8 +9,8 @@
 namespace heapledger::analyzer {
 
 struct Moment {
-  std::string name;     // peak | exit | at
-  int64_t time_ns = 0;  // Only where name is "at".
+  std::string name;     // peak | exit | time
+  int64_t time_ns = 0;  // Only where name is "time".
 };
 
 // The moments of `at`: both where it is empty. Throws Error for anything but peak, exit and a

@@ -38,19 +38,27 @@ const Report* find_report(const std::string& name) {
 
 std::vector<const ProcessInfo*> selected_processes(const ReportInput& input) {
   std::vector<const ProcessInfo*> selected;
-  bool known = false;
+  const ProcessInfo* not_recorded = nullptr;
   for (const ProcessInfo& process : input.trace().info.processes) {
-    const bool meant = !input.options.process || process.pid == *input.options.process;
-    known |= meant;
-    if (meant && process.recorded) selected.push_back(&process);
+    if (input.options.process && process.pid != *input.options.process) continue;
+    if (process.recorded) {
+      selected.push_back(&process);
+    } else {
+      not_recorded = &process;
+    }
   }
-  if (selected.empty()) {
-    const std::string what =
-        input.options.process ? fmt::format("cannot report on process {}", *input.options.process)
-                              : fmt::format("cannot report on trace '{}'", input.trace().path);
-    throw schema::Error(what, known ? "it was not recorded" : "the trace has no such process");
+  if (!selected.empty()) return selected;
+  const std::string what = input.options.process
+                               ? fmt::format("cannot report on process {}", *input.options.process)
+                               : fmt::format("cannot report on trace '{}'", input.trace().path);
+  if (not_recorded != nullptr) {
+    throw schema::Error(
+        what, fmt::format("'{}' was not recorded: {}",
+                          not_recorded->command.empty() ? not_recorded->exe : not_recorded->command,
+                          not_recorded->reason));
   }
-  return selected;
+  throw schema::Error(
+      what, input.options.process ? "the trace has no such process" : "it has no process");
 }
 
 std::string process_condition(const ReportInput& input, const char* column) {

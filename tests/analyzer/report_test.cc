@@ -194,6 +194,25 @@ TEST_F(ReportTest, ProcessIsChosenByPid) {
   EXPECT_THROW(json_of("leaks", trace, options), schema::Error);
 }
 
+// Goal: a trace with nothing in it is an error that says so, for every report. Method: the schema
+// alone; then one process that could not be recorded.
+TEST_F(ReportTest, TraceWithoutARecordedProcessSaysWhy) {
+  schema::create_trace("empty.db", false).close();
+  Trace empty = open_for_report("empty.db");
+  TraceBuilder builder;
+  builder.set("recorded", 0).not_recorded(101, "statically linked");
+  Trace unrecorded = open(builder);
+  for (const Report& report : reports()) {
+    EXPECT_THROW(run(report, {&empty, 1}), schema::Error) << report.name;
+    try {
+      run(report, {&unrecorded, 1});
+      ADD_FAILURE() << report.name;
+    } catch (const schema::Error& error) {
+      EXPECT_NE(std::string::npos, std::string(error.what()).find("statically linked"));
+    }
+  }
+}
+
 // Goal: a damaged batch costs its rows, not the report. Method: a byte is changed in one of many
 // batches.
 TEST_F(ReportTest, DamagedBatchIsLeftOutWithANote) {
