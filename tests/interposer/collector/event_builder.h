@@ -42,16 +42,16 @@ Bytes make_event(schema::EventKind kind, T fixed, uint64_t tick, const Extra& ex
   const size_t words =
       sizeof(T) / 8 + optional.size() + schema::text_words(text.size()) + extra.fresh.size();
   fixed.head.words = static_cast<uint16_t>(words);
-  Bytes bytes(words * 8);
-  std::memcpy(bytes.data(), &fixed, sizeof fixed);
-  std::byte* at = bytes.data() + sizeof fixed;
-  const auto append = [&at](const void* from, size_t count, size_t padded) {
-    if (count != 0) std::memcpy(at, from, count);
-    at += padded;
+  Bytes bytes;
+  const auto append = [&bytes](const void* from, size_t count) {
+    const auto* first = static_cast<const std::byte*>(from);
+    bytes.insert(bytes.end(), first, first + count);
   };
-  append(optional.data(), optional.size() * 8, optional.size() * 8);
-  append(text.data(), text.size(), schema::text_words(text.size()) * 8);
-  append(extra.fresh.data(), extra.fresh.size() * 8, extra.fresh.size() * 8);
+  append(&fixed, sizeof fixed);
+  append(optional.data(), optional.size() * 8);
+  append(text.data(), text.size());
+  bytes.resize((bytes.size() + 7) / 8 * 8);
+  append(extra.fresh.data(), extra.fresh.size() * 8);
   return bytes;
 }
 
