@@ -5,6 +5,7 @@ HEAPLEDGER_BIN is the folder with the programs under test, HEAPLEDGER_VICTIMS th
 Every recording lives in a temporary folder of its own.
 """
 
+import atexit
 import json
 import os
 import pwd
@@ -61,11 +62,34 @@ class Trace:
         return rows[0]["value"] if rows else None
 
 
+def public_copy():
+    """The programs under test in a folder that every user may enter: the build folder may be private. Made once."""
+    global _public
+    if _public is None:
+        _public = tempfile.mkdtemp(prefix="heapledger-e2e-public-")
+        atexit.register(shutil.rmtree, _public, ignore_errors=True)
+        os.chmod(_public, 0o755)
+        for name in ("heapledger", "heapledger-analyzer", "heapledger-collector", "libheapledger.so"):
+            shutil.copy(os.path.join(BIN, name), _public)
+        for name in os.listdir(VICTIMS):
+            shutil.copy(victim(name), _public)
+    return _public
+
+
+_public = None
+
+
 class RecordingTest(unittest.TestCase):
     """A test case with a temporary folder and `record`."""
 
     # The user to record as: None for the one who runs the tests.
     user = None
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        if cls.user is not None and os.geteuid() != 0:
+            raise unittest.SkipTest(f"only root can become {cls.user}")
 
     def setUp(self):
         self.folder = tempfile.mkdtemp(prefix="heapledger-e2e-")
@@ -79,6 +103,7 @@ class RecordingTest(unittest.TestCase):
         if self.user is None:
             return command
         account = pwd.getpwnam(self.user)
+        command = [word.replace(VICTIMS, public_copy()).replace(BIN, public_copy()) for word in command]
         return ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups", "--inh-caps=-all", *command]
 
     def native(self, command, **options):

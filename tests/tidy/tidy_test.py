@@ -93,7 +93,7 @@ class Tidy(unittest.TestCase):
 
     def test_sources_are_formatted(self):
         sources = files(".cc", ".h", ".c")
-        done = subprocess.run(["clang-format", "--dry-run", "-Werror", *sources], cwd=ROOT, capture_output=True, text=True, check=False)
+        done = subprocess.run(["clang-format-14", "--dry-run", "-Werror", *sources], cwd=ROOT, capture_output=True, text=True, check=False)
         self.assertEqual(done.returncode, 0, done.stderr[:2000])
 
     def test_no_unfinished_business(self):
