@@ -3,6 +3,7 @@
 
 #include <elf.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 
@@ -26,8 +27,16 @@ const char* const* after_null(const char* const* words) {
 const char* const* program_arguments() noexcept { return stack_words() + 1; }
 
 const char* const* env_entries() noexcept {
-  // argc may not be used to skip argv: the linker, run as a program, drops its own arguments.
-  return after_null(program_arguments());
+  // Found once, before main: programs shorten argv in place (GoogleTest does), which moves its
+  // null. argc may not be used to skip argv: the linker, run as a program, drops its own arguments.
+  static constinit std::atomic<const char* const*> found{nullptr};
+  // Relaxed: every thread finds the same.
+  const char* const* entries = found.load(std::memory_order_relaxed);
+  if (entries == nullptr) {
+    entries = after_null(program_arguments());
+    found.store(entries, std::memory_order_relaxed);
+  }
+  return entries;
 }
 
 const char* env_value_if_named(const char* entry, const char* name) noexcept {

@@ -5,7 +5,8 @@
 //
 // That call comes from the dynamic linker, before libc has set `environ`. On x86-64 the linker's
 // `__libc_stack_end` points at argc; argv, a null, the environment, a null and the auxiliary vector
-// follow. Later putenv() calls are not seen, which is what glibc's own tunables do too. Thread
+// follow. The environment is found at the first call, so make that one before main can change argv.
+// Later putenv() calls are not seen, which is what glibc's own tunables do too. Thread
 // safety: reads only. No allocation, no locks, errno kept. Cost: a linear walk.
 #pragma once
 

@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 #include <array>
-#include <cerrno>
 #include <charconv>
 #include <cstdlib>
 
@@ -192,14 +191,7 @@ std::optional<int> zombie_wait_status(pid_t pid) {
   if (close == std::string::npos || close + 2 >= stat->size() || (*stat)[close + 2] != 'Z') {
     return std::nullopt;
   }
-  const auto status = static_cast<int>(stat_field(*stat, 49));  // exit_code, the last field.
-  // Who may not trace the process (it was setuid) is told 0 whatever it was (fs/proc/array.c). The
-  // link to its folder is refused by the same rule; of a zombie that may be traced it is absent.
-  char folder[1];
-  const bool may_trace =
-      readlink(proc_path(pid, "cwd").c_str(), folder, sizeof folder) >= 0 || errno != EACCES;
-  if (status == 0 && !may_trace) return std::nullopt;
-  return status;
+  return static_cast<int>(stat_field(*stat, 49));  // exit_code, the last field.
 }
 
 uint64_t address_space_limit(pid_t pid) {

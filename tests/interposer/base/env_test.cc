@@ -13,6 +13,10 @@
 namespace heapledger::base {
 namespace {
 
+// As the shim does, before main: GoogleTest takes its own arguments out of argv, in place, which
+// moves the null behind which the environment is looked for.
+[[maybe_unused]] const char* const* const kSeenBeforeMain = env_entries();
+
 TEST(Env, EntriesAreTheProcesssOwn) {
   // libc's environ starts out as the same array of the same strings.
   int count = 0;
