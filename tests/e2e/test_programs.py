@@ -133,6 +133,7 @@ class Programs(recording.RecordingTest):
                 if ping.stdout.strip() == "PONG":
                     break
                 time.sleep(0.1)
+            self.assertEqual(ping.stdout.strip(), "PONG", "the server does not answer")  # redis-benchmark would try for ever.
             bench = subprocess.run(["redis-benchmark", "-p", port, "-n", "20000", "-c", "20", "-t", "set,get,lpush,lrange_100", "-q"],
                                    capture_output=True, text=True, timeout=recording.TIMEOUT_S, check=False)
             self.assertEqual(bench.returncode, 0, bench.stderr)
