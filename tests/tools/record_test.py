@@ -124,11 +124,8 @@ class PassesEverythingThrough(RecordingTest):
         # Goal: an installation in a folder with a space, a colon and a dollar sign works. Method:
         # copy the programs there; the loader splits LD_PRELOAD at the first two.
         folder = os.path.join(self.folder, "a b:c$d")
-        os.mkdir(folder)
-        for name in ("heapledger", "heapledger-collector", "heapledger-analyzer", "libheapledger.so"):
-            shutil.copy(os.path.join(os.path.dirname(HEAPLEDGER), name), folder)
-        result = self.run_native(os.path.join(folder, "heapledger"), "record", "--quiet", "-o",
-                                 self.trace, "cat", "/proc/self/maps")
+        result = self.run_native(self.copy_programs(folder), "record", "--quiet", "-o", self.trace,
+                                 "cat", "/proc/self/maps")
         self.assertEqual(result.stderr, b"")
         self.assertIn(b"libheapledger.so", result.stdout)
 
@@ -281,7 +278,9 @@ class SaysWhatIsWrong(RecordingTest):
         program = os.path.join(self.folder, "answer")
         shutil.copy(os.path.join(PROGRAMS, "answer"), program)
         os.chmod(program, 0o4755)
-        result = self.record(program, "5", user=65534, group=65534, extra_groups=[])
+        heapledger = self.copy_programs(os.path.join(self.folder, "bin"))
+        result = self.run_native(heapledger, "record", "--quiet", "-o", self.trace, program, "5",
+                                 user=65534, group=65534, extra_groups=[])
         self.assertEqual(result.returncode, 5)
         self.assertOneLine(result.stderr, "setuid")
         self.assertEqual(self.sql("SELECT recorded, reason, exit_status FROM process"),

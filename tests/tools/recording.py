@@ -31,6 +31,13 @@ class RecordingTest(unittest.TestCase):
         return self.run_native(
             HEAPLEDGER, "record", "-o", self.trace, *flags, "--", *command, **options)
 
+    def copy_programs(self, folder):
+        """Puts a copy of what a recording needs there; the build may be in a private folder."""
+        os.makedirs(folder, exist_ok=True)
+        for name in ("heapledger", "heapledger-collector", "heapledger-analyzer", "libheapledger.so"):
+            shutil.copy(os.path.join(BIN, name), folder)
+        return os.path.join(folder, "heapledger")
+
     def heapledger(self, *arguments, **options):
         return self.run_native(HEAPLEDGER, *arguments, **options)
 
