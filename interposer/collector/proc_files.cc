@@ -186,12 +186,20 @@ pid_t child_by_own_pid(pid_t parent, uint32_t own_pid) {
 }
 
 std::optional<int> zombie_wait_status(pid_t pid) {
+  // Who may not trace the process (it was setuid) is told 0 whatever it was (fs/proc/array.c). The
+  // link to its folder is refused by the same rule; of a zombie that may be traced it is absent.
+  // Asked first: once the process was reaped, the answer would be "absent" too.
+  char folder[1];
+  const bool may_trace =
+      readlink(proc_path(pid, "cwd").c_str(), folder, sizeof folder) >= 0 || errno != EACCES;
   const auto stat = read_file(proc_path(pid, "stat"));
   const size_t close = stat ? stat->rfind(')') : std::string::npos;
   if (close == std::string::npos || close + 2 >= stat->size() || (*stat)[close + 2] != 'Z') {
     return std::nullopt;
   }
-  return static_cast<int>(stat_field(*stat, 49));  // exit_code, the last field.
+  const auto status = static_cast<int>(stat_field(*stat, 49));  // exit_code, the last field.
+  if (status == 0 && !may_trace) return std::nullopt;
+  return status;
 }
 
 uint64_t address_space_limit(pid_t pid) {
