@@ -214,6 +214,25 @@ void prepare_children() {
   }
 }
 
+// True where the program brings a malloc of its own (a linked-in jemalloc, say): the executable's
+// definitions come before ours, and so do those of a preload before us.
+bool another_malloc_wins() {
+  void* first = dlsym(RTLD_DEFAULT, "malloc");
+  const trace::CodeRange own =
+      trace::module_around(g_real.dl_iterate_phdr, reinterpret_cast<uintptr_t>(&start_once));
+  const auto address = reinterpret_cast<uintptr_t>(first);
+  return first != nullptr && own.end != 0 && (address < own.start || address >= own.end);
+}
+
+// Such an allocator's mmap calls reach us under its own locks. A stack walk could call it there
+// (libunwind's thread-local storage comes from malloc), so none is made: stacks end at the caller.
+void respect_other_malloc(trace::CallScope& scope) {
+  constexpr char kText[] =
+      "the program has a malloc of its own: its calls are not recorded, its system calls are";
+  scope.on_text(schema::EventKind::kNote, kText, false);
+  if (!option_is_set("HEAPLEDGER_QUIET")) base::warn(kText);
+}
+
 // Has libunwind make its first allocations and learn the way from here to the root.
 void warm_up_unwinder() {
   std::atomic<uint32_t> busy{0};
@@ -233,13 +252,18 @@ __attribute__((constructor)) void on_load() {
   if (g_mode.load(std::memory_order_relaxed) != Mode::kTraced) return;
   {
     trace::CallScope scope(__builtin_return_address(0));
+    const bool other_malloc = another_malloc_wins();
     {
       const trace::OwnWork own;
-      load_unwinder(scope);
+      if (!other_malloc) load_unwinder(scope);
       on_exit(on_exit_status, nullptr);
       prepare_children();
     }
-    warm_up_unwinder();
+    if (other_malloc) {
+      respect_other_malloc(scope);
+    } else {
+      warm_up_unwinder();
+    }
     scope.flush();
     trace::scan_modules(g_real.dl_iterate_phdr, scope);  // libunwind has come.
   }

@@ -70,6 +70,13 @@ class Ends(recording.RecordingTest):
         trace = self.record([recording.victim("wait_any")])
         self.assertEqual((trace.run.returncode, trace.run.stdout), (0, b"2 children\n"), trace.run.stderr)
 
+    def test_a_program_with_a_malloc_of_its_own(self):
+        trace = self.record([recording.victim("own_malloc")], timeout=30)
+        self.assertEqual((trace.run.returncode, trace.run.stdout), (0, b"done 1\n"), trace.run.stderr)
+        self.assertIn(b"a malloc of its own", trace.run.stderr)
+        self.assertEqual(trace.one("SELECT count(*) FROM mark WHERE kind = 'note' AND text LIKE '%malloc of its own%'"), 1)
+        self.assertGreater(trace.one("SELECT count(*) FROM syscall WHERE name = 'mmap' AND origin = 'program'"), 30)
+
     def test_descriptors_are_those_of_an_unrecorded_run(self):
         command = ["sh", "-c", "ls /proc/self/fd | wc -l"]
         self.assertEqual(self.record(command).run.stdout, self.native(command).stdout)
