@@ -3,7 +3,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string_view>
@@ -24,10 +26,11 @@ namespace {
 class ProcessPass {
  public:
   ProcessPass(schema::Database& db, const TraceInfo& info, const ProcessInfo& process,
-              TouchingFrames& frames, int64_t ns_per_fault)
+              const Replay* parent_at_fork, TouchingFrames& frames, int64_t ns_per_fault)
       : db_(db),
         info_(info),
         process_(process),
+        parent_at_fork_(parent_at_fork),
         frames_(frames),
         ns_per_fault_(ns_per_fault),
         start_ns_(process.start_ns.value_or(0)),
@@ -58,6 +61,7 @@ class ProcessPass {
       attributions_.emplace_back(batch, schema::encode_attribution(attributions));
     };
     options.damage = [this](const schema::Damage& damage) { damage_.push_back(damage); };
+    options.parent_at_fork = parent_at_fork_;
     Replay replay(db_, info_, process_.id, options);
     replay.run_to_end();
     accounts_.finish(replay);
@@ -70,6 +74,7 @@ class ProcessPass {
   HeapImage image_at_peak() {
     ReplayOptions options;
     options.damage = [](const schema::Damage&) {};  // Noted by the first pass.
+    options.parent_at_fork = parent_at_fork_;
     Replay replay(db_, info_, process_.id, options);
     replay.run_to_step(accounts_.held_peak_step());
     const int64_t at_ns = accounts_.held_peak_ns();
@@ -175,6 +180,7 @@ class ProcessPass {
   schema::Database& db_;
   const TraceInfo& info_;
   const ProcessInfo& process_;
+  const Replay* parent_at_fork_;  // Null: not forked, or to be found by the replay itself.
   TouchingFrames& frames_;
   int64_t ns_per_fault_;
   int64_t start_ns_, end_ns_;
@@ -184,6 +190,60 @@ class ProcessPass {
   std::vector<schema::Damage> damage_;
   std::vector<std::pair<int64_t, std::vector<uint8_t>>> attributions_;
 };
+
+// For each process that forks, one replay that moves from fork to fork, so that a shell with a
+// thousand children is played twice, not a thousand times. Invariants: processes are asked for in
+// order of start, each once; a replay is dropped with its last child.
+class ForkPoints {
+ public:
+  ForkPoints(schema::Database& db, const TraceInfo& info) : db_(db), info_(info) {
+    for (const ProcessInfo& process : info.processes) {
+      if (is_forked(process)) ++children_[*process.parent];
+    }
+  }
+
+  // A replay of the parent at the fork of `process`, or null. Valid until the next call.
+  const Replay* parent_at_fork(const ProcessInfo& process) {
+    if (finished_ != 0) replays_.erase(std::exchange(finished_, 0));
+    const Replay* found = nullptr;
+    if (is_forked(process)) {
+      if (const auto replay = replays_.find(*process.parent); replay != replays_.end()) {
+        replay->second->run_to_time(*process.start_ns);
+        found = replay->second.get();
+      }
+      if (--children_[*process.parent] == 0) finished_ = *process.parent;
+    }
+    if (children_.contains(process.id)) {
+      ReplayOptions options;
+      options.damage = [](const schema::Damage&) {};  // Noted where the process itself is played.
+      options.parent_at_fork = found;
+      replays_[process.id] = std::make_unique<Replay>(db_, info_, process.id, options);
+    }
+    return found;
+  }
+
+ private:
+  static bool is_forked(const ProcessInfo& process) {
+    return process.recorded && process.forked && process.parent && process.start_ns;
+  }
+
+  schema::Database& db_;
+  const TraceInfo& info_;
+  std::map<int64_t, int64_t> children_;  // Forks still to come, by parent.
+  std::map<int64_t, std::unique_ptr<Replay>> replays_;
+  int64_t finished_ = 0;
+};
+
+std::vector<const ProcessInfo*> recorded_by_start(const TraceInfo& info) {
+  std::vector<const ProcessInfo*> processes;
+  for (const ProcessInfo& process : info.processes) {
+    if (process.recorded) processes.push_back(&process);
+  }
+  std::stable_sort(processes.begin(), processes.end(), [](const auto* a, const auto* b) {
+    return a->start_ns.value_or(0) < b->start_ns.value_or(0);
+  });
+  return processes;
+}
 
 constexpr const char* kOwnTables[] = {"call_count",     "site",   "timeline",  "fragmentation",
                                       "free_histogram", "pinner", "fault_site"};
@@ -210,11 +270,16 @@ void finalize(schema::Database& db) {
   schema::Transaction transaction(db);
   if (is_finalized(db)) return;  // Somebody else was faster.
   for (const char* table : kOwnTables) make_table_anew(db, table);
+  // Here and not in schema.sql: a recording should not pay for them with every row.
+  db.exec("CREATE INDEX IF NOT EXISTS syscall_by_process ON syscall(process, time_ns)");
+  db.exec("CREATE INDEX IF NOT EXISTS snapshot_by_process ON snapshot(process)");
+  db.exec("CREATE INDEX IF NOT EXISTS residency_by_snapshot ON residency(snapshot)");
   const TraceInfo info = load_trace_info(db);
   const int64_t ns_per_fault = fault_cost_ns(db);
   TouchingFrames frames(db);
-  for (const ProcessInfo& process : info.processes) {
-    if (process.recorded) ProcessPass(db, info, process, frames, ns_per_fault).run();
+  ForkPoints forks(db, info);
+  for (const ProcessInfo* process : recorded_by_start(info)) {
+    ProcessPass(db, info, *process, forks.parent_at_fork(*process), frames, ns_per_fault).run();
   }
   symbolize(db);
   schema::set_meta(db, "finalized", kFinalizeVersion);

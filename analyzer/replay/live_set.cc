@@ -66,6 +66,10 @@ const Block* LiveSet::first_in(uint64_t start, uint64_t end) const {
   return &pool_[by_address_.find(*next / 16)];
 }
 
+void LiveSet::copy_from(const LiveSet& other) {
+  other.for_each([this](const Block& block) { insert(block); });
+}
+
 void LiveSet::mark_inherited() {
   for (Block& block : pool_) block.inherited = true;
 }

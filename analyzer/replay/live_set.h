@@ -35,6 +35,8 @@ class LiveSet {
  public:
   explicit LiveSet(bool index_addresses) : index_addresses_(index_addresses) {}
 
+  // Takes over the blocks of another set; this one must be empty.
+  void copy_from(const LiveSet& other);
   // False if a block of this id is there already: nothing is changed then.
   bool insert(const Block& block);
   // Takes the block out into `block`; false if there is none of this id.

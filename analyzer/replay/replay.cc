@@ -140,7 +140,14 @@ Replay::Replay(schema::Database& db, const TraceInfo& info, int64_t process, Rep
       options_(std::move(options)),
       live_(options_.faults),
       memory_(process_.heap_start) {
-  play_ancestors(process_);
+  if (options_.parent_at_fork != nullptr) {
+    live_.copy_from(options_.parent_at_fork->live_);
+    memory_ = options_.parent_at_fork->memory_;
+    now_ns_ = options_.parent_at_fork->now_ns_;
+    memory_.share_pages();
+  } else {
+    play_ancestors(process_);
+  }
   live_.mark_inherited();
   open(process, kNever, true);
   if (options_.observer != nullptr) options_.observer->on_begin(*this);

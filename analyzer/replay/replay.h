@@ -59,6 +59,9 @@ struct ReplayOptions {
   bool faults = true;  // Page faults and snapshots.
   ReplayObserver* observer = nullptr;
   FaultStream::Sink attributions;  // Of the process's own faults.
+  // A forked process: a replay of its parent that stands at the fork, to begin with a copy of its
+  // memory. Without one the ancestors are played again. Read in the constructor only.
+  const Replay* parent_at_fork = nullptr;
   schema::DamageSink damage;
 };
 
