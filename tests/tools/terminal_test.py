@@ -44,6 +44,15 @@ class Shell:
                 except OSError:
                     raise AssertionError(f"the shell has gone; no {pattern!r} in {self.heard!r}")
 
+    def rest(self):
+        """What has come and was not expected, for a message."""
+        while select.select([self.terminal], [], [], 0.5)[0]:
+            try:
+                self.heard += os.read(self.terminal, 65536).decode(errors="replace")
+            except OSError:
+                break
+        return self.heard
+
     def type(self, text):
         os.write(self.terminal, text.encode())
 
@@ -86,11 +95,16 @@ class Terminal(RecordingTest):
             return file.read().rsplit(")", 1)[1].split()[0]
 
     def await_state(self, pid, states):
+        state = ""
         for _ in range(LIMIT_S * 20):
-            if self.state_of(pid) in states:
+            try:
+                state = self.state_of(pid)
+            except FileNotFoundError:
+                self.fail(f"{pid} has ended, was {state}; the shell: {self.shell.rest()!r}")
+            if state in states:
                 return
             time.sleep(0.05)
-        self.fail(f"{pid} is {self.state_of(pid)}, not {states}")
+        self.fail(f"{pid} is {state}, not {states}")
 
     def start(self):
         self.shell.run(self.recorded)
