@@ -43,7 +43,7 @@ class RecordingTest(unittest.TestCase):
 
     def sql(self, query):
         """Rows of a query on the plain tables of the trace, as lists of texts."""
-        result = self.run_native("sqlite3", "-batch", self.trace, query, text=True)
+        result = self.run_native("sqlite3", "-batch", "-cmd", ".timeout 20000", self.trace, query, text=True)
         self.assertEqual(result.stderr, "")
         return [line.split("|") for line in result.stdout.splitlines()]
 

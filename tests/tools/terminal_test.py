@@ -67,11 +67,11 @@ class Shell:
 
 
 class Terminal(RecordingTest):
-    # Says what reaches it; ends by SIGINT as programs do.
+    # Says what reaches it, by write(): print() may not interrupt itself. Ends by SIGINT as programs do.
     PROGRAM = ("import os, signal, sys, time\n"
                "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
-               "signal.signal(signal.SIGCONT, lambda *_: print('CONTINUED', flush=True))\n"
-               "print('READY', os.getpid(), flush=True)\n"
+               "signal.signal(signal.SIGCONT, lambda *_: os.write(1, b'CONTINUED\\n'))\n"
+               "os.write(1, b'READY %d\\n' % os.getpid())\n"
                "while True: time.sleep(0.1)\n")
 
     def setUp(self):
@@ -123,7 +123,7 @@ class Terminal(RecordingTest):
     def test_ctrl_c_that_the_program_survives(self):
         # Goal: a program that handles SIGINT goes on, and gets it once.
         script = self.PROGRAM.replace("signal.signal(signal.SIGINT, signal.SIG_DFL)",
-                                      "signal.signal(signal.SIGINT, lambda *_: print('INTERRUPTED', flush=True))")
+                                      "signal.signal(signal.SIGINT, lambda *_: os.write(1, b'INTERRUPTED\\n'))")
         script = script.replace("while True: time.sleep(0.1)", "for _ in range(20): time.sleep(0.1)")
         with open(os.path.join(self.folder, "program.py"), "w", encoding="ascii") as file:
             file.write(script)
