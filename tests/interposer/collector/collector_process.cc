@@ -27,6 +27,14 @@ void become(uid_t user) {
   prctl(PR_SET_DUMPABLE, 1);
 }
 
+// Opened before the user changes: the build may lie in a folder that is the first user's alone.
+int open_program(const std::string& path) { return open(path.c_str(), O_PATH | O_CLOEXEC); }
+
+void execute(int program, char* const* arguments, char* const* variables) {
+  execveat(program, "", arguments, variables, AT_EMPTY_PATH);
+  _exit(127);
+}
+
 std::vector<char*> pointers(std::vector<std::string>& texts) {
   std::vector<char*> all;
   for (std::string& text : texts) all.push_back(text.data());
@@ -47,9 +55,9 @@ CollectorProcess::CollectorProcess(const Environment& environment, uid_t user) {
   pid_ = fork();
   if (pid_ == 0) {
     fcntl(pair[1], F_SETFD, 0);
+    const int program = open_program(arguments[0]);
     become(user);
-    execve(arguments[0].c_str(), pointers(arguments).data(), pointers(variables).data());
-    _exit(127);
+    execute(program, pointers(arguments).data(), pointers(variables).data());
   }
   close(pair[1]);
 }
@@ -102,12 +110,12 @@ pid_t CollectorProcess::run(const std::vector<std::string>& command, const std::
   if (child == 0) {
     char go = 0;
     close(gate[1]);
+    const int program = open_program(arguments[0]);
     become(user);  // Before it is attached to: only its own user may.
     if (write(settled[1], "s", 1) != 1) _exit(125);
     if (read(gate[0], &go, 1) != 1) _exit(125);
     setenv("HEAPLEDGER_SESSION", session.c_str(), 1);
-    execv(arguments[0].c_str(), pointers(arguments).data());
-    _exit(127);
+    execute(program, pointers(arguments).data(), environ);
   }
   close(gate[0]);
   close(settled[1]);
