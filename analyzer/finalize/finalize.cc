@@ -114,8 +114,8 @@ class ProcessPass {
     schema::Statement insert =
         db_.prepare("INSERT INTO timeline VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)");
     for (const TimelineRow& row : accounts_.timeline()) {
-      const std::optional<uint64_t> resident =
-          info_.faults_have_addresses() ? std::optional(row.resident_bytes) : std::nullopt;
+      std::optional<uint64_t> resident;
+      if (info_.faults_have_addresses()) resident = row.resident_bytes;
       insert.run_with(process_.id, row.time_ns, row.live_bytes, row.live_blocks, row.held_bytes,
                       resident, row.calls, row.syscalls, row.faults);
     }
