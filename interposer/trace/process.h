@@ -35,7 +35,7 @@ struct ProcessPage {
   schema::ProcessSlot* slot;  // Null: this process has not adopted one yet.
   uint32_t index;
   uint32_t pid;
-  bool opened;                           // A ring was claimed.
+  std::atomic<bool> opened;              // A ring was claimed.
   std::atomic<uint32_t> claims_running;  // Threads that are claiming rings (thread_ring.cc).
   std::atomic<uint32_t> claims_held;     // Not zero: they must wait (rings_spare.cc).
   base::Lock adopting;

@@ -99,8 +99,9 @@ void open_ring(ThreadRing* ring, uint32_t index, unsigned level) {
   schema::ThreadStartEvent event{};
   constexpr size_t kWords = sizeof(event) / 8;
   // The image's first ring takes in what the recorder did before there was one (own_calls.h).
-  const bool first = level == 0 && page->slot->parent_slot == UINT32_MAX && !page->opened;
-  page->opened = true;
+  // Relaxed: only who was first matters.
+  const bool opened = page->opened.exchange(true, std::memory_order_relaxed);
+  const bool first = level == 0 && page->slot->parent_slot == UINT32_MAX && !opened;
   event.head = {schema::EventKind::kThreadStart,        0, kWords, 0, 0,
                 first ? page->slot->start_tick : tick()};
   event.pid = page->pid;
