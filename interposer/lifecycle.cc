@@ -214,6 +214,15 @@ void prepare_children() {
   }
 }
 
+// In an executable that is not position-independent and takes malloc's address, that address is its
+// PLT entry, for everybody: an undefined symbol that has a value. Calls still come to us.
+bool is_only_plt_entry(const void* address) {
+  Dl_info info{};
+  Elf64_Sym* symbol = nullptr;
+  return dladdr1(address, &info, reinterpret_cast<void**>(&symbol), RTLD_DL_SYMENT) != 0 &&
+         symbol != nullptr && symbol->st_shndx == SHN_UNDEF;
+}
+
 // True where the program brings a malloc of its own (a linked-in jemalloc, say): the executable's
 // definitions come before ours, and so do those of a preload before us.
 bool another_malloc_wins() {
@@ -221,7 +230,8 @@ bool another_malloc_wins() {
   const trace::CodeRange own =
       trace::module_around(g_real.dl_iterate_phdr, reinterpret_cast<uintptr_t>(&start_once));
   const auto address = reinterpret_cast<uintptr_t>(first);
-  return first != nullptr && own.end != 0 && (address < own.start || address >= own.end);
+  if (first == nullptr || own.end == 0 || (address >= own.start && address < own.end)) return false;
+  return !is_only_plt_entry(first);
 }
 
 // Such an allocator's mmap calls reach us under its own locks. A stack walk could call it there

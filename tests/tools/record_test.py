@@ -98,6 +98,13 @@ class PassesEverythingThrough(RecordingTest):
         environment = dict(os.environ, GROUP=str(os.getpgrp()))
         self.assertSame(sys.executable, "-c", script, env=environment)
 
+    def test_program_that_takes_the_address_of_malloc(self):
+        # Goal: where an executable is not position-independent, malloc's address is in its PLT; that
+        # is no malloc of its own. Method: such a program is recorded, without a word on stderr.
+        result = self.assertSame(os.path.join(PROGRAMS, "malloc_pointer"))
+        self.assertEqual(result.stderr, b"")
+        self.assertGreaterEqual(int(self.sql("SELECT events FROM process")[0][0]), 2000)
+
     def test_environment(self):
         # Goal: nothing is removed from the environment, and only what is documented is added.
         def variables(output):
