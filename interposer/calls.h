@@ -5,6 +5,7 @@
 
 #include "interposer/heap.h"
 #include "interposer/lifecycle.h"
+#include "interposer/own_heap.h"
 #include "interposer/trace/own_calls.h"
 #include "interposer/trace/recorder.h"
 
@@ -24,9 +25,7 @@ inline void* record_allocation(schema::EventKind kind, size_t size, size_t align
     return make();
   }
   if (trace::is_own_call(caller)) {
-    void* block = make();
-    if (block != nullptr) Heap::set_id(block, trace::kOwnBlock);
-    return block;
+    return allocate_own(size, alignment, kind == schema::EventKind::kCalloc);
   }
   trace::CallScope scope(caller);
   void* block = make();
@@ -52,13 +51,12 @@ inline void record_release(schema::EventKind kind, void* block, const void* call
     g_heap.release_checked(t_heap, block);
     return;
   }
-  if (trace::is_own_call(caller) && Heap::id_of(block) == trace::kOwnBlock) {
-    g_heap.release(t_heap, block);
-    return;
-  }
+  if (trace::is_own_call(caller) && is_own_block(block)) return release_own(block);
   trace::CallScope scope(caller);
   const heap::Checked found = g_heap.check(block, heap::Use::kFree);
-  if (found.id != trace::kOwnBlock) scope.on_release(kind, block, found.id);
+  // Its birth was no event, and so is its end.
+  if (!found.ours && is_own_block(block)) return release_own(block);
+  scope.on_release(kind, block, found.id);
   if (!found.ours) return release_foreign(block);
   g_heap.release_checked(t_heap, block);
   scope.flush();

@@ -10,6 +10,7 @@
 #include <malloc.h>
 
 #include <cstdlib>
+#include <cstring>
 
 #include "interposer/base/bits.h"
 #include "interposer/calls.h"
@@ -36,6 +37,12 @@ void stamp_end(void* context, void*) {
   static_cast<EndStamp*>(context)->tick = heapledger::trace::tick();
 }
 
+void move_own_block(void* own_block, void* block, size_t size) {
+  const size_t old_size = heapledger::OwnHeap::usable_size(own_block);
+  std::memcpy(block, own_block, old_size < size ? old_size : size);
+  heapledger::release_own(own_block);
+}
+
 void* resize(EventKind kind, void* old, size_t size, const void* caller) {
   using heapledger::heap::Use;
   if (!heapledger::traced()) {
@@ -45,16 +52,27 @@ void* resize(EventKind kind, void* old, size_t size, const void* caller) {
     }
     return g_heap.reallocate(t_heap, old, size);
   }
+  const bool own_call = heapledger::trace::is_own_call(caller);
+  if (own_call && (old == nullptr || heapledger::is_own_block(old))) {
+    return heapledger::resize_own(old, size);
+  }
   heapledger::trace::CallScope scope(caller);
   heapledger::heap::Checked found;
+  void* own_block = nullptr;
   if (old != nullptr) {
     found = g_heap.check(old, Use::kRealloc);
-    if (!found.ours) return heapledger::resize_foreign(old, size);
-    if (found.id == heapledger::trace::kOwnBlock) found.id = 0;  // Its birth was no event either.
+    if (!found.ours && heapledger::is_own_block(old)) {
+      // To the program's heap this is a new block; old's birth was no event either.
+      if (size == 0) return heapledger::resize_own(old, 0);
+      own_block = old;
+      old = nullptr;
+    } else if (!found.ours) {
+      return heapledger::resize_foreign(old, size);
+    }
   }
-  if (heapledger::trace::is_own_call(caller)) {
+  if (own_call) {  // A block of the program's, which stays one: an environment array, say.
     void* block = g_heap.reallocate(t_heap, old, size);
-    if (block != nullptr) heapledger::Heap::set_id(block, heapledger::trace::kOwnBlock);
+    if (block != nullptr) heapledger::Heap::set_id(block, found.id);
     return block;
   }
   EndStamp end;
@@ -68,6 +86,7 @@ void* resize(EventKind kind, void* old, size_t size, const void* caller) {
     usable = heapledger::Heap::usable_size(block);
   }
   scope.on_reallocation({kind, end.tick, old, found.id, block, size, usable, id, failed});
+  if (own_block != nullptr && block != nullptr) move_own_block(own_block, block, size);
   return block;
 }
 

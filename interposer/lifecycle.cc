@@ -93,6 +93,7 @@ const char* begin_recording() {
   }
   trace::Region region;
   if (const char* why = trace::join_session(name, &region)) return why;
+  reserve_own_heap();
   return trace::start(region, start_settings(), !option_is_set("HEAPLEDGER_NO_FOLLOW"),
                       arm_thread_end);
 }
@@ -135,12 +136,15 @@ void before_fork() {
   trace::before_fork();  // First: threads inside libunwind must be out of it before the heap stands
                          // still.
   g_heap.fork_prepare(t_heap);
+  g_own_heap.fork_prepare(t_own_heap);
 }
 void after_fork_in_parent() {
+  g_own_heap.fork_parent(t_own_heap);
   g_heap.fork_parent(t_heap);
   trace::after_fork_in_parent();
 }
 void after_fork_in_child() {
+  g_own_heap.fork_child(t_own_heap);
   g_heap.fork_child(t_heap);
   trace::reset_module_lock();
   trace::after_fork_in_child();

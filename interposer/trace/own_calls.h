@@ -4,10 +4,10 @@
 //
 // 1. Its memory system calls. All of them happen at start, before there is a ring to write to: they
 // are kept here and written once there is one, as events of origin `recorder`.
-// 2. Its allocations from the program's heap: libunwind's thread-local storage, libunwind itself,
-// an environment entry. They are served like all others, but make no event, neither at their birth
-// (is_own_call) nor at their end (their blocks carry kOwnBlock as id). Thread safety: the log
-// belongs to start-up, which is single-threaded; the rest is thread-local.
+// 2. Its allocations: libunwind's thread-local storage, libunwind itself, an environment entry.
+// They come from a heap of their own (own_heap.h) and make no event, neither at their birth
+// (is_own_call) nor at their end. Thread safety: the log belongs to start-up, which is
+// single-threaded; the rest is thread-local.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +21,7 @@ namespace heapledger::trace {
 
 class CallScope;
 
-// The id in the header of a block that the recorder caused. Its slot number is beyond any region's.
+// The id in the header of a block that the recorder caused (for whoever looks at it). Its slot number is beyond any region's.
 inline constexpr uint64_t kOwnBlock = 0xfff2'0000'0000'0000;
 
 // Raw system calls, noted down.

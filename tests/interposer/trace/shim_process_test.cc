@@ -142,6 +142,23 @@ TEST(Shim, KeepsNoDescriptor) {
 }
 TEST(Shim, HasNoChildren) { EXPECT_EQ(WEXITSTATUS(Manners({"wait"}).result.status), 0); }
 TEST(Shim, SharesTheBreak) { EXPECT_EQ(WEXITSTATUS(Manners({"foreign_break"}).result.status), 0); }
+// Goal: the program's heap is what its own calls make of it. Method: a program without any call has
+// no heap, although libunwind was loaded and warmed up in it.
+TEST(Shim, TakesNothingFromTheProgramsHeap) {
+  FakeCollector collector;
+  const RunResult result = run_recorded(collector, {"/bin/true"});
+  collector.finish();
+  EXPECT_EQ(result.status, 0);
+  EXPECT_EQ(joined(collector.damage()), "");
+  int recorder_calls = 0;
+  for (const Event& event : collector.of(EventKind::kSyscall)) {
+    const auto call = event.as<schema::SyscallEvent>();
+    EXPECT_NE(call.origin, schema::Origin::kAllocator)
+        << schema::kSyscallNames[static_cast<size_t>(call.name)];
+    recorder_calls += call.origin == schema::Origin::kRecorder;
+  }
+  EXPECT_GT(recorder_calls, 0);
+}
 TEST(Shim, SurvivesMlockall) { EXPECT_EQ(WEXITSTATUS(Manners({"mlockall"}).result.status), 0); }
 TEST(Shim, LeavesRoomUnderAnAddressSpaceLimit) {
   EXPECT_EQ(WEXITSTATUS(Manners({"address_space"}, {.ring_slots = 4096}).result.status), 0);
@@ -395,7 +412,7 @@ TEST(ShimLibrary, UsesLittleStaticThreadLocalStorage) {
     std::string type, offset, address, physical, file_bytes, memory_bytes;
     words >> type >> offset >> address >> physical >> file_bytes >> memory_bytes;
     if (type == "TLS") {
-      EXPECT_LE(std::stoul(memory_bytes, nullptr, 16), 64U);
+      EXPECT_LE(std::stoul(memory_bytes, nullptr, 16), 128U);
     }
   }
 }
