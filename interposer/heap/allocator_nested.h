@@ -8,9 +8,8 @@
 // themselves (see Thread).
 #pragma once
 
-#include <cstring>
-
 #include "interposer/heap/allocator.h"
+#include "interposer/heap/user_data.h"
 
 namespace heapledger::heap {
 
@@ -42,7 +41,7 @@ void* Allocator<L, Os>::reallocate_nested(ThreadState& thread, Chunk* old, const
   if (fresh == nullptr) return nullptr;
   const size_t usable = View::usable(old);
   void* block = View::block(fresh);
-  std::memcpy(block, View::block(old), usable < request.user ? usable : request.user);
+  copy_data(os_, block, View::block(old), usable < request.user ? usable : request.user);
   observer(View::block(old));
   defer(thread, old);
   return block;

@@ -8,10 +8,9 @@
 // across threads.
 #pragma once
 
-#include <cstring>
-
 #include "interposer/base/fatal.h"
 #include "interposer/heap/allocator.h"
+#include "interposer/heap/user_data.h"
 
 namespace heapledger::heap {
 
@@ -167,7 +166,7 @@ void Allocator<L, Os>::free_fast(ArenaType& arena, Chunk* chunk, size_t bytes) {
     base::fatal("free(): invalid next size (fast)");
   }
   if (settings_.perturb != 0) {
-    std::memset(View::block(chunk), settings_.perturb, bytes - View::kHeaderBytes);
+    fill_data(os_, View::block(chunk), settings_.perturb, bytes - View::kHeaderBytes);
   }
   Chunk*& head = arena.fast[BinsOf::fast_index(bytes)];
   if (head == chunk) base::fatal("double free or corruption (fasttop)");
@@ -193,7 +192,7 @@ void Allocator<L, Os>::free_merging(ArenaType& arena, Chunk* chunk, size_t bytes
     base::fatal("free(): invalid next size (normal)");
   }
   if (settings_.perturb != 0) {
-    std::memset(View::block(chunk), settings_.perturb, bytes - View::kHeaderBytes);
+    fill_data(os_, View::block(chunk), settings_.perturb, bytes - View::kHeaderBytes);
   }
   // Stays readable where the chunk is merged into the one before: a second free of it is then
   // recognised.

@@ -5,9 +5,8 @@
 
 #include <errno.h>
 
-#include <cstring>
-
 #include "interposer/heap/allocator.h"
+#include "interposer/heap/user_data.h"
 
 namespace heapledger::heap {
 
@@ -45,7 +44,7 @@ void* Allocator<L, Os>::reallocate(ThreadState& thread, void* old, size_t size,
   // The arena has nothing, but this thread's cache or (with several) another arena may.
   void* fresh = allocate(thread, size);
   if (fresh == nullptr) return nullptr;
-  std::memcpy(fresh, old, View::usable(chunk));
+  copy_data(os_, fresh, old, View::usable(chunk));
   observer(old);
   release_checked(thread, old);
   return fresh;
@@ -63,7 +62,7 @@ void* Allocator<L, Os>::reallocate_mapped(ThreadState& thread, Chunk* old, const
   }
   void* fresh = allocate(thread, request.user);
   if (fresh == nullptr) return nullptr;
-  std::memcpy(fresh, block, View::usable(old));
+  copy_data(os_, fresh, block, View::usable(old));
   observer(block);
   if (!page_map_.take_mapped(base::address_of(old))) {
     base::fatal("munmap_chunk(): invalid pointer");
@@ -126,7 +125,7 @@ Chunk* Allocator<L, Os>::move_chunk(ThreadState& thread, ArenaType& arena, Chunk
     View::set_head(old, (old_bytes + View::size(fresh)) | flags);
     return old;
   }
-  std::memcpy(View::block(fresh), View::block(old), View::usable(old));
+  copy_data(os_, View::block(fresh), View::block(old), View::usable(old));
   observer(View::block(old));
   free_chunk(thread, arena, old);
   return fresh;

@@ -116,6 +116,8 @@ Chunk* Allocator<L, Os>::remap_block(Chunk* chunk, const Request& request,
   }
   Chunk* moved = View::after(static_cast<Chunk*>(memory), offset);
   HL_CHECK(page_map_.set(os_, base::address_of(moved), PageState::kMapped));
+  // Not everything that an Os moves has contents.
+  if (offset != 0) View::set_prev_size(moved, offset);
   View::set_head(moved, (new_length - offset) | flags);
   View::set_mark(moved, 0);
   const size_t total =

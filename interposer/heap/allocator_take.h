@@ -10,10 +10,9 @@
 
 #include <errno.h>
 
-#include <cstring>
-
 #include "interposer/base/fatal.h"
 #include "interposer/heap/allocator.h"
+#include "interposer/heap/user_data.h"
 
 namespace heapledger::heap {
 
@@ -89,14 +88,14 @@ void* Allocator<L, Os>::allocate_zeroed(ThreadState& thread, size_t count, size_
   }
   void* block = View::block(chunk);
   if ((View::head(chunk) & kIsMapped) != 0) {
-    if (settings_.perturb != 0) std::memset(block, 0, bytes);
+    if (settings_.perturb != 0) fill_data(os_, block, 0, bytes);
     return block;
   }
   size_t clear = View::usable(chunk);
   if (settings_.perturb == 0 && chunk == old_top && dirty_bytes - View::kHeaderBytes < clear) {
     clear = dirty_bytes - View::kHeaderBytes;
   }
-  std::memset(block, 0, clear);
+  fill_data(os_, block, 0, clear);
   return block;
 }
 
@@ -119,7 +118,7 @@ Chunk* Allocator<L, Os>::take(ThreadState& thread, ArenaType& arena, const Reque
   }
   if ((View::head(chunk) & kIsMapped) == 0) hand_out(chunk, request);
   if (settings_.perturb != 0) {
-    std::memset(View::block(chunk), settings_.perturb ^ 0xff, request.user);
+    fill_data(os_, View::block(chunk), settings_.perturb ^ 0xff, request.user);
   }
   return chunk;
 }

@@ -14,12 +14,13 @@ ARROWS = {
     "schema/": {"schema/"},
     "interposer/base/": {"interposer/base/"},
     "interposer/heap/": {"interposer/base/", "interposer/heap/"},
+    "interposer/simulated/": {"interposer/base/", "interposer/heap/", "interposer/simulated/"},
     "interposer/trace/": {"schema/", "interposer/base/", "interposer/trace/"},
     # os.h: the names of causes and policies, which are the allocator's own.
     "interposer/collector/": {"schema/", "interposer/collector/", "interposer/heap/os.h"},
     "interposer/": {"schema/", "interposer/base/", "interposer/heap/", "interposer/trace/", "interposer/"},
     "analyzer/": {"schema/", "analyzer/"},
-    "analyzer/whatif/": {"schema/", "analyzer/", "interposer/heap/"},
+    "analyzer/whatif/": {"schema/", "analyzer/", "interposer/heap/", "interposer/simulated/"},
     "tools/": {"schema/", "tools/", "interposer/collector/control_protocol.h", "interposer/heapledger.h"},
 }
 # The wire half of schema/: all that code inside the program may see of it.

@@ -301,7 +301,7 @@ TEST_F(Policy, TrimReleasesPagesAndTheTop) {
   EXPECT_TRUE(heap().trim(0));
   const std::vector<SysCall> made = space_.take_calls();
   ASSERT_EQ(made.size(), 2U);
-  EXPECT_EQ(made[0].name, "madvise");
+  EXPECT_EQ(made[0].name, CallName::kMadvise);
   EXPECT_EQ(made[0].cause, Cause::kReleasePages);
   EXPECT_EQ(made[1].cause, Cause::kTrimTop);
   expect_valid();

@@ -1,36 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// An Os for tests: one reserved range of addresses with its own break and its own mappings, so that
-// an allocator under test never meets the process's real break, every call is written down, and any
-// call can be made to fail.
-//
-// Pages behave as the kernel's: fresh, unmapped and trimmed ones read as zeros. Thread safety:
-// calls are serialised.
+// An Os for tests: an AddressSpace whose pages behave as the kernel's, so that an allocator under
+// test never meets the process's real break; every call is written down, and any call can be made
+// to fail or to be interrupted. Thread safety: calls are serialised.
 #pragma once
-
-#include <sys/mman.h>
 
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "interposer/heap/os.h"
+#include "interposer/simulated/address_space.h"
 
 namespace heapledger::heap {
 
-struct SysCall {
-  std::string name;  // "brk", "mmap", ...
-  Cause cause = Cause::kNone;
-  int64_t bytes =
-      0;  // brk: by how much it moved (0: a question); mremap: the new length; else the length.
-  int64_t old_bytes = 0;  // mremap only.
-  uintptr_t address = 0;  // What was asked for or acted on.
-  bool ok = true;
-};
+using SysCall = SimulatedCall;
 
 struct PolicyEvent {
   PolicyKind kind = PolicyKind::kNone;
@@ -43,20 +30,20 @@ struct PolicyEvent {
 class SimulatedSpace {
  public:
   explicit SimulatedSpace(size_t break_bytes = size_t{1} << 32, size_t map_bytes = size_t{1} << 34);
-  ~SimulatedSpace();
   SimulatedSpace(const SimulatedSpace&) = delete;
   SimulatedSpace& operator=(const SimulatedSpace&) = delete;
 
   uintptr_t brk(uintptr_t address, Cause cause);
-  void* mmap(size_t length, Cause cause);
+  void* mmap(void* hint, size_t length, int protection, int flags, Cause cause);
   bool munmap(void* address, size_t length, Cause cause);
-  void* mremap(void* address, size_t old_length, size_t new_length, Cause cause);
-  bool madvise(void* address, size_t length, Cause cause);
+  void* mremap(void* address, size_t old_length, size_t new_length, int flags, Cause cause);
+  bool madvise(void* address, size_t length, int advice, Cause cause);
+  bool mprotect(void* address, size_t length, int protection, Cause cause);
   void note_policy(const PolicyEvent& event);
 
   // Calls since the last take, in order, and as short text: "brk +135168; mmap 200704; mremap
   // 200704 303104".
-  std::vector<SysCall> take_calls();
+  std::vector<SimulatedCall> take_calls();
   std::string take_text();
 
   // What the program does on its own: moves the break, and puts something where the break would
@@ -75,23 +62,15 @@ class SimulatedSpace {
   std::vector<PolicyEvent> policy;
 
  private:
-  void reset_pages(uintptr_t begin, size_t length, int protection);
-  uintptr_t take_range(size_t length);
-  void give_range(uintptr_t begin, size_t length);
+  bool is_refused(const SimulatedCall& call) const;
 
   std::mutex mutex_;
-  uintptr_t base_ = 0;
-  size_t total_ = 0;
-  uintptr_t break_begin_ = 0;
-  uintptr_t break_end_ = 0;  // As far as it may go.
-  uintptr_t break_ = 0;
-  std::map<uintptr_t, size_t> free_;  // Unmapped ranges for mappings, by address.
-  size_t mappings_ = 0;
+  AddressSpace space_;
   bool wall_ = false;
   bool map_fails_ = false;
   bool remap_fails_ = false;
   std::function<void()> interruption_;
-  std::vector<SysCall> calls_;
+  std::vector<SimulatedCall> calls_;
 };
 
 struct SimulatedOs {
@@ -99,17 +78,21 @@ struct SimulatedOs {
 
   Settings initial_settings() { return space->settings; }
   uintptr_t brk(uintptr_t address, Cause cause) { return space->brk(address, cause); }
-  void* mmap(void*, size_t length, int, int, Cause cause) { return space->mmap(length, cause); }
+  void* mmap(void* hint, size_t length, int protection, int flags, Cause cause) {
+    return space->mmap(hint, length, protection, flags, cause);
+  }
   bool munmap(void* address, size_t length, Cause cause) {
     return space->munmap(address, length, cause);
   }
-  void* mremap(void* address, size_t old_length, size_t new_length, int, Cause cause) {
-    return space->mremap(address, old_length, new_length, cause);
+  void* mremap(void* address, size_t old_length, size_t new_length, int flags, Cause cause) {
+    return space->mremap(address, old_length, new_length, flags, cause);
   }
-  bool madvise(void* address, size_t length, int, Cause cause) {
-    return space->madvise(address, length, cause);
+  bool madvise(void* address, size_t length, int advice, Cause cause) {
+    return space->madvise(address, length, advice, cause);
   }
-  bool mprotect(void*, size_t, int, Cause) { return false; }  // No part of the main arena needs it.
+  bool mprotect(void* address, size_t length, int protection, Cause cause) {
+    return space->mprotect(address, length, protection, cause);
+  }
   void on_policy(PolicyKind kind, uint64_t old_value, uint64_t new_value) {
     space->note_policy({kind, old_value, new_value});
   }

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// An address space of its own for an allocator: a break, mappings where the kernel would put them,
+// and books of what was asked for. The simulated half of "one allocator, two systems" (heap/os.h).
+//
+// Addresses are real: the space reserves a range of this process once, and what the allocator
+// writes (headers, links) is stored there, at a page of real memory for each page it writes to.
+// With Contents::kNone that is all: no call makes a system call, nothing is cleared or copied, the
+// program's data does not exist, and a page that was given back keeps what was in it. That is what
+// a model needs: the allocator reads only what it wrote itself. With Contents::kKept, pages behave
+// as the kernel's (fresh ones read as zeros, unmapped ones fault), which is what tests need.
+//
+// As the kernel: mappings go top-down into the highest gap that fits; a hint is taken where it is
+// free; a range can be unmapped or protected in parts; a mapping grows in place where it can.
+// Not as the kernel: nothing else lives there (no libraries, no stacks), and there is room for any
+// program: addresses are not the real program's.
+//
+// Bytes *held* are those that may be used: the break area and mappings with access. A *resident*
+// page is one that was touched since it was got; see touch(). Thread safety: none. Cost: a call
+// 50-200 ns, without residency.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <vector>
+
+#include "interposer/base/bits.h"
+#include "interposer/heap/os.h"
+#include "interposer/simulated/gap_set.h"
+
+namespace heapledger::heap {
+
+enum class CallName : uint8_t { kBrk, kMmap, kMunmap, kMremap, kMadvise, kMprotect };
+inline constexpr size_t kCallNames = 6;
+
+constexpr const char* call_name(CallName name) {
+  constexpr const char* kNames[kCallNames] = {"brk",    "mmap",    "munmap",
+                                              "mremap", "madvise", "mprotect"};
+  return kNames[static_cast<size_t>(name)];
+}
+
+// One call of the allocator. Handed out when it is known how it ends.
+struct SimulatedCall {
+  CallName name = CallName::kBrk;
+  Cause cause = Cause::kNone;
+  uintptr_t address = 0;  // What was asked for or acted on; mmap: what was given.
+  // brk: by how much it was to move (0: a question); mremap: the new length; else the length.
+  int64_t bytes = 0;
+  int64_t old_bytes = 0;  // mremap only.
+  bool ok = true;
+};
+
+enum class Contents : uint8_t { kNone, kKept };
+
+struct SpaceOptions {
+  // Addresses for the break and for mappings. Where this process may not reserve so many, fewer.
+  size_t break_bytes = size_t{1} << 38;
+  size_t map_bytes = size_t{1} << 40;
+  Contents contents = Contents::kNone;
+  bool residency = false;  // Keeps a bit per page.
+};
+
+class AddressSpace {
+ public:
+  // Throws std::bad_alloc where nothing can be reserved.
+  explicit AddressSpace(const SpaceOptions& options = {});
+  ~AddressSpace();
+  AddressSpace(const AddressSpace&) = delete;
+  AddressSpace& operator=(const AddressSpace&) = delete;
+
+  // The calls of heap/os.h.
+  uintptr_t brk(uintptr_t address, Cause cause);
+  void* mmap(void* hint, size_t length, int protection, int flags, Cause cause);
+  bool munmap(void* address, size_t length, Cause cause);
+  void* mremap(void* address, size_t old_length, size_t new_length, int flags, Cause cause);
+  bool madvise(void* address, size_t length, int advice, Cause cause);
+  bool mprotect(void* address, size_t length, int protection, Cause cause);
+
+  // Sees every call, in order. The allocator's own table (Cause::kRegistry) is no call: glibc has
+  // none.
+  void set_sink(std::function<void(const SimulatedCall&)> sink) { sink_ = std::move(sink); }
+  // Asked before each call that could fail (`bytes` and `address` as requested): true refuses it.
+  void set_refusal(std::function<bool(const SimulatedCall&)> refuse) {
+    refuse_ = std::move(refuse);
+  }
+
+  // The program moves the break itself. Returns the new break. Not a call of the allocator.
+  uintptr_t move_break_foreign(int64_t bytes);
+
+  uint64_t calls(CallName name) const { return calls_[static_cast<size_t>(name)]; }
+  size_t held_bytes() const { return break_bytes_held() + mapped_bytes_; }
+  size_t held_bytes_peak() const { return held_peak_; }
+  size_t mapping_count() const { return mappings_.size(); }
+
+  // These bytes were written by the program or the allocator, or would have been: their pages are
+  // resident now. Returns how many were not before: page faults. Only with SpaceOptions::residency.
+  size_t touch(const void* address, size_t bytes);
+  size_t resident_bytes() const { return resident_pages_ * base::kPageBytes; }
+  size_t resident_bytes_peak() const { return resident_peak_ * base::kPageBytes; }
+  uint64_t faults() const { return faults_; }
+
+ private:
+  struct Mapping {
+    uintptr_t end;
+    bool accessible;
+  };
+  using Mappings = std::map<uintptr_t, Mapping>;
+
+  void reserve(const SpaceOptions& options);
+  bool refused(const SimulatedCall& call) { return refuse_ && refuse_(call); }
+  void note(SimulatedCall call);
+  size_t break_bytes_held() const;
+  void note_held();
+  void set_break(uintptr_t address);
+  uintptr_t place(uintptr_t hint, size_t length, int flags);
+  // Cuts mappings so that one begins at `address`, if any covers it.
+  void split_at(uintptr_t address);
+  void remove(uintptr_t begin, uintptr_t end);
+  void add(uintptr_t begin, uintptr_t end, int protection);
+  bool grow_mapping(uintptr_t begin, size_t old_length, size_t new_length);
+  // Pages are got or given back: contents and residency.
+  void renew(uintptr_t begin, uintptr_t end, int protection);
+  void forget_pages(uintptr_t begin, uintptr_t end);
+  void move_residency(uintptr_t from, uintptr_t to, size_t bytes);
+
+  Contents contents_;
+  uintptr_t base_ = 0;
+  size_t total_bytes_ = 0;
+  uintptr_t break_begin_ = 0;
+  uintptr_t break_limit_ = 0;
+  uintptr_t break_ = 0;
+  Mappings mappings_;
+  GapSet gaps_;
+  std::vector<std::pair<void*, size_t>> tables_;  // The allocator's registry; unmapped at the end.
+  size_t mapped_bytes_ = 0;
+  size_t held_peak_ = 0;
+  uint64_t calls_[kCallNames] = {};
+  std::function<void(const SimulatedCall&)> sink_;
+  std::function<bool(const SimulatedCall&)> refuse_;
+  uint64_t* resident_ = nullptr;  // A bit per page; reserved as one mapping. Null: not kept.
+  size_t resident_map_bytes_ = 0;
+  size_t resident_pages_ = 0;
+  size_t resident_peak_ = 0;
+  uint64_t faults_ = 0;
+};
+
+}  // namespace heapledger::heap
