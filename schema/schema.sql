@@ -144,7 +144,8 @@ CREATE TABLE mark (
   process INTEGER NOT NULL REFERENCES process,  -- row of process
   thread INTEGER REFERENCES thread,             -- that set it; NULL: from outside
   kind TEXT NOT NULL,                           -- mark | note
-  text TEXT NOT NULL                            -- what was said
+  text TEXT NOT NULL,                           -- what was said; the message of malloc where it aborted the program
+  stack INTEGER NOT NULL DEFAULT 0              -- where, 0: none was taken
 );
 
 -- Malloc-family calls, packed (schema/event_batch.h). Inside a batch events are sorted by time; batches of a process may overlap in time.

@@ -164,7 +164,7 @@ class ProcessPass {
 
   void write_damage() {
     const auto note = [this](const std::string& text) {
-      db_.prepare("INSERT INTO mark VALUES (?, ?, NULL, 'note', ?)")
+      db_.prepare("INSERT INTO mark (time_ns, process, kind, text) VALUES (?, ?, 'note', ?)")
           .run_with(start_ns_, process_.id, text);
     };
     for (const schema::Damage& damage : damage_) {

@@ -161,10 +161,12 @@ void Recorder::decode_event(Image& image, Ring& ring, uint32_t slot, const WireE
       ring.thread->changed = true;
       break;
     case EventKind::kMark:
-      writer_.mark(time_ns, ring.owner->id, ring.thread->id, "mark", event.text);
+      writer_.mark(time_ns, ring.owner->id, ring.thread->id, "mark", event.text,
+                   stack_of(ring, event, time_ns));
       break;
     case EventKind::kNote:
-      writer_.mark(time_ns, ring.owner->id, ring.thread->id, "note", event.text);
+      writer_.mark(time_ns, ring.owner->id, ring.thread->id, "note", event.text,
+                   stack_of(ring, event, time_ns));
       break;
     case EventKind::kExec:
     case EventKind::kExecFailed:

@@ -61,7 +61,7 @@ TraceWriter::TraceWriter(const std::string& path, bool overwrite)
   node_ = db_.prepare("INSERT INTO stack VALUES(?,?,?)");
   syscall_ = db_.prepare("INSERT INTO syscall VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)");
   policy_ = db_.prepare("INSERT INTO policy_event VALUES(?,?,?,?,?,?,?)");
-  mark_ = db_.prepare("INSERT INTO mark VALUES(?,?,?,?,?)");
+  mark_ = db_.prepare("INSERT INTO mark VALUES(?,?,?,?,?,?)");
   calls_ = db_.prepare("INSERT INTO event_batch VALUES(NULL,?,?,?,?,?)");
   faults_ = db_.prepare("INSERT INTO fault_batch VALUES(NULL,?,?,?,?,?,NULL)");
   snapshot_ = db_.prepare("INSERT INTO snapshot VALUES(NULL,?,?,?,?,?,?,?,?)");
@@ -196,9 +196,9 @@ void TraceWriter::policy(int64_t time_ns, uint32_t process, uint32_t thread,
 }
 
 void TraceWriter::mark(int64_t time_ns, uint32_t process, uint32_t thread, std::string_view kind,
-                       std::string_view text) {
+                       std::string_view text, uint32_t stack) {
   begin();
-  mark_.run_with(time_ns, process, id_or_null(thread), kind, text);
+  mark_.run_with(time_ns, process, id_or_null(thread), kind, text, stack);
 }
 
 void TraceWriter::calls(uint32_t process, std::span<const schema::CallRow> rows) {

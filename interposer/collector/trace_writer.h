@@ -49,7 +49,7 @@ class TraceWriter {
   void policy(int64_t time_ns, uint32_t process, uint32_t thread, const schema::PolicyEvent& event,
               uint32_t stack);
   void mark(int64_t time_ns, uint32_t process, uint32_t thread, std::string_view kind,
-            std::string_view text);
+            std::string_view text, uint32_t stack = 0);
   void calls(uint32_t process, std::span<const schema::CallRow> rows);
   void faults(uint32_t process, std::span<const schema::FaultRow> rows);
   // `origin_ns`: CLOCK_MONOTONIC_RAW at trace time 0. `ranges` tell blocks from other mappings.

@@ -90,6 +90,30 @@ TEST_F(RecorderTest, CallsOfTwoThreadsComeBackInOrderOfTime) {
   EXPECT_EQ(db.query_int("SELECT events || events_lost FROM process"), 30);
 }
 
+TEST_F(RecorderTest, MarksAndNotesHaveStacksThatLaterEventsBuildOn) {
+  // Goal: the ring's current stack goes through every event with one. Method: a mark between two
+  // calls, the second of which keeps frames that only the mark brought.
+  RingWriter ring(base(), 0);
+  ring.write(testing::thread_start(at(10), kPid, kPid));
+  ring.write(allocation(EventKind::kMalloc, at(20), 1, 0x1000, 100, stack({2, 1})));
+  const schema::TextEvent text{.head = {}, .text_bytes = 4};
+  ring.write(testing::make_event(EventKind::kMark, text, at(30), stack({4, 3}, 1), "here"));
+  ring.write(testing::make_event(EventKind::kNote, text, at(40), stack({6, 5}, 2), "note"));
+  ring.write(allocation(EventKind::kMalloc, at(50), 2, 0x2000, 100, stack({7}, 3)));
+  schema::Database db = finish();
+  // Outermost frame first.
+  const auto frames = [&db](const std::string& stack) {
+    return db.query_text(
+        "WITH RECURSIVE up(id, depth) AS (SELECT (" + stack +
+        "), 0 UNION ALL SELECT parent, depth + 1 FROM stack JOIN up USING (id) WHERE parent != 0) "
+        "SELECT group_concat(offset, ' ') FROM (SELECT offset FROM up JOIN stack USING (id) JOIN "
+        "frame ON frame.id = frame ORDER BY depth DESC)");
+  };
+  EXPECT_EQ(frames("SELECT stack FROM mark WHERE kind = 'mark'"), "1 3 4");
+  EXPECT_EQ(frames("SELECT stack FROM mark WHERE kind = 'note'"), "1 3 5 6");
+  EXPECT_EQ(frames("SELECT stack FROM event WHERE id = 2"), "1 3 5 7");
+}
+
 TEST_F(RecorderTest, ReallocHasBothStampsAndBothIds) {
   // Goal: realloc's special row. Method: one in the ring, read back by the batch reader.
   RingWriter ring(base(), 0);
