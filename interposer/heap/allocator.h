@@ -274,6 +274,8 @@ class Allocator {
   [[gnu::noinline]] Checked check_slow(const void* block, Use use);
   void check_arena_chunk(const Chunk* chunk, Use use);
   void check_mapped_chunk(const Chunk* chunk, Use use);
+  [[noreturn]] void fatal_size(const Chunk* chunk, Use use);
+  [[noreturn]] void fatal_end(const Chunk* chunk, Use use);
   [[noreturn]] void fatal_double_free(const Chunk* chunk, Use use);
   [[gnu::noinline]] void release_slow(ThreadState& thread, Chunk* chunk);
   void free_chunk(ThreadState& thread, ArenaType& arena, Chunk* chunk);

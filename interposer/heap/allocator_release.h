@@ -44,6 +44,20 @@ Checked Allocator<L, Os>::check_slow(const void* block, Use use) {
   return {true, id_of(block)};
 }
 
+// glibc's words for a size that no chunk can have.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::fatal_size(const Chunk* chunk, Use use) {
+  const size_t head = View::head(chunk);
+  const size_t bytes = head & ~kFlagMask;
+  const bool is_free = use == Use::kFree;
+  if ((head & kIsMapped) != 0) {
+    base::fatal(is_free ? "munmap_chunk(): invalid pointer" : "mremap_chunk(): invalid pointer");
+  }
+  // A size of 0 wraps around too.
+  if (base::address_of(chunk) >= 0 - bytes) fatal_foreign(use);
+  base::fatal(is_free ? "free(): invalid size" : "realloc(): invalid old size");
+}
+
 // All reads are of words that do not change while the block is live, or by relaxed atomics: no
 // lock.
 template <class L, OperatingSystem Os>
@@ -53,15 +67,11 @@ void Allocator<L, Os>::check_arena_chunk(const Chunk* chunk, Use use) {
   const uintptr_t end = base::address_of(chunk) + bytes;
   if (View::mark(chunk) == kFreedMark) fatal_double_free(chunk, use);
   if (bytes < kMinChunk || (head & kIsMapped) != 0 || end < base::address_of(chunk)) {
-    base::fatal(use == Use::kFree ? "free(): invalid size" : "realloc(): invalid old size");
+    fatal_size(chunk, use);
   }
   if (use == Use::kFree && is_cacheable(View::policy_size_of(head))) return;
-  // glibc asks these under the lock, in an order that a top chunk satisfies first.
   const Chunk* next = View::after(chunk, bytes);
-  if (!in_arenas(end)) {
-    base::fatal(use == Use::kFree ? "double free or corruption (out)"
-                                  : "realloc(): invalid next size");
-  }
+  if (!in_arenas(end)) fatal_end(chunk, use);
   const bool is_fast = View::policy_size_of(head) <= settings_.fast_chunk_max;
   if (use == Use::kFree && !is_fast && !View::prev_in_use(next)) fatal_double_free(chunk, use);
   if (View::size(next) < kFenceBytes) {
@@ -69,19 +79,42 @@ void Allocator<L, Os>::check_arena_chunk(const Chunk* chunk, Use use) {
                 : is_fast            ? "free(): invalid next size (fast)"
                                      : "free(): invalid next size (normal)");
   }
+  // A chunk in a bin. glibc notices where realloc moves it, and not where it stays.
+  if (use == Use::kRealloc && !View::prev_in_use(next)) {
+    base::fatal("double free or corruption (!prev)");
+  }
 }
 
-// The process ends here in any case: the lock is not needed for a choice of words.
+// The chunk ends outside our memory. The process ends here in any case: the lock is not needed for
+// a choice of words.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::fatal_end(const Chunk* chunk, Use use) {
+  const ArenaType& arena = arena_of_chunk(chunk);
+  if (use == Use::kRealloc) {
+    base::fatal(View::size(chunk) >= arena.system_bytes ? "realloc(): invalid old size"
+                                                        : "realloc(): invalid next size");
+  }
+  base::fatal(chunk == arena.top ? "double free or corruption (top)"
+                                 : "double free or corruption (out)");
+}
+
+// No lock, as in fatal_end().
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::fatal_double_free(const Chunk* chunk, Use use) {
   if (use == Use::kRealloc) base::fatal("realloc(): invalid pointer");
+  const ArenaType& arena = arena_of_chunk(chunk);
   const size_t policy = View::policy_size(chunk);
   if (policy >= kMinChunk && policy <= settings_.fast_chunk_max &&
-      main_.fast[BinsOf::fast_index(View::size(chunk))] == chunk) {
+      arena.fast[BinsOf::fast_index(View::size(chunk))] == chunk) {
     base::fatal("double free or corruption (fasttop)");
   }
-  if (chunk == main_.top) base::fatal("double free or corruption (top)");
   if (is_cacheable(policy)) base::fatal("free(): double free detected in tcache 2");
+  // A chunk that became the top's start and was left behind, inside it, has the top's end.
+  const uintptr_t top_end = base::address_of(arena.top) + arena.top_bytes();
+  if (chunk == arena.top) base::fatal("double free or corruption (top)");
+  if (base::address_of(View::next(chunk)) >= top_end) {
+    base::fatal("double free or corruption (out)");
+  }
   base::fatal("double free or corruption (!prev)");
 }
 
@@ -95,10 +128,7 @@ void Allocator<L, Os>::check_mapped_chunk(const Chunk* chunk, Use use) {
   const bool good = (head & kIsMapped) != 0 && offset <= base::address_of(chunk) &&
                     base::is_aligned(begin | length, base::kPageBytes) &&
                     length >= base::kPageBytes && (in_page & (in_page - 1)) == 0;
-  if (!good) {
-    base::fatal(use == Use::kFree ? "munmap_chunk(): invalid pointer"
-                                  : "mremap_chunk(): invalid pointer");
-  }
+  if (!good) fatal_size(chunk, use);
 }
 
 template <class L, OperatingSystem Os>

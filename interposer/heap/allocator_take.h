@@ -151,22 +151,20 @@ Chunk* Allocator<L, Os>::take_free(ThreadState& thread, ArenaType& arena, const 
 template <class L, OperatingSystem Os>
 Chunk* Allocator<L, Os>::take_fast(ThreadState& thread, ArenaType& arena, const Request& request) {
   const size_t index = BinsOf::fast_index(request.bytes);
-  auto pop = [&]() -> Chunk* {
+  auto pop = [&](const char* misaligned) -> Chunk* {
     Chunk* chunk = arena.fast[index];
     if (chunk == nullptr) return nullptr;
-    if (!base::is_aligned(base::address_of(chunk), kAlignment)) {
-      base::fatal("malloc(): unaligned fastbin chunk detected");
-    }
+    if (!base::is_aligned(base::address_of(chunk), kAlignment)) base::fatal(misaligned);
     if (View::size(chunk) != request.bytes) base::fatal("malloc(): memory corruption (fast)");
     auto* next = static_cast<FreeEntry*>(View::block(chunk))->next();
     arena.fast[index] = next == nullptr ? nullptr : View::of_block(next);
     return chunk;
   };
-  Chunk* taken = pop();
+  Chunk* taken = pop("malloc(): unaligned fastbin chunk detected 2");
   if (taken == nullptr) return nullptr;
   if (is_cacheable(request.policy)) {
     while (cache_has_room(thread, request.bytes)) {
-      Chunk* more = pop();
+      Chunk* more = pop("malloc(): unaligned fastbin chunk detected 3");
       if (more == nullptr) break;
       cache_push(thread, hand_out(more, request), request.bytes);
     }
