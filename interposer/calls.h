@@ -40,8 +40,13 @@ inline void* record_allocation(schema::EventKind kind, size_t size, size_t align
   return block;
 }
 
+// For pointers outside our memory: on to the next allocator where one was seen, otherwise glibc's
+// message and the end. The latter is all that expect_foreign() does.
 void release_foreign(void* block) noexcept;
 void* resize_foreign(void* block, size_t size) noexcept;
+inline void expect_foreign(heap::Use use) noexcept {
+  if (!g_other_allocators.load(std::memory_order_relaxed)) Heap::fatal_foreign(use);
+}
 
 inline void record_release(schema::EventKind kind, void* block, const void* caller) noexcept {
   if (block == nullptr) return;
@@ -53,9 +58,11 @@ inline void record_release(schema::EventKind kind, void* block, const void* call
   }
   if (trace::is_own_call(caller) && is_own_block(block)) return release_own(block);
   trace::CallScope scope(caller);
+  scope.announce(kind, block);
   const heap::Checked found = g_heap.check(block, heap::Use::kFree);
   // Its birth was no event, and so is its end.
   if (!found.ours && is_own_block(block)) return release_own(block);
+  if (!found.ours) expect_foreign(heap::Use::kFree);
   scope.on_release(kind, block, found.id);
   if (!found.ours) return release_foreign(block);
   g_heap.release_checked(t_heap, block);

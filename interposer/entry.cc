@@ -60,6 +60,7 @@ void* resize(EventKind kind, void* old, size_t size, const void* caller) {
   heapledger::heap::Checked found;
   void* own_block = nullptr;
   if (old != nullptr) {
+    scope.announce(kind, old, size);
     found = g_heap.check(old, Use::kRealloc);
     if (!found.ours && heapledger::is_own_block(old)) {
       // To the program's heap this is a new block; old's birth was no event either.

@@ -11,6 +11,7 @@
 
 #include "interposer/base/env.h"
 #include "interposer/base/fatal.h"
+#include "interposer/base/sys.h"
 #include "interposer/calls.h"
 #include "interposer/collector_start.h"
 #include "interposer/trace/module_map.h"
@@ -63,6 +64,7 @@ void resolve_all() {
   resolve(g_real.exit_now, "_exit");
   resolve(g_real.quick_exit, "quick_exit");
   resolve(g_real.free, "free");
+  resolve(g_real.realloc, "realloc");
   g_real_ready = true;
 }
 
@@ -326,15 +328,19 @@ void* find_cxx_function(const char* mangled) noexcept {
   return library == nullptr ? nullptr : dlsym(library, mangled);
 }
 
+// The next allocator may be libc's, which may have moved the break for its own heap.
 void release_foreign(void* block) noexcept {
-  if (g_other_allocators.load(std::memory_order_relaxed)) {
-    real().free(block);
-  } else {
-    Heap::fatal_foreign(heap::Use::kFree);
-  }
+  expect_foreign(heap::Use::kFree);
+  real().free(block);
+  g_heap.note_break(base::sys::brk(0));
 }
 
-void* resize_foreign(void*, size_t) noexcept { Heap::fatal_foreign(heap::Use::kRealloc); }
+void* resize_foreign(void* block, size_t size) noexcept {
+  expect_foreign(heap::Use::kRealloc);
+  void* fresh = real().realloc(block, size);
+  g_heap.note_break(base::sys::brk(0));
+  return fresh;
+}
 
 }  // namespace heapledger
 

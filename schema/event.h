@@ -111,7 +111,8 @@ static_assert(sizeof(AllocEvent) == 40);
 struct FreeEvent {
   EventHead head;  // Stamped after validation, before the block can be handed out again.
   uint64_t address;
-  uint64_t ended_id;  // The allocation it ends; 0 for a block from before the recording.
+  uint64_t ended_id;  // The allocation it ends; 0 for a block from before the recording, and with
+                      // kFailed: the pointer was no live block, and the program was aborted.
 };
 static_assert(sizeof(FreeEvent) == 32);
 

@@ -152,6 +152,7 @@ void CallScope::on_release(EventKind kind, const void* address, uint64_t ended_i
   event.address = base::address_of(address);
   event.ended_id = ended_id;
   write(event, kind, 0, tick(), nullptr, 0);
+  announced_.kind = EventKind::kPad;
 }
 
 void CallScope::on_reallocation(const Reallocation& reallocation) noexcept {
@@ -230,6 +231,23 @@ void CallScope::on_exec(uint32_t pid, const char* path, const char* const* argv)
   event.text_bytes = bytes;
   write_text(event, path == nullptr ? EventKind::kExecFailed : EventKind::kExec, parts, count,
              bytes);
+}
+
+void CallScope::on_fatal(const char* message) noexcept {
+  if (ring_ == nullptr) return count_lost_event();
+  flush();
+  need_stack();
+  const Announced call = announced_;
+  announced_.kind = EventKind::kPad;
+  if (call.kind == EventKind::kRealloc || call.kind == EventKind::kReallocarray) {
+    on_reallocation({call.kind, 0, call.block, 0, nullptr, call.size, 0, 0, true});
+  } else if (call.kind != EventKind::kPad) {
+    schema::FreeEvent event;
+    event.address = base::address_of(call.block);
+    event.ended_id = 0;  // Whatever it meant to end: nothing was ended.
+    write(event, call.kind, schema::kFailed, tick(), nullptr, 0);
+  }
+  on_text(EventKind::kNote, message, true);
 }
 
 void CallScope::on_plain(EventKind kind) noexcept {
@@ -341,8 +359,7 @@ void note_policy(uint8_t policy, uint64_t old_value, uint64_t new_value) noexcep
 void note_fatal(const char* message) noexcept {
   ThreadRing* ring = is_recording() ? current_ring() : nullptr;
   if (ring == nullptr) return;
-  ring->scope->flush();
-  ring->scope->on_text(EventKind::kNote, message, true);
+  ring->scope->on_fatal(message);
 }
 
 }  // namespace heapledger::trace

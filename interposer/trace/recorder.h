@@ -65,6 +65,15 @@ class CallScope {
   // After the block exists. Writes what flush() would, first.
   void on_allocation(const Allocation& allocation) noexcept;
 
+  // Before validation, which may end the program: this call is about to end or move `block`.
+  // on_fatal() records it if it comes to nothing else. Size: what realloc was asked for.
+  void announce(schema::EventKind kind, const void* block, uint64_t size = 0) noexcept {
+    announced_ = {kind, block, size};
+  }
+  // The program is about to be aborted inside this call: what the call did so far, the announced
+  // call as a failed one, and a note; all with the stack, whatever the options say.
+  void on_fatal(const char* message) noexcept;
+
   // After validation, before the block can be handed out again.
   void on_release(schema::EventKind kind, const void* address, uint64_t ended_id) noexcept;
 
@@ -126,8 +135,15 @@ class CallScope {
                          uint64_t at_tick) const noexcept;
   void stack_written() noexcept;
 
+  struct Announced {
+    schema::EventKind kind = schema::EventKind::kPad;  // kPad: nothing is announced.
+    const void* block = nullptr;
+    uint64_t size = 0;
+  };
+
   ThreadRing* ring_;
   uintptr_t caller_;
+  Announced announced_;
   bool has_stack_ = false;  // The fields below are set: events carry a stack from now on.
   bool incomplete_ = false;
   bool fresh_is_new_ = false;  // The walk is not the ring's current stack yet.
@@ -140,8 +156,7 @@ void note_os_call(schema::SyscallName name, uint8_t cause, uint64_t entered,
                   const uint64_t (&args)[6], int64_t result) noexcept;
 void note_policy(uint8_t policy, uint64_t old_value, uint64_t new_value) noexcept;
 
-// The program is about to be aborted with `message`, inside a call: what that call did, and a note
-// with its stack.
+// The program is about to be aborted with `message`, perhaps inside a call: see on_fatal().
 void note_fatal(const char* message) noexcept;
 
 // The thread ends: its rings are given back. Calls it makes later claim new ones.
