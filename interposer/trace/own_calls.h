@@ -21,7 +21,8 @@ namespace heapledger::trace {
 
 class CallScope;
 
-// The id in the header of a block that the recorder caused (for whoever looks at it). Its slot number is beyond any region's.
+// The id in the header of a block that the recorder caused (for whoever looks at it). Its slot
+// number is beyond any region's.
 inline constexpr uint64_t kOwnBlock = 0xfff2'0000'0000'0000;
 
 // Raw system calls, noted down.
