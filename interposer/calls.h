@@ -11,9 +11,14 @@
 
 namespace heapledger {
 
-// Unrecorded threads have a cache too, which must be given back at their end.
+// One byte says on every call that there is nothing to record and nothing to prepare.
+inline bool is_plain() noexcept { return __builtin_expect(trace::t_local.plain, 1); }
+
+// Unrecorded threads have a cache too, which must be given back at their end. From then on the
+// thread is plain; what is not recorded once never is.
 inline void arm_plain() noexcept {
-  if (__builtin_expect(trace::t_local.armed == 0, 0)) arm_thread_end();
+  if (trace::t_local.armed == 0) arm_thread_end();
+  trace::t_local.plain = trace::t_local.armed != 0;
 }
 
 // `make` allocates, or returns null with errno set.
@@ -48,12 +53,17 @@ inline void expect_foreign(heap::Use use) noexcept {
   if (!g_other_allocators.load(std::memory_order_relaxed)) Heap::fatal_foreign(use);
 }
 
+// free in a plain thread; the rest is apart, so that this needs no stack frame.
+void release_plain_slow(void* block) noexcept;
+inline void release_plain(void* block) noexcept {
+  if (!g_heap.release_cached(t_heap, block)) release_plain_slow(block);
+}
+
 inline void record_release(schema::EventKind kind, void* block, const void* caller) noexcept {
   if (block == nullptr) return;
   if (!traced()) {
     arm_plain();
-    if (!g_heap.check(block, heap::Use::kFree).ours) return release_foreign(block);
-    g_heap.release_checked(t_heap, block);
+    release_plain(block);
     return;
   }
   if (trace::is_own_call(caller) && is_own_block(block)) return release_own(block);

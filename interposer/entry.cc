@@ -19,8 +19,10 @@
 #define HL_ALIAS(name) __attribute__((visibility("default"), alias(#name)))
 
 using heapledger::g_heap;
+using heapledger::is_plain;
 using heapledger::record_allocation;
 using heapledger::record_release;
+using heapledger::release_plain;
 using heapledger::t_heap;
 using heapledger::base::is_aligned;
 using heapledger::base::kPageBytes;
@@ -103,14 +105,27 @@ void* refuse(EventKind kind, size_t size, size_t alignment, int error, const voi
                            [] { return static_cast<void*>(nullptr); });
 }
 
-}  // namespace
-
-HL_EXPORT void* malloc(size_t size) {
-  return record_allocation(EventKind::kMalloc, size, 0, __builtin_return_address(0),
+// Apart from malloc, so that the path of plain threads there needs no stack frame.
+[[gnu::noinline]] void* record_malloc(size_t size, const void* caller) {
+  return record_allocation(EventKind::kMalloc, size, 0, caller,
                            [=] { return g_heap.allocate(t_heap, size); });
 }
 
+}  // namespace
+
+void heapledger::release_plain_slow(void* block) noexcept {
+  if (block == nullptr) return;
+  if (!g_heap.check(block, heap::Use::kFree).ours) return release_foreign(block);
+  g_heap.release_checked(t_heap, block);
+}
+
+HL_EXPORT void* malloc(size_t size) {
+  if (is_plain()) return g_heap.allocate(t_heap, size);
+  return record_malloc(size, __builtin_return_address(0));
+}
+
 HL_EXPORT void free(void* block) {
+  if (is_plain()) return release_plain(block);
   record_release(EventKind::kFree, block, __builtin_return_address(0));
 }
 

@@ -77,10 +77,20 @@ std::new_handler current_new_handler() {
   }
 }
 
-inline void* allocate_or_throw(EventKind kind, size_t size, size_t alignment, const void* caller) {
+[[gnu::noinline]] void* record_or_throw(EventKind kind, size_t size, size_t alignment,
+                                        const void* caller) {
   void* block = try_allocate(kind, size, alignment, caller);
   if (__builtin_expect(block != nullptr, 1)) return block;
   return allocate_or_throw_slow(kind, size, alignment, caller);
+}
+
+// Plain threads get their block from the cache here, without a stack frame.
+inline void* allocate_or_throw(EventKind kind, size_t size, const void* caller) {
+  if (is_plain()) {
+    void* block = g_heap.allocate_cached(t_heap, size);
+    if (__builtin_expect(block != nullptr, 1)) return block;
+  }
+  return record_or_throw(kind, size, 0, caller);
 }
 
 // The handler may throw, and the nothrow forms must then return null. libstdc++'s own nothrow form
@@ -109,21 +119,27 @@ inline void* allocate_or_null(EventKind kind, size_t size, size_t alignment, con
   return allocate_or_null_slow(kind, size, alignment, caller);
 }
 
+inline void release_block(EventKind kind, void* block, const void* caller) {
+  if (is_plain()) return release_plain(block);
+  record_release(kind, block, caller);
+}
+
 }  // namespace
 }  // namespace heapledger
 
 using heapledger::allocate_or_null;
 using heapledger::allocate_or_throw;
-using heapledger::record_release;
+using heapledger::record_or_throw;
+using heapledger::release_block;
 using heapledger::schema::EventKind;
 
 #define HL_CALLER __builtin_return_address(0)
 
 HL_EXPORT void* operator new(size_t size) {
-  return allocate_or_throw(EventKind::kNew, size, 0, HL_CALLER);
+  return allocate_or_throw(EventKind::kNew, size, HL_CALLER);
 }
 HL_EXPORT void* operator new[](size_t size) {
-  return allocate_or_throw(EventKind::kNewArray, size, 0, HL_CALLER);
+  return allocate_or_throw(EventKind::kNewArray, size, HL_CALLER);
 }
 HL_EXPORT void* operator new(size_t size, const std::nothrow_t&) noexcept {
   return allocate_or_null(EventKind::kNew, size, 0, HL_CALLER);
@@ -132,10 +148,10 @@ HL_EXPORT void* operator new[](size_t size, const std::nothrow_t&) noexcept {
   return allocate_or_null(EventKind::kNewArray, size, 0, HL_CALLER);
 }
 HL_EXPORT void* operator new(size_t size, std::align_val_t alignment) {
-  return allocate_or_throw(EventKind::kNew, size, static_cast<size_t>(alignment), HL_CALLER);
+  return record_or_throw(EventKind::kNew, size, static_cast<size_t>(alignment), HL_CALLER);
 }
 HL_EXPORT void* operator new[](size_t size, std::align_val_t alignment) {
-  return allocate_or_throw(EventKind::kNewArray, size, static_cast<size_t>(alignment), HL_CALLER);
+  return record_or_throw(EventKind::kNewArray, size, static_cast<size_t>(alignment), HL_CALLER);
 }
 HL_EXPORT void* operator new(size_t size, std::align_val_t alignment,
                              const std::nothrow_t&) noexcept {
@@ -147,38 +163,38 @@ HL_EXPORT void* operator new[](size_t size, std::align_val_t alignment,
 }
 
 HL_EXPORT void operator delete(void* block) noexcept {
-  record_release(EventKind::kDelete, block, HL_CALLER);
+  release_block(EventKind::kDelete, block, HL_CALLER);
 }
 HL_EXPORT void operator delete[](void* block) noexcept {
-  record_release(EventKind::kDeleteArray, block, HL_CALLER);
+  release_block(EventKind::kDeleteArray, block, HL_CALLER);
 }
 HL_EXPORT void operator delete(void* block, const std::nothrow_t&) noexcept {
-  record_release(EventKind::kDelete, block, HL_CALLER);
+  release_block(EventKind::kDelete, block, HL_CALLER);
 }
 HL_EXPORT void operator delete[](void* block, const std::nothrow_t&) noexcept {
-  record_release(EventKind::kDeleteArray, block, HL_CALLER);
+  release_block(EventKind::kDeleteArray, block, HL_CALLER);
 }
 HL_EXPORT void operator delete(void* block, size_t) noexcept {
-  record_release(EventKind::kDelete, block, HL_CALLER);
+  release_block(EventKind::kDelete, block, HL_CALLER);
 }
 HL_EXPORT void operator delete[](void* block, size_t) noexcept {
-  record_release(EventKind::kDeleteArray, block, HL_CALLER);
+  release_block(EventKind::kDeleteArray, block, HL_CALLER);
 }
 HL_EXPORT void operator delete(void* block, std::align_val_t) noexcept {
-  record_release(EventKind::kDelete, block, HL_CALLER);
+  release_block(EventKind::kDelete, block, HL_CALLER);
 }
 HL_EXPORT void operator delete[](void* block, std::align_val_t) noexcept {
-  record_release(EventKind::kDeleteArray, block, HL_CALLER);
+  release_block(EventKind::kDeleteArray, block, HL_CALLER);
 }
 HL_EXPORT void operator delete(void* block, std::align_val_t, const std::nothrow_t&) noexcept {
-  record_release(EventKind::kDelete, block, HL_CALLER);
+  release_block(EventKind::kDelete, block, HL_CALLER);
 }
 HL_EXPORT void operator delete[](void* block, std::align_val_t, const std::nothrow_t&) noexcept {
-  record_release(EventKind::kDeleteArray, block, HL_CALLER);
+  release_block(EventKind::kDeleteArray, block, HL_CALLER);
 }
 HL_EXPORT void operator delete(void* block, size_t, std::align_val_t) noexcept {
-  record_release(EventKind::kDelete, block, HL_CALLER);
+  release_block(EventKind::kDelete, block, HL_CALLER);
 }
 HL_EXPORT void operator delete[](void* block, size_t, std::align_val_t) noexcept {
-  record_release(EventKind::kDeleteArray, block, HL_CALLER);
+  release_block(EventKind::kDeleteArray, block, HL_CALLER);
 }

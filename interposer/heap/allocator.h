@@ -104,7 +104,14 @@ class Allocator {
 
   // ---- Blocks. All return memory aligned to 16 whose id is 0, or nullptr with errno = ENOMEM.
 
-  void* allocate(ThreadState& thread, size_t size);
+  void* allocate(ThreadState& thread, size_t size) {
+    void* block = allocate_cached(thread, size);
+    return block != nullptr ? block : allocate_slow(thread, size);
+  }
+  // allocate() where the thread's cache has such a block; otherwise nullptr, nothing done.
+  void* allocate_cached(ThreadState& thread, size_t size);
+  // The rest of allocate(): for callers that keep it out of their fast path.
+  [[gnu::noinline]] void* allocate_slow(ThreadState& thread, size_t size);
 
   // calloc. Clears what may hold old data, never what came fresh from the system.
   [[gnu::noinline]] void* allocate_zeroed(ThreadState& thread, size_t count, size_t size);
@@ -127,10 +134,13 @@ class Allocator {
   // free for a pointer that check() accepted. Null is not allowed.
   void release_checked(ThreadState& thread, void* block);
 
-  // free: check() and release_checked(); a pointer outside our memory ends the program with glibc's
-  // message. Null: nothing.
+  // check() and release_checked() in one for a live block that fits the thread's cache. False:
+  // nothing done, and the block (any pointer, null too) needs the long way.
+  bool release_cached(ThreadState& thread, void* block);
+
+  // free; a pointer outside our memory ends the program with glibc's message. Null: nothing.
   void release(ThreadState& thread, void* block) {
-    if (block == nullptr) return;
+    if (release_cached(thread, block) || block == nullptr) return;
     if (!check(block, Use::kFree).ours) fatal_foreign(Use::kFree);
     release_checked(thread, block);
   }
@@ -234,7 +244,6 @@ class Allocator {
   Chunk* cache_pop(ThreadState& thread, size_t chunk_bytes);
 
   // allocator_take.h: a request against one arena, lock held.
-  [[gnu::noinline]] void* allocate_slow(ThreadState& thread, size_t size);
   void* allocate_uncached(ThreadState& thread, const Request& request);
   Chunk* take(ThreadState& thread, ArenaType& arena, const Request& request);
   Chunk* take_free(ThreadState& thread, ArenaType& arena, const Request& request);
@@ -361,8 +370,8 @@ class Allocator {
 // ---- The two fast paths. Everything here is inlined into the exported malloc and free.
 
 template <class Layout, OperatingSystem Os>
-[[gnu::always_inline]] inline void* Allocator<Layout, Os>::allocate(ThreadState& thread,
-                                                                    size_t size) {
+[[gnu::always_inline]] inline void* Allocator<Layout, Os>::allocate_cached(ThreadState& thread,
+                                                                           size_t size) {
   Cache* cache = thread.cache;
   if (cache != nullptr && size <= kCacheRequestMax) [[likely]] {
     const size_t index = Cache::index(Layout::chunk_bytes(size));
@@ -381,7 +390,7 @@ template <class Layout, OperatingSystem Os>
     base::compiler_barrier();
     thread.cache = cache;
   }
-  return allocate_slow(thread, size);
+  return nullptr;
 }
 
 template <class Layout, OperatingSystem Os>
@@ -409,6 +418,23 @@ template <class Layout, OperatingSystem Os>
     return;
   }
   release_slow(thread, chunk);
+}
+
+template <class Layout, OperatingSystem Os>
+[[gnu::always_inline]] inline bool Allocator<Layout, Os>::release_cached(ThreadState& thread,
+                                                                         void* block) {
+  const uintptr_t address = base::address_of(block);
+  if (base::is_aligned(address, kAlignment) && in_main_range(address)) [[likely]] {
+    Chunk* chunk = View::of_block(block);
+    const size_t head = View::head(chunk);
+    const size_t beyond_min = View::policy_size_of(head) - kMinChunk;
+    if (beyond_min <= cache_policy_max_ - kMinChunk && (head & kIsMapped) == 0 &&
+        View::mark(chunk) != kFreedMark && cache_push(thread, chunk, head & ~kFlagMask))
+        [[likely]] {
+      return true;
+    }
+  }
+  return false;
 }
 
 template <class Layout, OperatingSystem Os>

@@ -24,7 +24,8 @@ struct ThreadLocal {
   uint16_t level;    // Events being made on this thread, one inside the other.
   uint8_t own;       // Bits of OwnDoing: what the recorder does at the moment.
   uint8_t armed;     // 1: the end of this thread will be noticed (lifecycle.cc).
-  uint32_t loader_depth;  // LoaderScopes.
+  uint16_t loader_depth;  // LoaderScopes.
+  bool plain;             // This thread's calls are not recorded, and it is armed (calls.h).
 };
 static_assert(sizeof(ThreadLocal) == 16);
 
