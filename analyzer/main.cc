@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <exception>
 
+#include "analyzer/model_command.h"
 #include "analyzer/render/render.h"
 #include "analyzer/reports/moments.h"
 #include "analyzer/reports/open_trace.h"
@@ -22,10 +23,11 @@ constexpr int kUsage = 2;
 
 struct Arguments {
   std::vector<std::string> traces;
-  std::string trace;  // Of sql and finalize.
+  std::string trace;  // Of sql, finalize and model.
   ReportOptions report;
   bool json = false, csv = false, header = false;
   std::string sql;
+  std::string layout = "glibc";  // Of model.
 };
 
 void add_report(CLI::App& app, const Report& report, Arguments& arguments) {
@@ -86,6 +88,10 @@ int run_command(const CLI::App& app, const Arguments& arguments) {
     run_sql(arguments.trace, arguments.sql, format, arguments.header, stdout);
     return 0;
   }
+  if (name == "model") {
+    run_model(arguments.trace, arguments.layout, arguments.report.process, stdout);
+    return 0;
+  }
   finalize_file(arguments.trace);
   return 0;
 }
@@ -105,6 +111,11 @@ int run(int argc, char** argv) {
   CLI::App* finalize = app.add_subcommand(
       "finalize", "fill the trace's aggregate tables (every report does it where needed)");
   finalize->add_option("TRACE", arguments.trace, "trace file")->required();
+  CLI::App* model = app.add_subcommand("model", "a model's system calls, for tools")->group("");
+  model->add_option("TRACE", arguments.trace, "trace file")->required();
+  model->add_option("--layout", arguments.layout, "glibc or header16")
+      ->check(CLI::IsMember({"glibc", "header16"}));
+  model->add_option("--process", arguments.report.process, "row of table process");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

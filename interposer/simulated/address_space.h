@@ -94,6 +94,11 @@ class AddressSpace {
   uint64_t calls(CallName name) const { return calls_[static_cast<size_t>(name)]; }
   size_t held_bytes() const { return break_bytes_held() + mapped_bytes_; }
   size_t held_bytes_peak() const { return held_peak_; }
+  // Peaks begin again at what is now.
+  void restart_peaks() {
+    held_peak_ = held_bytes();
+    resident_peak_ = resident_pages_;
+  }
   size_t mapping_count() const { return mappings_.size(); }
 
   // These bytes were written by the program or the allocator, or would have been: their pages are
