@@ -114,9 +114,7 @@ void* refuse(EventKind kind, size_t size, size_t alignment, int error, const voi
 }  // namespace
 
 void heapledger::release_plain_slow(void* block) noexcept {
-  if (block == nullptr) return;
-  if (!g_heap.check(block, heap::Use::kFree).ours) return release_foreign(block);
-  g_heap.release_checked(t_heap, block);
+  if (block != nullptr && !g_heap.release_uncached(t_heap, block)) release_foreign(block);
 }
 
 HL_EXPORT void* malloc(size_t size) {

@@ -31,6 +31,6 @@ constexpr size_t multiply_saturating(size_t a, size_t b) {
 
 // Keeps the compiler from moving memory accesses across; costs no instruction. Orders a thread
 // against its own signal handlers, nothing else.
-inline void compiler_barrier() { __asm__ volatile("" ::: "memory"); }
+inline void compiler_barrier() { __atomic_signal_fence(__ATOMIC_SEQ_CST); }
 
 }  // namespace heapledger::base

@@ -111,7 +111,7 @@ class Allocator {
   // allocate() where the thread's cache has such a block; otherwise nullptr, nothing done.
   void* allocate_cached(ThreadState& thread, size_t size);
   // The rest of allocate(): for callers that keep it out of their fast path.
-  [[gnu::noinline]] void* allocate_slow(ThreadState& thread, size_t size);
+  [[gnu::flatten, gnu::noinline]] void* allocate_slow(ThreadState& thread, size_t size);
 
   // calloc. Clears what may hold old data, never what came fresh from the system.
   [[gnu::noinline]] void* allocate_zeroed(ThreadState& thread, size_t count, size_t size);
@@ -141,9 +141,10 @@ class Allocator {
   // free; a pointer outside our memory ends the program with glibc's message. Null: nothing.
   void release(ThreadState& thread, void* block) {
     if (release_cached(thread, block) || block == nullptr) return;
-    if (!check(block, Use::kFree).ours) fatal_foreign(Use::kFree);
-    release_checked(thread, block);
+    if (!release_uncached(thread, block)) fatal_foreign(Use::kFree);
   }
+  // The rest of release(), for a pointer that is not null. False: it is outside our memory.
+  [[gnu::flatten, gnu::noinline]] bool release_uncached(ThreadState& thread, void* block);
 
   // Finds out whether `block` (not null) is a live block of ours, without changing anything: call
   // it before the free event is written. Inside our memory but not a live block (misaligned, freed
@@ -233,6 +234,10 @@ class Allocator {
   static constexpr uint64_t kFreedMark = 0xfff1'ced0'b10c'4eadULL;
   static constexpr size_t kCacheChunkMax = kCacheRequestMax + 8 + Layout::kSlackMax;
 
+  // The ways that programs take often are made of small functions, but compiled as one (flatten):
+  // calls among them would cost as much as what they do. What is rare is kept out of there
+  // (noinline).
+
   // allocator_cache.h
   void ensure_initialised();
   [[gnu::noinline]] void initialise();
@@ -245,8 +250,10 @@ class Allocator {
 
   // allocator_take.h: a request against one arena, lock held.
   void* allocate_uncached(ThreadState& thread, const Request& request);
-  Chunk* take(ThreadState& thread, ArenaType& arena, const Request& request);
+  [[gnu::flatten]] Chunk* take(ThreadState& thread, ArenaType& arena, const Request& request);
   Chunk* take_free(ThreadState& thread, ArenaType& arena, const Request& request);
+  template <class Pop>
+  void fill_cache(ThreadState& thread, const Request& request, const Pop& pop);
   Chunk* take_fast(ThreadState& thread, ArenaType& arena, const Request& request);
   Chunk* take_small(ThreadState& thread, ArenaType& arena, const Request& request);
   Chunk* take_unsorted(ThreadState& thread, ArenaType& arena, const Request& request);
@@ -261,38 +268,42 @@ class Allocator {
   Chunk* hand_out(Chunk* chunk, const Request& request);
 
   // allocator_system.h: memory from and to the system.
-  Chunk* take_from_system(ThreadState& thread, ArenaType& arena, const Request& request);
-  Chunk* map_block(const Request& request);
+  [[gnu::noinline]] Chunk* take_from_system(ThreadState& thread, ArenaType& arena,
+                                            const Request& request);
+  [[gnu::noinline]] Chunk* map_block(const Request& request);
   bool grow_top(ThreadState& thread, ArenaType& arena, size_t chunk_bytes);
   void adopt_memory(ThreadState& thread, ArenaType& arena, uintptr_t begin, size_t bytes,
                     bool from_break);
   uintptr_t end_new_part(ArenaType& arena, uintptr_t begin, size_t bytes, bool from_break);
   void fence_old_top(ThreadState& thread, ArenaType& arena, Chunk* old_top, size_t old_bytes);
   uintptr_t map_fallback(ArenaType& arena, size_t* bytes, size_t old_bytes, size_t chunk_bytes);
-  bool trim_top(ArenaType& arena, size_t pad);
+  [[gnu::noinline]] bool trim_top(ArenaType& arena, size_t pad);
   bool release_pages(ArenaType& arena);
   uintptr_t move_break(ptrdiff_t increment, Cause cause);
   void note_main_range(uintptr_t begin, uintptr_t end);
-  void unmap_block(Chunk* chunk);
+  [[gnu::noinline]] void unmap_block(Chunk* chunk);
   Chunk* remap_block(Chunk* chunk, const Request& request, const ReleaseObserver& observer);
   void raise_threshold(size_t mapped_chunk_bytes);
   void count_mapping(size_t bytes);
   static size_t front_offset(const Chunk* chunk);
 
   // allocator_release.h
-  [[gnu::noinline]] Checked check_slow(const void* block, Use use);
+  [[gnu::flatten, gnu::noinline]] Checked check_slow(const void* block, Use use);
   void check_arena_chunk(const Chunk* chunk, Use use);
   void check_mapped_chunk(const Chunk* chunk, Use use);
   [[noreturn]] void fatal_size(const Chunk* chunk, Use use);
   [[noreturn]] void fatal_end(const Chunk* chunk, Use use);
   [[noreturn]] void fatal_double_free(const Chunk* chunk, Use use);
-  [[gnu::noinline]] void release_slow(ThreadState& thread, Chunk* chunk);
+  bool is_whole_in_main(const Chunk* chunk) const;
+  [[gnu::flatten, gnu::noinline]] void release_slow(ThreadState& thread, Chunk* chunk);
+  [[gnu::noinline]] void release_mapped(Chunk* chunk);
+  void release_in_arena(ThreadState& thread, Chunk* chunk);
   void free_chunk(ThreadState& thread, ArenaType& arena, Chunk* chunk);
   void free_past_cache(ArenaType& arena, Chunk* chunk);
   void free_fast(ArenaType& arena, Chunk* chunk, size_t bytes);
   void free_merging(ArenaType& arena, Chunk* chunk, size_t bytes);
   size_t merge_and_file(ArenaType& arena, Chunk* chunk, size_t bytes, bool consolidating);
-  void consolidate(ArenaType& arena);
+  [[gnu::noinline]] void consolidate(ArenaType& arena);
   static void unlink(Chunk* chunk);
   void push_unsorted(ArenaType& arena, Chunk* chunk, size_t bytes);
 

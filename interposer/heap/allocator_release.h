@@ -141,14 +141,35 @@ size_t Allocator<L, Os>::usable_size(const void* block) {
 
 // ---- Release.
 
+// What check_slow() asks of a chunk and release_in_arena() does not ask again, for the memory that
+// nearly all chunks are in.
+template <class L, OperatingSystem Os>
+inline bool Allocator<L, Os>::is_whole_in_main(const Chunk* chunk) const {
+  const uintptr_t address = base::address_of(chunk);
+  if (!base::is_aligned(address, kAlignment) || !in_main_range(address)) return false;
+  const size_t head = View::head(chunk);
+  const size_t bytes = head & ~kFlagMask;
+  const size_t room = __atomic_load_n(&main_end_, __ATOMIC_RELAXED) - address;
+  return (head & kIsMapped) == 0 && bytes >= kMinChunk && bytes < room &&
+         View::mark(chunk) != kFreedMark;
+}
+
+template <class L, OperatingSystem Os>
+bool Allocator<L, Os>::release_uncached(ThreadState& thread, void* block) {
+  Chunk* chunk = View::of_block(block);
+  if (thread.cache != nullptr && is_whole_in_main(chunk)) [[likely]] {
+    release_in_arena(thread, chunk);
+    return true;
+  }
+  if (!check_slow(block, Use::kFree).ours) return false;
+  release_slow(thread, chunk);
+  return true;
+}
+
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::release_slow(ThreadState& thread, Chunk* chunk) {
   if ((View::head(chunk) & kIsMapped) != 0) {
-    if (!page_map_.take_mapped(base::address_of(chunk))) {
-      base::fatal("munmap_chunk(): invalid pointer");
-    }
-    raise_threshold(View::size(chunk));
-    unmap_block(chunk);
+    release_mapped(chunk);
     return;
   }
   if (thread.owned == nullptr && !thread.ended) {
@@ -158,6 +179,21 @@ void Allocator<L, Os>::release_slow(ThreadState& thread, Chunk* chunk) {
       return;
     }
   }
+  release_in_arena(thread, chunk);
+}
+
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::release_mapped(Chunk* chunk) {
+  if (!page_map_.take_mapped(base::address_of(chunk))) {
+    base::fatal("munmap_chunk(): invalid pointer");
+  }
+  raise_threshold(View::size(chunk));
+  unmap_block(chunk);
+}
+
+// Past the cache.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::release_in_arena(ThreadState& thread, Chunk* chunk) {
   ArenaType& arena = arena_of_chunk(chunk);
   if (is_nested(thread, arena)) [[unlikely]] {
     defer(thread, chunk);
@@ -180,8 +216,9 @@ void Allocator<L, Os>::free_chunk(ThreadState& thread, ArenaType& arena, Chunk* 
 
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::free_past_cache(ArenaType& arena, Chunk* chunk) {
-  const size_t bytes = View::size(chunk);
-  if (View::policy_size(chunk) <= settings_.fast_chunk_max) {
+  const size_t head = View::head(chunk);
+  const size_t bytes = head & ~kFlagMask;
+  if (View::policy_size_of(head) <= settings_.fast_chunk_max) {
     free_fast(arena, chunk, bytes);
   } else {
     free_merging(arena, chunk, bytes);

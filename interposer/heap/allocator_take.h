@@ -148,6 +148,32 @@ Chunk* Allocator<L, Os>::take_free(ThreadState& thread, ArenaType& arena, const 
   }
 }
 
+// What `pop` gives goes to the thread's cache until that is full.
+template <class L, OperatingSystem Os>
+template <class Pop>
+inline void Allocator<L, Os>::fill_cache(ThreadState& thread, const Request& request,
+                                         const Pop& pop) {
+  Cache* cache = thread.cache;
+  if (cache == nullptr) return;
+  const size_t index = Cache::index(request.bytes);
+  thread.cache = nullptr;  // As in allocate_cached().
+  base::compiler_barrier();
+  size_t count = cache->counts[index];
+  while (count < cache_count_) {
+    Chunk* more = pop();
+    if (more == nullptr) break;
+    hand_out(more, request);
+    View::set_mark(more, kFreedMark);
+    auto* entry = static_cast<FreeEntry*>(View::block(more));
+    entry->set_next(cache->entries[index]);
+    cache->entries[index] = entry;
+    ++count;
+  }
+  cache->counts[index] = static_cast<uint16_t>(count);
+  base::compiler_barrier();
+  thread.cache = cache;
+}
+
 template <class L, OperatingSystem Os>
 Chunk* Allocator<L, Os>::take_fast(ThreadState& thread, ArenaType& arena, const Request& request) {
   const size_t index = BinsOf::fast_index(request.bytes);
@@ -163,11 +189,8 @@ Chunk* Allocator<L, Os>::take_fast(ThreadState& thread, ArenaType& arena, const 
   Chunk* taken = pop("malloc(): unaligned fastbin chunk detected 2");
   if (taken == nullptr) return nullptr;
   if (is_cacheable(request.policy)) {
-    while (cache_has_room(thread, request.bytes)) {
-      Chunk* more = pop("malloc(): unaligned fastbin chunk detected 3");
-      if (more == nullptr) break;
-      cache_push(thread, hand_out(more, request), request.bytes);
-    }
+    fill_cache(thread, request,
+               [&] { return pop("malloc(): unaligned fastbin chunk detected 3"); });
   }
   return taken;
 }
@@ -189,13 +212,7 @@ Chunk* Allocator<L, Os>::take_small(ThreadState& thread, ArenaType& arena, const
   };
   Chunk* taken = pop();
   if (taken == nullptr) return nullptr;
-  if (is_cacheable(request.policy)) {
-    while (cache_has_room(thread, request.bytes)) {
-      Chunk* more = pop();
-      if (more == nullptr) break;
-      cache_push(thread, hand_out(more, request), request.bytes);
-    }
-  }
+  if (is_cacheable(request.policy)) fill_cache(thread, request, pop);
   return taken;
 }
 
