@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "analyzer/model_command.h"
 
-#include <unistd.h>
-
 #include <nlohmann/json.hpp>
 #include <vector>
 
@@ -62,7 +60,7 @@ void run_model(const std::string& path, const std::string& layout, std::optional
   ModelOptions options;
   options.layout = layout == "header16" ? LayoutKind::kHeader16 : LayoutKind::kGlibc;
   options.settings = recorded_settings(info.process(id));
-  options.cpus = static_cast<size_t>(sysconf(_SC_NPROCESSORS_ONLN));
+  options.cpus = static_cast<size_t>(schema::meta_int(db, "cpus").value_or(1));
   const std::unique_ptr<Model> model = make_model(options);
   RecordedOps reader(db, info, id);
   std::vector<Op> ops;

@@ -306,6 +306,19 @@ CREATE TABLE fault_site (
   ns_estimate INTEGER NOT NULL                  -- time in them, by the measured cost of a fault
 );
 
+-- What glibc's own 8-byte headers would have made of the same calls: a model of its allocator, run over them. Of a forked child
+-- its own part; the peak begins with what it inherited.
+CREATE TABLE fidelity (
+  process INTEGER PRIMARY KEY REFERENCES process,  -- row of process
+  held_bytes_peak INTEGER NOT NULL,                -- most bytes held from the system at once
+  brk INTEGER NOT NULL,                            -- system calls the allocator would have made
+  mmap INTEGER NOT NULL,                           -- likewise
+  munmap INTEGER NOT NULL,                         -- likewise
+  mremap INTEGER NOT NULL,                         -- likewise
+  madvise INTEGER NOT NULL,                        -- likewise
+  mprotect INTEGER NOT NULL                        -- likewise
+);
+
 CREATE INDEX event_batch_by_process ON event_batch(process, time_min_ns);
 CREATE INDEX fault_batch_by_process ON fault_batch(process, time_min_ns);
 CREATE INDEX region_by_snapshot ON region(snapshot);

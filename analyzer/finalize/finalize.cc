@@ -14,6 +14,7 @@
 
 #include "analyzer/finalize/accounts.h"
 #include "analyzer/finalize/fault_cost.h"
+#include "analyzer/finalize/fidelity.h"
 #include "analyzer/finalize/touching_frames.h"
 #include "analyzer/replay/heap_image.h"
 #include "analyzer/symbols/symbolize.h"
@@ -245,8 +246,21 @@ std::vector<const ProcessInfo*> recorded_by_start(const TraceInfo& info) {
   return processes;
 }
 
-constexpr const char* kOwnTables[] = {"call_count",     "site",   "timeline",  "fragmentation",
-                                      "free_histogram", "pinner", "fault_site"};
+constexpr const char* kOwnTables[] = {"call_count",     "site",   "timeline",   "fragmentation",
+                                      "free_histogram", "pinner", "fault_site", "fidelity"};
+
+// While it lives, changed pages stay in memory until the commit, however many: another connection
+// of ours reads, and writing them earlier would wait for it.
+class NoSpill {
+ public:
+  explicit NoSpill(schema::Database& db) : db_(db) { db_.exec("PRAGMA cache_spill = OFF"); }
+  ~NoSpill() { db_.exec("PRAGMA cache_spill = ON"); }
+  NoSpill(const NoSpill&) = delete;
+  NoSpill& operator=(const NoSpill&) = delete;
+
+ private:
+  schema::Database& db_;
+};
 
 // As schema.sql of today has it: the trace may be from a version whose pass wrote less.
 void make_table_anew(schema::Database& db, const std::string& table) {
@@ -275,6 +289,8 @@ void finalize(schema::Database& db) {
   db.exec("CREATE INDEX IF NOT EXISTS snapshot_by_process ON snapshot(process)");
   db.exec("CREATE INDEX IF NOT EXISTS residency_by_snapshot ON residency(snapshot)");
   const TraceInfo info = load_trace_info(db);
+  const NoSpill no_spill(db);
+  FidelityPass fidelity(db, info);
   const int64_t ns_per_fault = fault_cost_ns(db);
   TouchingFrames frames(db);
   ForkPoints forks(db, info);
@@ -282,6 +298,7 @@ void finalize(schema::Database& db) {
     ProcessPass(db, info, *process, forks.parent_at_fork(*process), frames, ns_per_fault).run();
   }
   symbolize(db);
+  fidelity.finish();
   schema::set_meta(db, "finalized", kFinalizeVersion);
   transaction.commit();
 }

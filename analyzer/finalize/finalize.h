@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The final pass: replays every recorded process once and fills the tables that reports read (site,
-// timeline, fragmentation, free_histogram, pinner, fault_site, symbol, fault_batch.attribution).
+// timeline, fragmentation, free_histogram, pinner, fault_site, fidelity, symbol,
+// fault_batch.attribution).
 //
 // All in one transaction: a trace is finalized or it is not. Damaged batches are left out and noted
 // in table `mark`.
@@ -11,8 +12,8 @@
 
 namespace heapledger::analyzer {
 
-inline constexpr int64_t kFinalizeVersion =
-    1;  // meta.finalized. Changes with what the pass writes.
+// meta.finalized. Changes with what the pass writes.
+inline constexpr int64_t kFinalizeVersion = 2;
 
 bool is_finalized(schema::Database& db);
 // Does nothing where that was done already.

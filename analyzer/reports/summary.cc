@@ -69,7 +69,7 @@ class Summary {
     add_syscalls();
     add_faults();
     add_recording();
-    document_.json["fidelity"] = nullptr;
+    add_fidelity();
     add_settings();
     add_findings();
     // Text begins with what to do; JSON keeps the promised order.
@@ -289,6 +289,39 @@ class Summary {
             {line("calls recorded", human_count(recorded)), line("calls lost", human_count(lost)),
              line("stacks cut short", human_count(incomplete)),
              line("waited for room", human_ns(stall_ns))});
+  }
+
+  // What the 16-byte header changes: the same calls under glibc's own.
+  void add_fidelity() {
+    Json& json = document_.json["fidelity"] = Json::object();
+    const int64_t held_peak =
+        db_.query_int(
+               fmt::format("SELECT held_bytes_peak FROM fidelity WHERE process = {}", main_.id))
+            .value_or(0);
+    json["glibc_held_bytes_peak"] = held_peak;
+    Table table("", "",
+                {{"name", "call", Unit::kText},
+                 {"glibc", "under glibc", Unit::kCount, true},
+                 {"ours", "recorded", Unit::kCount, true}});
+    for (const char* name : schema::kSyscallNames) {
+      const int64_t glibc = sum(name, "fidelity");
+      schema::Statement select = db_.prepare(
+          "SELECT count(*) FROM syscall WHERE name = ? AND origin = 'allocator'"
+          " AND coalesce(cause, '') != 'registry' AND " +
+          where_);
+      select.bind_all(name);
+      select.step();
+      const int64_t ours = select.column_int(0);
+      json[std::string("glibc_") + name] = glibc;
+      if (glibc != 0 || ours != 0) table.add({std::string(name), glibc, ours});
+    }
+    table.totals["glibc"] = sum("brk + mmap + munmap + mremap + madvise + mprotect", "fidelity");
+    table.totals["ours"] =
+        sum("origin = 'allocator' AND coalesce(cause, '') != 'registry'", "syscall");
+    document_.add_table(std::move(table), "The same calls under glibc's own header of 8 bytes");
+    document_.sections.back().lines.push_back(
+        line("held peak", human_bytes(held_peak),
+             fmt::format("under glibc; {} recorded", human_bytes(peaks_.second))));
   }
 
   void add_settings() {

@@ -212,6 +212,11 @@ TraceBuilder& TraceBuilder::program_map(uint64_t address, uint64_t bytes, uint32
                  Origin::kProgram);
 }
 
+TraceBuilder& TraceBuilder::program_grow(uint64_t bytes) {
+  const uint64_t end = current().break_end += bytes;
+  return syscall(SyscallName::kBrk, "", static_cast<int64_t>(end), {end}, 0, Origin::kProgram);
+}
+
 TraceBuilder& TraceBuilder::fault(uint64_t address, uint64_t ip) {
   schema::FaultRow row;
   row.time_ns = tick();

@@ -52,7 +52,9 @@ class TraceBuilder {
   TraceBuilder& unmap(uint64_t address, uint64_t bytes, uint32_t stack = 0);
   TraceBuilder& remap(uint64_t old_address, uint64_t old_bytes, uint64_t address, uint64_t bytes);
   TraceBuilder& drop_pages(uint64_t address, uint64_t bytes);
+  // The program's own.
   TraceBuilder& program_map(uint64_t address, uint64_t bytes, uint32_t stack = 0);
+  TraceBuilder& program_grow(uint64_t bytes);  // sbrk
 
   TraceBuilder& fault(uint64_t address, uint64_t ip = 0);
   // Pages from `address` on, one fault each.

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+// The model over recordings: the system calls of known call sequences (glibc's, as strace shows
+// them on glibc 2.36), forks, the program's own break, mallopt, refusals, and that both layouts
+// agree with the table that the final pass writes.
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "analyzer/whatif/model.h"
+#include "tests/analyzer/analyzer_fixture.h"
+
+namespace heapledger::analyzer {
+namespace {
+
+class WhatIfTest : public AnalyzerTest {
+ protected:
+  // The system calls of a process's own part, as text.
+  std::string calls(const TraceBuilder& builder, int64_t process = 1,
+                    LayoutKind layout = LayoutKind::kGlibc) {
+    builder.write("trace.db");
+    schema::Database db = schema::open_trace("trace.db", schema::OpenMode::kReadOnly);
+    const TraceInfo info = load_trace_info(db);
+    ModelOptions options;
+    options.layout = layout;
+    options.settings = recorded_settings(info.process(process));
+    const std::unique_ptr<Model> model = make_model(options);
+    RecordedOps reader(db, info, process);
+    std::string text;
+    model->set_sink([&](const heap::SimulatedCall& call, uint64_t) {
+      text += std::string(text.empty() ? "" : "; ") + heap::call_name(call.name) + " ";
+      if (call.name == heap::CallName::kMremap) text += std::to_string(call.old_bytes) + " ";
+      text +=
+          call.address == 0 && call.name == heap::CallName::kBrk ? "?" : std::to_string(call.bytes);
+      if (!call.ok) text += " refused";
+    });
+    std::vector<Op> ops;
+    while (reader.next_chunk(ops)) {
+      for (const Op& op : ops) {
+        if (op.kind == OpKind::kFork) text.clear();
+        model->run({&op, 1});
+      }
+    }
+    counts_ = model->counts();
+    return text;
+  }
+
+  uint64_t count(heap::CallName name) const { return counts_.calls[static_cast<size_t>(name)]; }
+
+  ModelCounts counts_;
+  uint32_t stack_ = 0;
+};
+
+// Goal: one block, by the break. The addresses of the recording play no part.
+TEST_F(WhatIfTest, TheFirstBlockMakesTheHeap) {
+  TraceBuilder trace;
+  EXPECT_EQ(calls(trace.alloc(0x7000, 1, stack_)), "brk ?; brk 135168");
+  EXPECT_EQ(counts_.held_bytes_peak, 135168U);
+  EXPECT_EQ(counts_.operations, 1U);
+}
+
+// Goal: a mapped block, the threshold it raises, and mremap.
+TEST_F(WhatIfTest, MappedBlocksAreMappedResizedAndRaiseTheThreshold) {
+  TraceBuilder trace;
+  trace.alloc(0x1000000, 200000, stack_)
+      .realloc(0x1000000, 0x1000000, 300000, stack_)
+      .free(0x1000000)
+      .alloc(0x2000000, 1 << 20, stack_)
+      .free(0x2000000)
+      .alloc(0x2000000, 1 << 20, stack_);
+  EXPECT_EQ(calls(trace),
+            "brk ?; brk 135168; mmap 200704; mremap 200704 303104; munmap 303104; mmap 1052672; "
+            "munmap 1052672; brk 1048576");
+}
+
+// Goal: fixed settings of the recording are the model's.
+TEST_F(WhatIfTest, TakesTheSettingsOfTheRecording) {
+  TraceBuilder trace;
+  trace.set("mmap_threshold", 1 << 30)
+      .set("mmap_threshold_dynamic", 0)
+      .set("top_pad", 0)
+      .alloc(0x7000, 200000, stack_);
+  EXPECT_EQ(calls(trace), "brk ?; brk 4096; brk 196608");
+}
+
+// Goal: mallopt takes effect where it was called.
+TEST_F(WhatIfTest, FollowsMallopt) {
+  TraceBuilder trace;
+  trace.alloc(0x7000, 150000, stack_)
+      .policy("setting changed", -3, 1 << 20)  // M_MMAP_THRESHOLD
+      .alloc(0x9000, 150000, stack_);
+  EXPECT_EQ(calls(trace), "brk ?; brk 135168; mmap 151552; brk 147456");
+}
+
+// Goal: a block that got a header of 16 bytes takes 16 more where glibc's overhead of 8 sufficed.
+TEST_F(WhatIfTest, LayoutsDifferByTheHeader) {
+  TraceBuilder trace;
+  for (uint64_t i = 0; i < 8000; ++i) trace.alloc(0x10000 + i * 64, 24, stack_);
+  calls(trace);
+  const ModelCounts glibc = counts_;
+  calls(trace, 1, LayoutKind::kHeader16);
+  EXPECT_EQ(glibc.held_bytes_peak, 2 * 135168U) << "8000 chunks of 32 and the cache";
+  EXPECT_EQ(counts_.held_bytes_peak, 3 * 135168U) << "of 48";
+}
+
+// Goal: a child goes on with its parent's heap, as it was at the fork; only its own calls count.
+TEST_F(WhatIfTest, ChildrenInheritTheHeap) {
+  TraceBuilder trace;
+  trace.alloc(0x7000, 100000, stack_).alloc(0x20000, 100000, stack_).fork(200);
+  trace.alloc(0x50000, 50000, stack_).free(0x20000).alloc(0x20000, 90000, stack_);
+  EXPECT_EQ(calls(trace, 1), "brk ?; brk 135168; brk 200704");
+  // 50000 bytes fit into the inherited top; a freed inherited block serves the last request.
+  EXPECT_EQ(calls(trace, 2), "");
+  EXPECT_EQ(count(heap::CallName::kBrk), 0U);
+  EXPECT_EQ(counts_.operations, 3U);
+  EXPECT_EQ(counts_.held_bytes_peak, 135168U + 200704U);
+}
+
+// Goal: memory that the program took by sbrk lies in the heap's way: two steps where one would do.
+TEST_F(WhatIfTest, TheProgramsOwnBreakIsRespected) {
+  TraceBuilder trace;
+  trace.grow(135168).alloc(0x7000, 130000, stack_).program_grow(4096);
+  EXPECT_EQ(calls(trace), "brk ?; brk 135168");
+  trace.alloc(0x40000, 100000, stack_);
+  EXPECT_EQ(calls(trace), "brk ?; brk 135168; brk 229376; brk 8192");
+}
+
+// Goal: what got no memory gets none in the model: the same refused calls, and no block.
+TEST_F(WhatIfTest, FailedCallsFail) {
+  TraceBuilder trace;
+  trace.alloc(0x7000, 10, stack_).failed_alloc(uint64_t{1} << 40, stack_).alloc(0x8000, 10, stack_);
+  EXPECT_EQ(calls(trace),
+            "brk ?; brk 135168; mmap 1099511631872 refused; brk 1099511627776 refused; "
+            "mmap 1099512676352 refused");
+  EXPECT_EQ(counts_.held_bytes_peak, 135168U);
+}
+
+// Goal: many models of one reading. Method: chunks handed to both layouts; each is as alone.
+TEST_F(WhatIfTest, OneReadingFeedsManyModels) {
+  TraceBuilder trace;
+  for (uint64_t i = 0; i < 40000; ++i) {
+    trace.alloc(0x10000, 1000 + i % 5000, stack_).alloc(0x90000 + i * 4096, 24, stack_);
+    trace.free(0x10000);
+  }
+  std::vector<uint64_t> alone;
+  for (const LayoutKind layout : {LayoutKind::kGlibc, LayoutKind::kHeader16}) {
+    calls(trace, 1, layout);
+    alone.push_back(count(heap::CallName::kBrk));
+  }
+  schema::Database db = schema::open_trace("trace.db", schema::OpenMode::kReadOnly);
+  const TraceInfo info = load_trace_info(db);
+  ModelOptions options;
+  const auto glibc = make_model(options);
+  options.layout = LayoutKind::kHeader16;
+  const auto header = make_model(options);
+  RecordedOps reader(db, info, 1);
+  std::vector<Op> ops;
+  size_t chunks = 0;
+  for (; reader.next_chunk(ops); ++chunks) {
+    glibc->run(ops);
+    header->run(ops);
+  }
+  EXPECT_GT(chunks, 1U);
+  EXPECT_EQ(glibc->counts().operations, 120000U);
+  EXPECT_EQ(glibc->counts().calls[0], alone[0]);
+  EXPECT_EQ(header->counts().calls[0], alone[1]);
+  EXPECT_GT(alone[1], alone[0]);
+}
+
+// Goal: the table that reports read is what the model gives. Method: a family of processes.
+TEST_F(WhatIfTest, TheFinalPassStoresIt) {
+  const TraceBuilder family = sample_trace("family");
+  Trace trace = open(family);
+  const int64_t rows = trace.db.query_int("SELECT count(*) FROM fidelity").value_or(0);
+  EXPECT_EQ(rows, trace.db.query_int("SELECT sum(recorded) FROM process").value_or(-1));
+  schema::Statement select =
+      trace.db.prepare("SELECT process, brk, mmap, held_bytes_peak FROM fidelity");
+  while (select.step()) {
+    calls(family, select.column_int(0));
+    EXPECT_EQ(select.column_uint(1), count(heap::CallName::kBrk));
+    EXPECT_EQ(select.column_uint(2), count(heap::CallName::kMmap));
+    EXPECT_EQ(select.column_uint(3), counts_.held_bytes_peak);
+  }
+}
+
+}  // namespace
+}  // namespace heapledger::analyzer
