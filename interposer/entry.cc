@@ -30,6 +30,8 @@ using heapledger::schema::EventKind;
 
 namespace {
 
+using heapledger::heap::Use;
+
 // What realloc's observer leaves behind.
 struct EndStamp {
   uint64_t tick = 0;
@@ -45,14 +47,17 @@ void move_own_block(void* own_block, void* block, size_t size) {
   heapledger::release_own(own_block);
 }
 
-void* resize(EventKind kind, void* old, size_t size, const void* caller) {
-  using heapledger::heap::Use;
+void* resize_plain(void* old, size_t size) {
+  if (old != nullptr && !g_heap.check(old, Use::kRealloc).ours) {
+    return heapledger::resize_foreign(old, size);
+  }
+  return g_heap.reallocate(t_heap, old, size);
+}
+
+[[gnu::noinline]] void* record_resize(EventKind kind, void* old, size_t size, const void* caller) {
   if (!heapledger::traced()) {
     heapledger::arm_plain();
-    if (old != nullptr && !g_heap.check(old, Use::kRealloc).ours) {
-      return heapledger::resize_foreign(old, size);
-    }
-    return g_heap.reallocate(t_heap, old, size);
+    return resize_plain(old, size);
   }
   const bool own_call = heapledger::trace::is_own_call(caller);
   if (own_call && (old == nullptr || heapledger::is_own_block(old))) {
@@ -111,6 +116,12 @@ void* refuse(EventKind kind, size_t size, size_t alignment, int error, const voi
                            [=] { return g_heap.allocate(t_heap, size); });
 }
 
+[[gnu::noinline]] void* record_calloc(size_t count, size_t size, const void* caller) {
+  const size_t bytes = heapledger::base::multiply_saturating(count, size);
+  return record_allocation(EventKind::kCalloc, bytes, 0, caller,
+                           [=] { return g_heap.allocate_zeroed(t_heap, count, size); });
+}
+
 }  // namespace
 
 void heapledger::release_plain_slow(void* block) noexcept {
@@ -128,18 +139,19 @@ HL_EXPORT void free(void* block) {
 }
 
 HL_EXPORT void* calloc(size_t count, size_t size) {
-  const size_t bytes = heapledger::base::multiply_saturating(count, size);
-  return record_allocation(EventKind::kCalloc, bytes, 0, __builtin_return_address(0),
-                           [=] { return g_heap.allocate_zeroed(t_heap, count, size); });
+  if (is_plain()) return g_heap.allocate_zeroed(t_heap, count, size);
+  return record_calloc(count, size, __builtin_return_address(0));
 }
 
 HL_EXPORT void* realloc(void* old, size_t size) {
-  return resize(EventKind::kRealloc, old, size, __builtin_return_address(0));
+  if (is_plain()) return resize_plain(old, size);
+  return record_resize(EventKind::kRealloc, old, size, __builtin_return_address(0));
 }
 
 HL_EXPORT void* reallocarray(void* old, size_t count, size_t size) {
   const size_t bytes = heapledger::base::multiply_saturating(count, size);
-  return resize(EventKind::kReallocarray, old, bytes, __builtin_return_address(0));
+  if (is_plain()) return resize_plain(old, bytes);
+  return record_resize(EventKind::kReallocarray, old, bytes, __builtin_return_address(0));
 }
 
 HL_EXPORT void* memalign(size_t alignment, size_t size) {

@@ -94,8 +94,10 @@ void* Allocator<L, Os>::allocate_zeroed(ThreadState& thread, size_t count, size_
   size_t clear = View::usable(chunk);
   if (settings_.perturb == 0 && chunk == old_top && dirty_bytes - View::kHeaderBytes < clear) {
     clear = dirty_bytes - View::kHeaderBytes;
+    fill_data(os_, block, 0, clear);  // May be less than the smallest block.
+  } else {
+    clear_data(os_, block, clear);
   }
-  fill_data(os_, block, 0, clear);
   return block;
 }
 
