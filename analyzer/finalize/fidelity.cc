@@ -1,27 +1,95 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "analyzer/finalize/fidelity.h"
 
+#include <algorithm>
 #include <filesystem>
+#include <limits>
+#include <map>
 
 namespace heapledger::analyzer {
 
-std::vector<Fidelity> compute_fidelity(schema::Database& db, const TraceInfo& info) {
-  const auto cpus = schema::meta_int(db, "cpus").value_or(1);
-  std::vector<Fidelity> results;
-  std::vector<Op> ops;
-  for (const ProcessInfo& process : info.processes) {
-    if (!process.recorded) continue;
+namespace {
+
+// All processes, each fork's child in the middle of its parent: the model is put back afterwards.
+class Family {
+ public:
+  Family(schema::Database& db, const TraceInfo& info)
+      : db_(db), info_(info), cpus_(static_cast<size_t>(schema::meta_int(db, "cpus").value_or(1))) {
+    for (const ProcessInfo& process : info.processes) {
+      if (is_forked(process)) children_[*process.parent].push_back(&process);
+    }
+    for (auto& [parent, children] : children_) {
+      std::stable_sort(children.begin(), children.end(),
+                       [](const auto* a, const auto* b) { return *a->start_ns < *b->start_ns; });
+    }
+  }
+
+  std::vector<Fidelity> run() {
+    for (const ProcessInfo& process : info_.processes) {
+      if (process.recorded && !is_forked(process)) play_afresh(process);
+    }
+    std::sort(results_.begin(), results_.end(),
+              [](const Fidelity& a, const Fidelity& b) { return a.process < b.process; });
+    return std::move(results_);
+  }
+
+ private:
+  // A deeper line of forks is played from its beginning: an image per generation takes memory.
+  static constexpr int kDepthMax = 32;
+
+  bool is_forked(const ProcessInfo& process) const {
+    // Only a damaged trace has a parent that came later.
+    return process.recorded && process.forked && process.parent && process.start_ns &&
+           *process.parent < process.id && info_.process(*process.parent).recorded;
+  }
+
+  void play_afresh(const ProcessInfo& process) {
     ModelOptions options;
     options.layout = LayoutKind::kGlibc;
     options.settings = recorded_settings(process);
-    options.cpus = static_cast<size_t>(cpus);
+    options.cpus = cpus_;
     const std::unique_ptr<Model> model = make_model(options);
     // What is damaged is noted where the process is replayed.
-    RecordedOps reader(db, info, process.id, [](const schema::Damage&) {});
-    while (reader.next_chunk(ops)) model->run(ops);
-    results.push_back({process.id, model->counts()});
+    RecordedOps reader(db_, info_, process.id, [](const schema::Damage&) {});
+    play(process, reader, *model, 0);
   }
-  return results;
+
+  void play(const ProcessInfo& process, RecordedOps& reader, Model& model, int depth) {
+    const auto children = children_.find(process.id);
+    if (children != children_.end()) {
+      for (const ProcessInfo* child : children->second) {
+        if (depth >= kDepthMax) {
+          play_afresh(*child);
+          continue;
+        }
+        advance(reader, model, *child->start_ns);
+        const std::unique_ptr<ModelImage> image = model.save();
+        RecordedOps child_reader(reader, child->id);
+        play(*child, child_reader, model, depth + 1);
+        model.restore(*image);
+      }
+    }
+    advance(reader, model, std::numeric_limits<int64_t>::max());
+    results_.push_back({process.id, model.counts()});
+  }
+
+  void advance(RecordedOps& reader, Model& model, int64_t time_ns) {
+    reader.set_time_limit(time_ns);
+    std::vector<Op> ops;
+    while (reader.next_chunk(ops)) model.run(ops);
+  }
+
+  schema::Database& db_;
+  const TraceInfo& info_;
+  size_t cpus_;
+  std::map<int64_t, std::vector<const ProcessInfo*>> children_;
+  std::vector<Fidelity> results_;
+};
+
+}  // namespace
+
+std::vector<Fidelity> compute_fidelity(schema::Database& db, const TraceInfo& info) {
+  return Family(db, info).run();
 }
 
 FidelityPass::FidelityPass(schema::Database& db, const TraceInfo& info) : db_(db), info_(info) {

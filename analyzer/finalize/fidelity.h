@@ -23,7 +23,7 @@ struct Fidelity {
   ModelCounts counts;
 };
 
-// In the order of `info.processes`, recorded ones only. Damaged batches are left out.
+// Of all recorded processes, by row. Damaged batches are left out.
 std::vector<Fidelity> compute_fidelity(schema::Database& db, const TraceInfo& info);
 
 class FidelityPass {

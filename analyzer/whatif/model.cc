@@ -2,6 +2,8 @@
 #include "analyzer/whatif/model.h"
 
 #include <algorithm>
+#include <cstring>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -51,6 +53,31 @@ class ModelOf : public Model {
 
   heap::AddressSpace& space() override { return machine_.space; }
 
+  std::unique_ptr<ModelImage> save() const override {
+    auto image = std::make_unique<Image>();
+    image->space = machine_.space.save();
+    image->single_threaded = machine_.single_threaded;
+    image->heap.resize(sizeof(Heap));
+    std::memcpy(image->heap.data(), bytes_of(heap_.get()), sizeof(Heap));
+    for (const auto& state : threads_) image->threads.push_back(*state);
+    image->blocks = blocks_;
+    image->inherited = inherited_;
+    image->operation = operation_;
+    return image;
+  }
+
+  void restore(const ModelImage& saved) override {
+    const auto& image = static_cast<const Image&>(saved);
+    machine_.space.restore(image.space);
+    machine_.single_threaded = image.single_threaded;
+    std::memcpy(bytes_of(heap_.get()), image.heap.data(), sizeof(Heap));
+    threads_.resize(image.threads.size());
+    for (size_t i = 0; i < threads_.size(); ++i) *threads_[i] = image.threads[i];
+    blocks_ = image.blocks;
+    inherited_ = image.inherited;
+    operation_ = image.operation;
+  }
+
   void set_sink(ModelSink sink) override {
     machine_.space.set_sink([this, sink = std::move(sink)](const heap::SimulatedCall& call) {
       sink(call, operation_);
@@ -60,6 +87,22 @@ class ModelOf : public Model {
  private:
   using Heap = heap::Allocator<Layout, heap::ModelOs>;
   using ThreadState = typename Heap::ThreadState;
+
+  struct Image : ModelImage {
+    heap::AddressSpace::Image space;
+    bool single_threaded = true;
+    std::vector<std::byte> heap;
+    std::vector<ThreadState> threads;
+    std::vector<void*> blocks;
+    ModelCounts inherited;
+    uint64_t operation = 0;
+  };
+
+  // An allocator is plain data that nobody but it points into, at one place all its life.
+  static_assert(std::is_trivially_destructible_v<Heap>);
+  static std::byte* bytes_of(Heap* heap) {
+    return static_cast<std::byte*>(static_cast<void*>(heap));
+  }
 
   static heap::SpaceOptions space_options(const ModelOptions& options) {
     heap::SpaceOptions space;

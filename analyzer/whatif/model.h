@@ -41,6 +41,12 @@ struct ModelCounts {
 // own part.
 using ModelSink = std::function<void(const heap::SimulatedCall&, uint64_t operation)>;
 
+// A model at one moment.
+class ModelImage {
+ public:
+  virtual ~ModelImage() = default;
+};
+
 class Model {
  public:
   virtual ~Model() = default;
@@ -50,6 +56,10 @@ class Model {
   virtual ModelCounts counts() const = 0;
   virtual heap::AddressSpace& space() = 0;
   virtual void set_sink(ModelSink sink) = 0;
+
+  // Now, and back to it, in this same model: a parent goes on where its child left it.
+  virtual std::unique_ptr<ModelImage> save() const = 0;
+  virtual void restore(const ModelImage& image) = 0;
 };
 
 std::unique_ptr<Model> make_model(const ModelOptions& options);

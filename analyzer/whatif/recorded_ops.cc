@@ -100,7 +100,11 @@ struct RecordedOps::Part {
     return next_side < side.size() ? side[next_side].op.time_ns : kNever;
   }
 
+  // Makes `run` have a row, if there is one.
+  bool fill() { return run.begin < run.end || calls.next_run(run); }
+
   schema::CallReader calls;
+  schema::CallRun run;
   std::vector<SideOp> side;
   size_t next_side = 0;
 };
@@ -118,21 +122,35 @@ RecordedOps::RecordedOps(schema::Database& db, const TraceInfo& info, int64_t pr
   }
 }
 
+RecordedOps::RecordedOps(const RecordedOps& parent_at_fork, int64_t process)
+    : db_(parent_at_fork.db_),
+      damage_(parent_at_fork.damage_),
+      line_({{process, kNever}}),
+      blocks_(parent_at_fork.blocks_),
+      free_blocks_(parent_at_fork.free_blocks_),
+      blocks_made_(parent_at_fork.blocks_made_),
+      threads_made_(parent_at_fork.threads_made_),
+      last_thread_(parent_at_fork.last_thread_),
+      forks_(true) {}
+
 RecordedOps::~RecordedOps() = default;
+
+void RecordedOps::add_fork(std::vector<Op>& ops) {
+  Op op;
+  op.kind = OpKind::kFork;
+  op.time_ns = ops.empty() ? 0 : ops.back().time_ns;
+  op.thread = last_thread_;
+  ops.push_back(op);
+  adopts_thread_ = true;
+}
 
 bool RecordedOps::open_next_part(std::vector<Op>& ops) {
   if (part_ != nullptr) add_side_ops(kNever, ops);
   if (line_.empty()) return false;
   const auto [process, end_ns] = line_.back();
   line_.pop_back();
-  if (part_ != nullptr) {
-    Op op;
-    op.kind = OpKind::kFork;
-    op.time_ns = ops.empty() ? 0 : ops.back().time_ns;
-    op.thread = last_thread_;
-    ops.push_back(op);
-    adopts_thread_ = true;
-  }
+  if (forks_) add_fork(ops);
+  forks_ = true;
   part_ = std::make_unique<Part>(db_, process, end_ns, damage_);
   return true;
 }
@@ -140,20 +158,33 @@ bool RecordedOps::open_next_part(std::vector<Op>& ops) {
 bool RecordedOps::next_chunk(std::vector<Op>& ops) {
   ops.clear();
   while (ops.size() < kChunkOps) {
-    schema::CallRun run;
-    if (part_ != nullptr && part_->calls.next_run(run)) {
-      add_calls(run, ops);
-    } else if (!open_next_part(ops)) {
-      part_.reset();
+    if (part_ == nullptr || !part_->fill()) {
+      // What follows the last call waits for its time, too.
+      if (part_ != nullptr && time_limit_ns_ != kNever) {
+        add_side_ops(time_limit_ns_, ops);
+        break;
+      }
+      if (!open_next_part(ops)) {
+        part_.reset();
+        break;
+      }
+    } else if (part_->run.batch->time_ns[part_->run.begin] > time_limit_ns_) {
+      add_side_ops(time_limit_ns_, ops);
       break;
+    } else {
+      add_calls(ops);
     }
   }
   return !ops.empty();
 }
 
-void RecordedOps::add_calls(const schema::CallRun& run, std::vector<Op>& ops) {
+void RecordedOps::add_calls(std::vector<Op>& ops) {
+  schema::CallRun& run = part_->run;
   const schema::CallBatch& batch = *run.batch;
-  for (size_t row = run.begin; row < run.end; ++row) {
+  // Runs can be long: a chunk ends inside one.
+  const size_t end = std::min(run.end, run.begin + kChunkOps);
+  while (run.begin < end && batch.time_ns[run.begin] <= time_limit_ns_) {
+    const size_t row = run.begin++;
     if (part_->side_time() <= batch.time_ns[row]) add_side_ops(batch.time_ns[row], ops);
     add_call(batch, row, ops);
   }

@@ -56,9 +56,14 @@ class RecordedOps {
   // Damage is left out where a sink is given, else thrown.
   RecordedOps(schema::Database& db, const TraceInfo& info, int64_t process,
               schema::DamageSink damage = nullptr);
+  // A forked child, its parent's reading being at the fork. Begins with kFork, not with ancestors.
+  RecordedOps(const RecordedOps& parent_at_fork, int64_t process);
   ~RecordedOps();
 
-  // The next operations, some ten thousand; false at the end.
+  // Chunks end at this moment: later operations are read only after it was moved on.
+  void set_time_limit(int64_t time_ns) { time_limit_ns_ = time_ns; }
+
+  // The next operations, some ten thousand; false at the end or the time limit.
   bool next_chunk(std::vector<Op>& ops);
 
   // Ends of blocks that never began, as far as read: not zero means that a model may be wrong.
@@ -68,7 +73,8 @@ class RecordedOps {
   struct Part;  // One process of the line of ancestors, up to a moment.
 
   bool open_next_part(std::vector<Op>& ops);
-  void add_calls(const schema::CallRun& run, std::vector<Op>& ops);
+  void add_fork(std::vector<Op>& ops);
+  void add_calls(std::vector<Op>& ops);
   void add_call(const schema::CallBatch& batch, size_t row, std::vector<Op>& ops);
   void add_side_ops(int64_t time_ns, std::vector<Op>& ops);
   uint32_t thread_of(uint32_t row);
@@ -85,6 +91,8 @@ class RecordedOps {
   std::vector<uint32_t> threads_;  // Row of `thread` -> number + 1; 0: none yet.
   uint32_t threads_made_ = 0;
   uint32_t last_thread_ = 0;
+  int64_t time_limit_ns_ = INT64_MAX;
+  bool forks_ = false;          // The next part begins with a fork.
   bool adopts_thread_ = false;  // The next new thread goes on as the one that forked.
   uint64_t unmatched_ = 0;
 };

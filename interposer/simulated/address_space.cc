@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "interposer/simulated/address_space.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <bit>
 #include <cerrno>
 #include <cstdlib>
@@ -51,10 +55,10 @@ AddressSpace::AddressSpace(const SpaceOptions& options) : contents_(options.cont
     wanted.map_bytes /= 2;
     if (wanted.break_bytes < 64 * kPage || wanted.map_bytes < 64 * kPage) throw std::bad_alloc();
   }
-  break_begin_ = break_ = base_ + kPage;
+  break_begin_ = books_.break_at = base_ + kPage;
   // A page nobody may have keeps the break and the lowest mapping apart.
   break_limit_ = base_ + wanted.break_bytes - kPage;
-  gaps_.give(base_ + wanted.break_bytes, wanted.map_bytes);
+  books_.gaps.give(base_ + wanted.break_bytes, wanted.map_bytes);
   if (!options.residency) return;
   resident_map_bytes_ = base::align_up(total_bytes_ / kPage / 8 + 8, kPage);
   void* map = reserve_range(resident_map_bytes_, PROT_READ | PROT_WRITE);
@@ -82,25 +86,25 @@ void AddressSpace::reserve(const SpaceOptions& options) {
 }
 
 void AddressSpace::note(SimulatedCall call) {
-  ++calls_[static_cast<size_t>(call.name)];
+  ++books_.calls[static_cast<size_t>(call.name)];
   if (sink_) sink_(call);
 }
 
 size_t AddressSpace::break_bytes_held() const {
-  return base::align_up(break_, kPage) - break_begin_;
+  return base::align_up(books_.break_at, kPage) - break_begin_;
 }
 
 void AddressSpace::note_held() {
   const size_t held = held_bytes();
-  if (held > held_peak_) held_peak_ = held;
+  if (held > books_.held_peak) books_.held_peak = held;
 }
 
 // ---- The break.
 
 void AddressSpace::set_break(uintptr_t address) {
-  const uintptr_t old_page = base::align_up(break_, kPage);
+  const uintptr_t old_page = base::align_up(books_.break_at, kPage);
   const uintptr_t new_page = base::align_up(address, kPage);
-  break_ = address;
+  books_.break_at = address;
   if (new_page > old_page) {
     renew(old_page, new_page, PROT_READ | PROT_WRITE);
     note_held();
@@ -112,18 +116,18 @@ void AddressSpace::set_break(uintptr_t address) {
 uintptr_t AddressSpace::brk(uintptr_t address, Cause cause) {
   SimulatedCall call{CallName::kBrk, cause, address, 0, 0, true};
   if (address != 0) {
-    call.bytes = static_cast<int64_t>(address) - static_cast<int64_t>(break_);
+    call.bytes = static_cast<int64_t>(address) - static_cast<int64_t>(books_.break_at);
     call.ok = address >= break_begin_ && address <= break_limit_ && !refused(call);
     if (call.ok) set_break(address);
   }
   note(call);
-  return break_;
+  return books_.break_at;
 }
 
 uintptr_t AddressSpace::move_break_foreign(int64_t bytes) {
-  const uintptr_t address = break_ + static_cast<uintptr_t>(bytes);
+  const uintptr_t address = books_.break_at + static_cast<uintptr_t>(bytes);
   if (address >= break_begin_ && address <= break_limit_) set_break(address);
-  return break_;
+  return books_.break_at;
 }
 
 // ---- Mappings.
@@ -131,12 +135,12 @@ uintptr_t AddressSpace::move_break_foreign(int64_t bytes) {
 uintptr_t AddressSpace::place(uintptr_t hint, size_t length, int flags) {
   if ((flags & MAP_FIXED) != 0) {
     remove(hint, hint + length);
-    return gaps_.take_at(hint, length) ? hint : 0;
+    return books_.gaps.take_at(hint, length) ? hint : 0;
   }
-  if (hint != 0 && gaps_.take_at(base::align_down(hint, kPage), length)) {
+  if (hint != 0 && books_.gaps.take_at(base::align_down(hint, kPage), length)) {
     return base::align_down(hint, kPage);
   }
-  return gaps_.take_highest(length);
+  return books_.gaps.take_highest(length);
 }
 
 void* AddressSpace::mmap(void* hint, size_t length, int protection, int flags, Cause cause) {
@@ -163,35 +167,38 @@ void* AddressSpace::mmap(void* hint, size_t length, int protection, int flags, C
 }
 
 void AddressSpace::add(uintptr_t begin, uintptr_t end, int protection) {
-  mappings_.emplace_hint(mappings_.end(), begin, Mapping{end, is_accessible(protection)});
+  books_.mappings.emplace_hint(books_.mappings.end(), begin,
+                               Mapping{end, is_accessible(protection)});
   renew(begin, end, protection);
   if (!is_accessible(protection)) return;
-  mapped_bytes_ += end - begin;
+  books_.mapped_bytes += end - begin;
   note_held();
 }
 
 void AddressSpace::split_at(uintptr_t address) {
-  auto found = mappings_.lower_bound(address);
-  if (found == mappings_.begin() || (found != mappings_.end() && found->first == address)) return;
+  auto found = books_.mappings.lower_bound(address);
+  if (found == books_.mappings.begin() ||
+      (found != books_.mappings.end() && found->first == address))
+    return;
   --found;
   if (found->second.end <= address) return;
-  mappings_.emplace(address, found->second);
+  books_.mappings.emplace(address, found->second);
   found->second.end = address;
 }
 
 void AddressSpace::remove(uintptr_t begin, uintptr_t end) {
-  auto found = mappings_.find(begin);
-  if (found == mappings_.end() || found->second.end != end) {
+  auto found = books_.mappings.find(begin);
+  if (found == books_.mappings.end() || found->second.end != end) {
     split_at(begin);
     split_at(end);
-    found = mappings_.lower_bound(begin);
+    found = books_.mappings.lower_bound(begin);
   }
-  while (found != mappings_.end() && found->first < end) {
+  while (found != books_.mappings.end() && found->first < end) {
     const auto [from, mapping] = *found;
-    if (mapping.accessible) mapped_bytes_ -= mapping.end - from;
+    if (mapping.accessible) books_.mapped_bytes -= mapping.end - from;
     renew(from, mapping.end, PROT_NONE);
-    gaps_.give(from, mapping.end - from);
-    found = mappings_.erase(found);
+    books_.gaps.give(from, mapping.end - from);
+    found = books_.mappings.erase(found);
   }
 }
 
@@ -206,15 +213,15 @@ bool AddressSpace::munmap(void* address, size_t length, Cause cause) {
 
 bool AddressSpace::grow_mapping(uintptr_t begin, size_t old_length, size_t new_length) {
   const uintptr_t old_end = begin + old_length;
-  if (!gaps_.take_at(old_end, new_length - old_length)) return false;
+  if (!books_.gaps.take_at(old_end, new_length - old_length)) return false;
   split_at(begin);
-  const auto found = mappings_.find(begin);
-  const bool accessible = found == mappings_.end() || found->second.accessible;
+  const auto found = books_.mappings.find(begin);
+  const bool accessible = found == books_.mappings.end() || found->second.accessible;
   add(old_end, begin + new_length, accessible ? PROT_READ | PROT_WRITE : PROT_NONE);
   // One mapping again.
-  if (found != mappings_.end() && found->second.end == old_end) {
+  if (found != books_.mappings.end() && found->second.end == old_end) {
     found->second.end = begin + new_length;
-    mappings_.erase(old_end);
+    books_.mappings.erase(old_end);
   }
   return true;
 }
@@ -239,13 +246,13 @@ void* AddressSpace::mremap(void* address, size_t old_length, size_t new_length, 
   } else if (grow_mapping(begin, old_length, rounded)) {
     result = address;
   } else {
-    const uintptr_t target = (flags & MREMAP_MAYMOVE) != 0 ? gaps_.take_highest(rounded) : 0;
+    const uintptr_t target = (flags & MREMAP_MAYMOVE) != 0 ? books_.gaps.take_highest(rounded) : 0;
     call.ok = target != 0;
     if (call.ok) {
       // The kernel moves pages: never both at once.
-      mapped_bytes_ -= old_length;
+      books_.mapped_bytes -= old_length;
       add(target, target + rounded, PROT_READ | PROT_WRITE);
-      mapped_bytes_ += old_length;
+      books_.mapped_bytes += old_length;
       result = base::pointer_to(target);
       // The header, at least, must come along.
       std::memcpy(result, address, contents_ == Contents::kKept ? old_length : 32);
@@ -281,20 +288,20 @@ bool AddressSpace::mprotect(void* address, size_t length, int protection, Cause 
     split_at(begin);
     split_at(end);
     const bool accessible = is_accessible(protection);
-    auto found = mappings_.lower_bound(begin);
-    while (found != mappings_.end() && found->first < end) {
+    auto found = books_.mappings.lower_bound(begin);
+    while (found != books_.mappings.end() && found->first < end) {
       Mapping& mapping = found->second;
       const size_t bytes = mapping.end - found->first;
-      if (accessible && !mapping.accessible) mapped_bytes_ += bytes;
-      if (!accessible && mapping.accessible) mapped_bytes_ -= bytes;
+      if (accessible && !mapping.accessible) books_.mapped_bytes += bytes;
+      if (!accessible && mapping.accessible) books_.mapped_bytes -= bytes;
       mapping.accessible = accessible;
       // With the one before, where that makes no difference: a heap grows by many small steps.
-      if (found != mappings_.begin()) {
+      if (found != books_.mappings.begin()) {
         const auto before = std::prev(found);
         if (before->second.end == found->first && before->second.accessible == accessible &&
             cause == Cause::kGrowHeap) {
           before->second.end = mapping.end;
-          found = mappings_.erase(found);
+          found = books_.mappings.erase(found);
           continue;
         }
       }
@@ -304,6 +311,83 @@ bool AddressSpace::mprotect(void* address, size_t length, int protection, Cause 
   }
   note(call);
   return call.ok;
+}
+
+// ---- Images.
+
+namespace {
+
+// Which pages of a range have memory of this process behind them, by /proc/self/pagemap: mincore()
+// would miss those that are swapped out.
+class WrittenPages {
+ public:
+  WrittenPages() : fd_(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)) {}
+  ~WrittenPages() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  WrittenPages(const WrittenPages&) = delete;
+  WrittenPages& operator=(const WrittenPages&) = delete;
+
+  template <class Visit>
+  void for_each(uintptr_t begin, uintptr_t end, Visit visit) {
+    constexpr size_t kEntries = 4096;
+    constexpr uint64_t kPresentOrSwapped = uint64_t{3} << 62;
+    entries_.resize(kEntries);
+    for (uintptr_t at = begin; at < end; at += kEntries * kPage) {
+      const size_t count = std::min(kEntries, (end - at) / kPage);
+      const auto wanted = static_cast<ssize_t>(count * 8);
+      // Where nobody says it, each page may be one.
+      if (fd_ < 0 ||
+          ::pread(fd_, entries_.data(), count * 8, static_cast<off_t>(at / kPage * 8)) != wanted) {
+        std::fill_n(entries_.begin(), count, kPresentOrSwapped);
+      }
+      for (size_t i = 0; i < count; ++i) {
+        if ((entries_[i] & kPresentOrSwapped) != 0) visit(at + i * kPage);
+      }
+    }
+  }
+
+ private:
+  int fd_;
+  std::vector<uint64_t> entries_;
+};
+
+}  // namespace
+
+AddressSpace::Image AddressSpace::save() const {
+  Image image;
+  image.books = books_;
+  WrittenPages written;
+  for_each_held([&](uintptr_t begin, uintptr_t end) {
+    written.for_each(begin, end, [&](uintptr_t at) {
+      std::memcpy(image.pages.emplace_back().contents.data(), base::pointer_to(at), kPage);
+      image.pages.back().at = at;
+    });
+    for (uintptr_t at = begin; resident_ != nullptr && at < end; at += kPage) {
+      const size_t page = (at - base_) / kPage;
+      if ((resident_[page / 64] >> (page % 64) & 1) != 0) image.resident.push_back(at);
+    }
+  });
+  for (const auto& [memory, bytes] : tables_) {
+    const auto* begin = static_cast<const std::byte*>(memory);
+    image.tables.emplace_back(begin, begin + bytes);
+  }
+  return image;
+}
+
+void AddressSpace::restore(const Image& image) {
+  if (resident_ != nullptr) {
+    for_each_held([&](uintptr_t begin, uintptr_t end) { forget_pages(begin, end); });
+    for (const uintptr_t at : image.resident) touch(base::pointer_to(at), 1);
+  }
+  books_ = image.books;
+  for (const Image::Page& page : image.pages) {
+    std::memcpy(base::pointer_to(page.at), page.contents.data(), kPage);
+  }
+  // Tables that came later are known to nobody any more.
+  for (size_t i = 0; i < image.tables.size(); ++i) {
+    std::memcpy(tables_[i].first, image.tables[i].data(), image.tables[i].size());
+  }
 }
 
 // ---- Pages.
@@ -324,7 +408,7 @@ void AddressSpace::forget_pages(uintptr_t begin, uintptr_t end) {
     const uint64_t mask = (count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1) << bit;
     uint64_t& word = resident_[page / 64];
     if ((word & mask) != 0) {
-      resident_pages_ -= static_cast<size_t>(std::popcount(word & mask));
+      books_.resident_pages -= static_cast<size_t>(std::popcount(word & mask));
       word &= ~mask;
     }
     page += count;
@@ -338,8 +422,8 @@ void AddressSpace::move_residency(uintptr_t from, uintptr_t to, size_t bytes) {
     const uint64_t bit = uint64_t{1} << (page % 64);
     if ((word & bit) == 0) continue;
     word &= ~bit;
-    --resident_pages_;
-    faults_ -= touch(base::pointer_to(to + at), 1);  // Moved, not touched.
+    --books_.resident_pages;
+    books_.faults -= touch(base::pointer_to(to + at), 1);  // Moved, not touched.
   }
 }
 
@@ -357,9 +441,9 @@ size_t AddressSpace::touch(const void* address, size_t bytes) {
     word |= mask;
     page += count;
   }
-  resident_pages_ += fresh;
-  faults_ += fresh;
-  if (resident_pages_ > resident_peak_) resident_peak_ = resident_pages_;
+  books_.resident_pages += fresh;
+  books_.faults += fresh;
+  if (books_.resident_pages > books_.resident_peak) books_.resident_peak = books_.resident_pages;
   return fresh;
 }
 

@@ -22,6 +22,7 @@
 
 #include <sys/mman.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -91,22 +92,29 @@ class AddressSpace {
   // The program moves the break itself. Returns the new break. Not a call of the allocator.
   uintptr_t move_break_foreign(int64_t bytes);
 
-  uint64_t calls(CallName name) const { return calls_[static_cast<size_t>(name)]; }
-  size_t held_bytes() const { return break_bytes_held() + mapped_bytes_; }
-  size_t held_bytes_peak() const { return held_peak_; }
+  uint64_t calls(CallName name) const { return books_.calls[static_cast<size_t>(name)]; }
+  size_t held_bytes() const { return break_bytes_held() + books_.mapped_bytes; }
+  size_t held_bytes_peak() const { return books_.held_peak; }
   // Peaks begin again at what is now.
   void restart_peaks() {
-    held_peak_ = held_bytes();
-    resident_peak_ = resident_pages_;
+    books_.held_peak = held_bytes();
+    books_.resident_peak = books_.resident_pages;
   }
-  size_t mapping_count() const { return mappings_.size(); }
+  size_t mapping_count() const { return books_.mappings.size(); }
+
+  // The space as it is now, and back to it: how a model goes on with a forked child and then with
+  // the parent. An image belongs to the space that made it. Time and memory: the pages that the
+  // allocator wrote to, not those that are held.
+  struct Image;
+  Image save() const;
+  void restore(const Image& image);
 
   // These bytes were written by the program or the allocator, or would have been: their pages are
   // resident now. Returns how many were not before: page faults. Only with SpaceOptions::residency.
   size_t touch(const void* address, size_t bytes);
-  size_t resident_bytes() const { return resident_pages_ * base::kPageBytes; }
-  size_t resident_bytes_peak() const { return resident_peak_ * base::kPageBytes; }
-  uint64_t faults() const { return faults_; }
+  size_t resident_bytes() const { return books_.resident_pages * base::kPageBytes; }
+  size_t resident_bytes_peak() const { return books_.resident_peak * base::kPageBytes; }
+  uint64_t faults() const { return books_.faults; }
 
  private:
   struct Mapping {
@@ -114,6 +122,19 @@ class AddressSpace {
     bool accessible;
   };
   using Mappings = std::map<uintptr_t, Mapping>;
+
+  // All that a call can change, besides pages.
+  struct Books {
+    uintptr_t break_at = 0;
+    Mappings mappings;
+    GapSet gaps;
+    size_t mapped_bytes = 0;
+    size_t held_peak = 0;
+    std::array<uint64_t, kCallNames> calls{};
+    size_t resident_pages = 0;
+    size_t resident_peak = 0;
+    uint64_t faults = 0;
+  };
 
   void reserve(const SpaceOptions& options);
   bool refused(const SimulatedCall& call) { return refuse_ && refuse_(call); }
@@ -131,26 +152,38 @@ class AddressSpace {
   void renew(uintptr_t begin, uintptr_t end, int protection);
   void forget_pages(uintptr_t begin, uintptr_t end);
   void move_residency(uintptr_t from, uintptr_t to, size_t bytes);
+  // Visits every range that is held.
+  template <class Visit>
+  void for_each_held(Visit visit) const {
+    const uintptr_t break_end = base::align_up(books_.break_at, base::kPageBytes);
+    if (break_end > break_begin_) visit(break_begin_, break_end);
+    for (const auto& [begin, mapping] : books_.mappings) {
+      if (mapping.accessible) visit(begin, mapping.end);
+    }
+  }
 
   Contents contents_;
   uintptr_t base_ = 0;
   size_t total_bytes_ = 0;
   uintptr_t break_begin_ = 0;
   uintptr_t break_limit_ = 0;
-  uintptr_t break_ = 0;
-  Mappings mappings_;
-  GapSet gaps_;
+  Books books_;
   std::vector<std::pair<void*, size_t>> tables_;  // The allocator's registry; unmapped at the end.
-  size_t mapped_bytes_ = 0;
-  size_t held_peak_ = 0;
-  uint64_t calls_[kCallNames] = {};
   std::function<void(const SimulatedCall&)> sink_;
   std::function<bool(const SimulatedCall&)> refuse_;
   uint64_t* resident_ = nullptr;  // A bit per page; reserved as one mapping. Null: not kept.
   size_t resident_map_bytes_ = 0;
-  size_t resident_pages_ = 0;
-  size_t resident_peak_ = 0;
-  uint64_t faults_ = 0;
+};
+
+struct AddressSpace::Image {
+  struct Page {
+    uintptr_t at;
+    std::array<std::byte, base::kPageBytes> contents;
+  };
+  Books books;
+  std::vector<Page> pages;
+  std::vector<std::vector<std::byte>> tables;
+  std::vector<uintptr_t> resident;  // Addresses of pages.
 };
 
 }  // namespace heapledger::heap

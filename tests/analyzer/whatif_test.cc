@@ -4,6 +4,8 @@
 // agree with the table that the final pass writes.
 #include <gtest/gtest.h>
 
+#include <random>
+#include <span>
 #include <vector>
 
 #include "analyzer/whatif/model.h"
@@ -164,6 +166,89 @@ TEST_F(WhatIfTest, OneReadingFeedsManyModels) {
   EXPECT_EQ(glibc->counts().calls[0], alone[0]);
   EXPECT_EQ(header->counts().calls[0], alone[1]);
   EXPECT_GT(alone[1], alone[0]);
+}
+
+// Goal: a model put back where it was goes on as if nothing had happened. Method: one goes straight
+// through random calls, another is taken back to the middle twice.
+TEST_F(WhatIfTest, AModelGoesBackToAnImage) {
+  std::mt19937 random(7);
+  std::vector<Op> ops;
+  std::vector<uint32_t> live;
+  uint32_t blocks = 0;
+  for (int i = 0; i < 40000; ++i) {
+    Op op;
+    if (live.size() > 300 || (!live.empty() && random() % 3 == 0)) {
+      std::swap(live[random() % live.size()], live.back());
+      op.kind = OpKind::kRelease;
+      op.block = live.back();
+      live.pop_back();
+    } else {
+      op.size = random() % 50 == 0 ? random() % 300000 : random() % 3000;
+      op.block = blocks++;
+      live.push_back(op.block);
+    }
+    ops.push_back(op);
+  }
+  const std::span<const Op> first(ops.data(), 20000);
+  const std::span<const Op> second(ops.data() + 20000, 20000);
+  for (const LayoutKind layout : {LayoutKind::kGlibc, LayoutKind::kHeader16}) {
+    ModelOptions options;
+    options.layout = layout;
+    options.residency = true;
+    const auto straight = make_model(options);
+    straight->run(first);
+    straight->run(second);
+    const auto model = make_model(options);
+    model->run(first);
+    const auto image = model->save();
+    for (int round = 0; round < 3; ++round) {
+      model->run(second);
+      EXPECT_EQ(model->counts().calls, straight->counts().calls);
+      EXPECT_EQ(model->counts().held_bytes_peak, straight->counts().held_bytes_peak);
+      EXPECT_EQ(model->space().resident_bytes(), straight->space().resident_bytes());
+      EXPECT_EQ(model->counts().operations, 40000U);
+      model->restore(*image);
+    }
+    EXPECT_EQ(model->counts().operations, 20000U);
+  }
+}
+
+// Goal: forks of forks: the final pass, which plays each process once, has what a model of each
+// alone gives.
+TEST_F(WhatIfTest, ForksArePlayedInTheMiddleOfTheirParents) {
+  std::mt19937 random(3);
+  TraceBuilder trace;
+  uint64_t address = 0x10000;
+  const auto some_calls = [&](int count) {
+    std::vector<uint64_t> mine;
+    for (int i = 0; i < count; ++i) {
+      if (!mine.empty() && random() % 3 == 0) {
+        trace.free(mine.back());
+        mine.pop_back();
+      } else {
+        trace.alloc(address += 0x100000, random() % 40 == 0 ? random() % 200000 : random() % 2000,
+                    stack_);
+        mine.push_back(address);
+      }
+    }
+  };
+  some_calls(2000);
+  for (int child = 0; child < 4; ++child) {
+    trace.fork(200 + child);  // Of the one before: four generations.
+    some_calls(1500);
+  }
+  Trace written = open(trace);
+  schema::Statement select =
+      written.db.prepare("SELECT process, brk, mmap, munmap, held_bytes_peak FROM fidelity");
+  int rows = 0;
+  for (; select.step(); ++rows) {
+    calls(trace, select.column_int(0));
+    EXPECT_EQ(select.column_uint(1), count(heap::CallName::kBrk));
+    EXPECT_EQ(select.column_uint(2), count(heap::CallName::kMmap));
+    EXPECT_EQ(select.column_uint(3), count(heap::CallName::kMunmap));
+    EXPECT_EQ(select.column_uint(4), counts_.held_bytes_peak);
+  }
+  EXPECT_EQ(rows, 5);
 }
 
 // Goal: the table that reports read is what the model gives. Method: a family of processes.
