@@ -56,7 +56,14 @@ inline void expect_foreign(heap::Use use) noexcept {
 // free in a plain thread; the rest is apart, so that this needs no stack frame.
 void release_plain_slow(void* block) noexcept;
 inline void release_plain(void* block) noexcept {
-  if (!g_heap.release_cached(t_heap, block)) release_plain_slow(block);
+  switch (g_heap.release_cached(t_heap, block)) {
+    case Heap::Cached::kDone:
+      return;
+    case Heap::Cached::kFull:
+      return g_heap.release_overflow(t_heap, block);
+    case Heap::Cached::kUnfit:
+      return release_plain_slow(block);
+  }
 }
 
 inline void record_release(schema::EventKind kind, void* block, const void* caller) noexcept {

@@ -134,14 +134,22 @@ class Allocator {
   // free for a pointer that check() accepted. Null is not allowed.
   void release_checked(ThreadState& thread, void* block);
 
-  // check() and release_checked() in one for a live block that fits the thread's cache. False:
-  // nothing done, and the block (any pointer, null too) needs the long way.
-  bool release_cached(ThreadState& thread, void* block);
+  // check() and release_checked() in one for a live block that fits the thread's cache, and is in
+  // it where the answer is kDone. Otherwise nothing was done to the block (any pointer, null too).
+  enum class Cached : uint8_t { kDone, kFull, kUnfit };
+  Cached release_cached(ThreadState& thread, void* block);
+  // The rest of release() after kFull.
+  [[gnu::flatten, gnu::noinline]] void release_overflow(ThreadState& thread, void* block);
 
   // free; a pointer outside our memory ends the program with glibc's message. Null: nothing.
   void release(ThreadState& thread, void* block) {
-    if (release_cached(thread, block) || block == nullptr) return;
-    if (!release_uncached(thread, block)) fatal_foreign(Use::kFree);
+    const Cached cached = release_cached(thread, block);
+    if (cached == Cached::kDone || block == nullptr) return;
+    if (cached == Cached::kFull) {
+      release_overflow(thread, block);
+    } else if (!release_uncached(thread, block)) {
+      fatal_foreign(Use::kFree);
+    }
   }
   // The rest of release(), for a pointer that is not null. False: it is outside our memory.
   [[gnu::flatten, gnu::noinline]] bool release_uncached(ThreadState& thread, void* block);
@@ -432,20 +440,24 @@ template <class Layout, OperatingSystem Os>
 }
 
 template <class Layout, OperatingSystem Os>
-[[gnu::always_inline]] inline bool Allocator<Layout, Os>::release_cached(ThreadState& thread,
-                                                                         void* block) {
-  const uintptr_t address = base::address_of(block);
-  if (base::is_aligned(address, kAlignment) && in_main_range(address)) [[likely]] {
-    Chunk* chunk = View::of_block(block);
-    const size_t head = View::head(chunk);
-    const size_t beyond_min = View::policy_size_of(head) - kMinChunk;
-    if (beyond_min <= cache_policy_max_ - kMinChunk && (head & kIsMapped) == 0 &&
-        View::mark(chunk) != kFreedMark && cache_push(thread, chunk, head & ~kFlagMask))
-        [[likely]] {
-      return true;
-    }
+[[gnu::always_inline]] inline auto Allocator<Layout, Os>::release_cached(ThreadState& thread,
+                                                                         void* block) -> Cached {
+  Chunk* chunk = View::of_block(block);
+  const uintptr_t address = base::address_of(chunk);
+  Cache* cache = thread.cache;
+  if (!base::is_aligned(address, kAlignment) || !in_main_range(address) || cache == nullptr)
+      [[unlikely]] {
+    return Cached::kUnfit;
   }
-  return false;
+  const size_t head = View::head(chunk);
+  const size_t beyond_min = View::policy_size_of(head) - kMinChunk;
+  if (beyond_min > cache_policy_max_ - kMinChunk || (head & kIsMapped) != 0 ||
+      View::mark(chunk) == kFreedMark) [[unlikely]] {
+    return Cached::kUnfit;
+  }
+  // Asked before the cache is taken: a signal handler in between costs exactness, nothing else.
+  if (cache->counts[Cache::index(head & ~kFlagMask)] >= cache_count_) return Cached::kFull;
+  return cache_push(thread, chunk, head & ~kFlagMask) ? Cached::kDone : Cached::kFull;
 }
 
 template <class Layout, OperatingSystem Os>

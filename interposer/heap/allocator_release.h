@@ -155,6 +155,18 @@ inline bool Allocator<L, Os>::is_whole_in_main(const Chunk* chunk) const {
 }
 
 template <class L, OperatingSystem Os>
+void Allocator<L, Os>::release_overflow(ThreadState& thread, void* block) {
+  Chunk* chunk = View::of_block(block);
+  const size_t room = __atomic_load_n(&main_end_, __ATOMIC_RELAXED) - base::address_of(chunk);
+  if (View::size(chunk) < room) [[likely]] {
+    release_in_arena(thread, chunk);
+  } else {
+    check_slow(block, Use::kFree);
+    release_slow(thread, chunk);
+  }
+}
+
+template <class L, OperatingSystem Os>
 bool Allocator<L, Os>::release_uncached(ThreadState& thread, void* block) {
   Chunk* chunk = View::of_block(block);
   if (thread.cache != nullptr && is_whole_in_main(chunk)) [[likely]] {
