@@ -16,9 +16,10 @@ constexpr uint64_t kForkWaitNs = 200'000'000;
 
 constinit Unwinder g_unwinder;
 constinit uintptr_t g_loader_entry = 0;
-constinit std::atomic<bool> g_usable{false};        // libunwind may be called at all.
-constinit std::atomic<bool> g_fast_walk{true};      // unw_backtrace may be trusted.
-constinit std::atomic<uint32_t> g_fork_pending{0};  // Futex: 1 between fork's handlers.
+constinit std::atomic<bool> g_usable{false};         // libunwind may be called at all.
+constinit std::atomic<bool> g_fast_walk{true};       // unw_backtrace may be trusted.
+constinit std::atomic<uint32_t> g_forks_pending{0};  // Futex: threads between fork's handlers.
+constinit std::atomic<bool> g_fork_unsure{false};    // One of them found a thread inside libunwind.
 
 // Outermost return addresses whose nature is known: address * 2 + is_root. Collisions overwrite.
 constexpr size_t kRootsKnown = 256;
@@ -95,14 +96,20 @@ class UnwinderScope {
     for (int tries = 0; tries < 50; ++tries) {
       // Seq_cst, with fork_begins: either it sees this flag, or the load below sees its.
       busy_->store(1, std::memory_order_seq_cst);
-      if (g_fork_pending.load(std::memory_order_seq_cst) == 0) {
+      const uint32_t pending = g_forks_pending.load(std::memory_order_seq_cst);
+      // The thread that forks, in the program's own handlers: it will be out again before the fork,
+      // and nobody else is inside, in the parent or in the child.
+      const bool alone = t_local.forking && !g_fork_unsure.load(std::memory_order_relaxed);
+      if (pending == 0 || alone) {
         t_local.own = kOwnUnwinding;
         entered_ = true;
         return;
       }
       busy_->store(0, std::memory_order_release);
+      if (t_local.forking) return;
       constexpr timespec kNap = {0, 20'000'000};
-      base::sys::futex_wait(reinterpret_cast<volatile uint32_t*>(&g_fork_pending), 1, &kNap, false);
+      base::sys::futex_wait(reinterpret_cast<volatile uint32_t*>(&g_forks_pending), pending, &kNap,
+                            false);
     }
   }
   ~UnwinderScope() {
@@ -188,7 +195,8 @@ LoaderScope::~LoaderScope() { --t_local.loader_depth; }
 
 void fork_begins(std::atomic<uint32_t>* (*busy_flag)(uint32_t), uint32_t count,
                  const std::atomic<uint32_t>* own) noexcept {
-  g_fork_pending.store(1, std::memory_order_seq_cst);
+  t_local.forking = true;
+  g_forks_pending.fetch_add(1, std::memory_order_seq_cst);
   timespec start{};
   clock_gettime(CLOCK_MONOTONIC, &start);
   for (uint32_t i = 0; i < count; ++i) {
@@ -201,7 +209,7 @@ void fork_begins(std::atomic<uint32_t>* (*busy_flag)(uint32_t), uint32_t count,
       const auto waited_ns = static_cast<uint64_t>((now.tv_sec - start.tv_sec) * 1'000'000'000 +
                                                    now.tv_nsec - start.tv_nsec);
       if (waited_ns > kForkWaitNs) {
-        g_fork_pending.store(2, std::memory_order_seq_cst);  // The child must know.
+        g_fork_unsure.store(true, std::memory_order_seq_cst);  // The child must know.
         return;
       }
     }
@@ -209,12 +217,16 @@ void fork_begins(std::atomic<uint32_t>* (*busy_flag)(uint32_t), uint32_t count,
 }
 
 void fork_ends_in_parent() noexcept {
-  g_fork_pending.store(0, std::memory_order_seq_cst);
-  base::sys::futex_wake(reinterpret_cast<volatile uint32_t*>(&g_fork_pending), INT32_MAX, false);
+  t_local.forking = false;
+  if (g_forks_pending.fetch_sub(1, std::memory_order_seq_cst) != 1) return;
+  g_fork_unsure.store(false, std::memory_order_relaxed);
+  base::sys::futex_wake(reinterpret_cast<volatile uint32_t*>(&g_forks_pending), INT32_MAX, false);
 }
 
 void fork_ends_in_child() noexcept {
-  if (g_fork_pending.exchange(0, std::memory_order_seq_cst) == 2) distrust_unwinder();
+  t_local.forking = false;
+  g_forks_pending.store(0, std::memory_order_seq_cst);
+  if (g_fork_unsure.exchange(false, std::memory_order_relaxed)) distrust_unwinder();
 }
 
 }  // namespace heapledger::trace

@@ -26,6 +26,7 @@ struct ThreadLocal {
   uint8_t armed;     // 1: the end of this thread will be noticed (lifecycle.cc).
   uint16_t loader_depth;  // LoaderScopes.
   bool plain;             // This thread's calls are not recorded, and it is armed (calls.h).
+  bool forking;           // This thread is between fork's handlers.
 };
 static_assert(sizeof(ThreadLocal) == 16);
 
