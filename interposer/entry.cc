@@ -19,6 +19,7 @@
 #define HL_ALIAS(name) __attribute__((visibility("default"), alias(#name)))
 
 using heapledger::g_heap;
+using heapledger::real;
 using heapledger::is_plain;
 using heapledger::record_allocation;
 using heapledger::record_release;
@@ -200,7 +201,11 @@ HL_EXPORT void free_aligned_sized(void* block, size_t, size_t) {
   record_release(EventKind::kFreeAlignedSized, block, __builtin_return_address(0));
 }
 
-HL_EXPORT size_t malloc_usable_size(void* block) { return heapledger::Heap::usable_size(block); }
+HL_EXPORT size_t malloc_usable_size(void* block) {
+  const bool others = heapledger::g_other_allocators.load(std::memory_order_relaxed);
+  if (others && block != nullptr && !g_heap.owns(block)) return real().malloc_usable_size(block);
+  return heapledger::Heap::usable_size(block);
+}
 
 HL_EXPORT int malloc_trim(size_t pad) {
   if (!heapledger::traced()) return g_heap.trim(pad) ? 1 : 0;

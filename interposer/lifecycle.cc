@@ -2,6 +2,7 @@
 #include "interposer/lifecycle.h"
 
 #include <elf.h>
+#include <gnu/libc-version.h>
 #include <limits.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -11,7 +12,6 @@
 
 #include "interposer/base/env.h"
 #include "interposer/base/fatal.h"
-#include "interposer/base/sys.h"
 #include "interposer/calls.h"
 #include "interposer/collector_start.h"
 #include "interposer/trace/module_map.h"
@@ -64,7 +64,7 @@ void resolve_all() {
   resolve(g_real.exit_now, "_exit");
   resolve(g_real.quick_exit, "quick_exit");
   resolve(g_real.free, "free");
-  resolve(g_real.realloc, "realloc");
+  resolve(g_real.malloc_usable_size, "malloc_usable_size");
   g_real_ready = true;
 }
 
@@ -328,17 +328,40 @@ void* find_cxx_function(const char* mangled) noexcept {
   return library == nullptr ? nullptr : dlsym(library, mangled);
 }
 
-// The next allocator may be libc's, which may have moved the break for its own heap.
+namespace {
+
+// libc's own heap sleeps in this process: it must not wake, since it would move the break behind
+// ours. What its free can do with a block of another namespace's libc is to unmap a mapping;
+// otherwise the block stays allocated, as far as that libc knows. A real allocator behind us gets
+// its blocks back.
+bool next_free_takes(const void* block) {
+  const trace::CodeRange libc = trace::module_around(
+      real().dl_iterate_phdr, reinterpret_cast<uintptr_t>(&gnu_get_libc_version));
+  const auto next = reinterpret_cast<uintptr_t>(real().free);
+  if (next < libc.start || next >= libc.end) return true;
+  constexpr size_t kIsMapped = 2;  // In glibc's size word.
+  size_t word = 0;
+  memcpy(&word, static_cast<const char*>(block) - sizeof(word), sizeof(word));
+  return (word & kIsMapped) != 0;
+}
+
+}  // namespace
+
 void release_foreign(void* block) noexcept {
   expect_foreign(heap::Use::kFree);
-  real().free(block);
-  g_heap.note_break(base::sys::brk(0));
+  if (next_free_takes(block)) real().free(block);
 }
 
 void* resize_foreign(void* block, size_t size) noexcept {
   expect_foreign(heap::Use::kRealloc);
-  void* fresh = real().realloc(block, size);
-  g_heap.note_break(base::sys::brk(0));
+  void* fresh = nullptr;
+  if (size != 0) {
+    fresh = g_heap.allocate(t_heap, size);
+    if (fresh == nullptr) return nullptr;
+    const size_t held = real().malloc_usable_size(block);
+    memcpy(fresh, block, held < size ? held : size);
+  }
+  release_foreign(block);
   return fresh;
 }
 

@@ -68,7 +68,7 @@ struct Real {
   void (*exit_now)(int);  // _exit
   void (*quick_exit)(int);
   void (*free)(void*);
-  void* (*realloc)(void*, size_t);
+  size_t (*malloc_usable_size)(void*);
 };
 // Resolved at start; each is there in every libc this runs on.
 const Real& real() noexcept;
