@@ -19,8 +19,8 @@
 #define HL_ALIAS(name) __attribute__((visibility("default"), alias(#name)))
 
 using heapledger::g_heap;
-using heapledger::real;
 using heapledger::is_plain;
+using heapledger::real;
 using heapledger::record_allocation;
 using heapledger::record_release;
 using heapledger::release_plain;

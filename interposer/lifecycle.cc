@@ -63,6 +63,7 @@ void resolve_all() {
   resolve(g_real.dl_iterate_phdr, "dl_iterate_phdr");
   resolve(g_real.exit_now, "_exit");
   resolve(g_real.quick_exit, "quick_exit");
+  resolve(g_real.prctl, "prctl");
   resolve(g_real.free, "free");
   resolve(g_real.malloc_usable_size, "malloc_usable_size");
   g_real_ready = true;

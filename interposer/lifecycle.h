@@ -67,6 +67,7 @@ struct Real {
   int (*dl_iterate_phdr)(int (*)(dl_phdr_info*, size_t, void*), void*);
   void (*exit_now)(int);  // _exit
   void (*quick_exit)(int);
+  int (*prctl)(int, ...);
   void (*free)(void*);
   size_t (*malloc_usable_size)(void*);
 };

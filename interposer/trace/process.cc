@@ -133,7 +133,7 @@ const char* start(const Region& region, const StartSettings& settings, bool foll
 }
 
 bool adopt_child() noexcept {
-  if (!g_recorder.follow) {
+  if (!g_recorder.follow || is_sandboxed()) {
     g_stopped.store(1, std::memory_order_relaxed);
     return false;
   }
@@ -189,7 +189,7 @@ void note_heap_start(uint64_t address) noexcept {
 
 void request_snapshot(uint64_t limit_ns) noexcept {
   ProcessPage* page = this_process();
-  if (page == nullptr || collector_is_gone()) return;
+  if (page == nullptr || is_sandboxed() || collector_is_gone()) return;
   ProcessSlot& slot = *page->slot;
   schema::ControlPage& control = *g_recorder.region.control;
   // Release: what the program did before is in its rings, for whoever sees the wish.
@@ -216,7 +216,7 @@ void request_snapshot(uint64_t limit_ns) noexcept {
 }
 
 void process_ends(int status) noexcept {
-  if (!is_recording()) return;
+  if (!is_recording() || is_sandboxed()) return;
   const uint64_t now = tick();
   ProcessPage* page = this_process();
   if (page == nullptr || static_cast<uint32_t>(sys::getpid()) != page->pid) return;

@@ -7,6 +7,8 @@
 #include "interposer/trace/tick.h"
 
 namespace heapledger::trace {
+constinit std::atomic<bool> g_sandboxed{false};
+
 namespace {
 
 namespace sys = base::sys;
@@ -41,7 +43,7 @@ class HeartbeatWatch {
     }
     const uint64_t silent_ns = now_ns - since_ns_;
     if (silent_ns >= shared_.patience.silent_ns) return true;
-    if (silent_ns < shared_.patience.gone_ns) return false;
+    if (silent_ns < shared_.patience.gone_ns || is_sandboxed()) return false;
     // In another pid namespace the number means nothing; then only the silence above counts, and
     // this comes too early at worst for a collector that could not count one loop in that time.
     return sys::kill(static_cast<pid_t>(shared_.control->collector_pid), 0) == -ESRCH;
@@ -89,7 +91,7 @@ bool RingProducer::has_room(uint64_t needed) noexcept {
 
 void RingProducer::wake_collector() noexcept {
   ControlPage& control = *shared_->control;
-  if (control.collector_sleeps.load(std::memory_order_seq_cst) == 0) return;
+  if (control.collector_sleeps.load(std::memory_order_seq_cst) == 0 || is_sandboxed()) return;
   control.doorbell.fetch_add(1, std::memory_order_seq_cst);
   sys::futex_wake(reinterpret_cast<volatile uint32_t*>(&control.doorbell), 1, true);
   shared_->process->recorder_syscalls.fetch_add(1, std::memory_order_relaxed);
@@ -124,8 +126,11 @@ bool RingProducer::wait_for_room(uint64_t needed) noexcept {
       const uint32_t seen = slot_->tail_futex.load(std::memory_order_seq_cst);
       if ((room = has_room(needed))) break;
       wake_collector();
-      const long result = sys::futex_wait(futex, seen, &kNap, true);
-      shared_->process->recorder_syscalls.fetch_add(1, std::memory_order_relaxed);
+      const bool sandboxed = is_sandboxed();
+      const long result = sandboxed ? -EPERM : sys::futex_wait(futex, seen, &kNap, true);
+      if (!sandboxed) {
+        shared_->process->recorder_syscalls.fetch_add(1, std::memory_order_relaxed);
+      }
       if (result != 0 && result != -EAGAIN && result != -ETIMEDOUT && result != -EINTR) {
         for (int i = 0; i < 1000; ++i) __builtin_ia32_pause();  // A filter refuses futex.
       }

@@ -21,6 +21,12 @@
 
 namespace heapledger::trace {
 
+// The program has gone into a seccomp sandbox, where a system call may end it: the recorder makes
+// none. A full ring is waited for by spinning; new threads and children are not recorded, and the
+// process' end is the kernel's to tell. Never reset; children inherit it.
+extern constinit std::atomic<bool> g_sandboxed;
+inline bool is_sandboxed() noexcept { return g_sandboxed.load(std::memory_order_relaxed); }
+
 // How long a waiting producer believes in a collector that shows no sign of life.
 struct Patience {
   uint64_t silent_ns = 10'000'000'000;  // Its heartbeat has not moved for so long: it is dead.

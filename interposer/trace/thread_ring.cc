@@ -150,6 +150,7 @@ ThreadRing* claim_ring(unsigned level) noexcept {
     ThreadRing* nested = base->nested[level - 1];
     if (nested != nullptr && nested->producer.attached()) return nested;
   }
+  if (is_sandboxed()) return nullptr;  // Its first event asks the kernel who it is.
   const uint32_t index = claim_slot();
   if (index == kNone) return nullptr;
   ThreadRing* ring = g_recorder.ring(index);

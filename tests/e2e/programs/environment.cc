@@ -363,7 +363,7 @@ constexpr int kAllowed[] = {SYS_brk,   SYS_mmap, SYS_munmap,     SYS_mremap,    
                             SYS_write, SYS_exit, SYS_exit_group, SYS_rt_sigprocmask};
 
 // Every other call kills the process.
-void filter_calls() {
+void filter_calls(bool by_prctl) {
   constexpr size_t kCalls = sizeof kAllowed / sizeof kAllowed[0];
   sock_filter program[kCalls + 3];
   size_t used = 0;
@@ -377,17 +377,38 @@ void filter_calls() {
   program[used++] = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
   const sock_fprog filter = {static_cast<unsigned short>(used), program};
   if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) abort();
-  if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) != 0) abort();
+  const long result = by_prctl ? prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter)
+                               : syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter);
+  if (result != 0) abort();
 }
 
-void seccomp_filter() {
+void work_in_sandbox(bool by_prctl) {
   static char output[4096];
   setvbuf(stdout, output, _IOFBF, sizeof output);
   say("before", work(1000, 1));
-  filter_calls();
+  filter_calls(by_prctl);
   say("after", work(20000, 2));
   say("trim", malloc_trim(0) >= 0);
   fflush(stdout);
+}
+void sandbox_by_prctl() { work_in_sandbox(true); }
+void sandbox_by_syscall() { work_in_sandbox(false); }
+
+// syscall() itself: six arguments, results, errno.
+void raw_calls() {
+  errno = 0;
+  say("closed", syscall(SYS_close, -1));
+  say("errno", errno);
+  const int memory = static_cast<int>(syscall(SYS_memfd_create, "raw", 0));
+  say("written", pwrite(memory, "seventh", 7, 8192));
+  char* page = reinterpret_cast<char*>(
+      syscall(SYS_mmap, nullptr, 4096, PROT_READ, MAP_SHARED, memory, 8192));
+  say("mapped", page[6]);
+  errno = 5;
+  say("mine", syscall(SYS_getpid) == getpid());
+  say("errno", errno);
+  say("refused", syscall(SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, nullptr));
+  say("errno", errno);
 }
 
 void closed_descriptors() {
@@ -698,7 +719,9 @@ constexpr Section kSections[] = {
     SECTION(limits_of_address_space),
     SECTION(limits_of_data),
     SECTION(wall_above_the_break),
-    SECTION(seccomp_filter),
+    SECTION(sandbox_by_prctl),
+    SECTION(sandbox_by_syscall),
+    SECTION(raw_calls),
     SECTION(closed_descriptors),
     SECTION(handlers_that_allocate),
     SECTION(handlers_on_another_stack),
