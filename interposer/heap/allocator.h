@@ -152,7 +152,7 @@ class Allocator {
     }
   }
   // The rest of release(), for a pointer that is not null. False: it is outside our memory.
-  [[gnu::flatten, gnu::noinline]] bool release_uncached(ThreadState& thread, void* block);
+  bool release_uncached(ThreadState& thread, void* block);
 
   // Finds out whether `block` (not null) is a live block of ours, without changing anything: call
   // it before the free event is written. Inside our memory but not a live block (misaligned, freed

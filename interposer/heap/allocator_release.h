@@ -174,7 +174,7 @@ bool Allocator<L, Os>::release_uncached(ThreadState& thread, void* block) {
     return true;
   }
   if (!check_slow(block, Use::kFree).ours) return false;
-  release_slow(thread, chunk);
+  release_checked(thread, block);
   return true;
 }
 

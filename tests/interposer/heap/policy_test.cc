@@ -203,6 +203,16 @@ TEST_F(Policy, AWallAboveTheBreakFallsBackToMappings) {
   EXPECT_EQ(heap().info().mapped_count, 0U);
 }
 
+// Blocks outside the break area are cached like all others; cached ones count as in use.
+TEST_F(Policy, BlocksInFallbackMappingsGoThroughTheCache) {
+  space_.set_wall(true);
+  char* block = alloc(1000);
+  ASSERT_NE(block, nullptr);
+  const size_t free_before = heap().info().free_bytes;
+  release(block);
+  EXPECT_EQ(heap().info().free_bytes, free_before);
+}
+
 TEST_F(Policy, BlocksInFallbackMappingsAreOursAndFreeable) {
   space_.set_wall(true);
   char* block = alloc(5000);
