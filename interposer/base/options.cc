@@ -15,20 +15,22 @@ unsigned digit_value(char c) {
   return 255;
 }
 
-// Reads digits of `radix` from *text on, moving it past them. Saturates at UINT64_MAX.
+// Reads digits of `radix` from *text on, moving it past them. A digit that makes the value too
+// large stops it: the result is then UINT64_MAX.
 uint64_t read_digits(const char** text, unsigned radix) {
   uint64_t value = 0;
-  bool overflow = false;
   for (; digit_value(**text) < radix; ++*text) {
-    overflow |= __builtin_mul_overflow(value, radix, &value);
-    overflow |= __builtin_add_overflow(value, digit_value(**text), &value);
+    if (__builtin_mul_overflow(value, radix, &value) ||
+        __builtin_add_overflow(value, digit_value(**text), &value)) {
+      return UINT64_MAX;
+    }
   }
-  return overflow ? UINT64_MAX : value;
+  return value;
 }
 
 }  // namespace
 
-uint64_t parse_tunable_number(const char* text) noexcept {
+uint64_t parse_tunable_number(const char* text, const char** end) noexcept {
   while (*text == ' ' || *text == '\t') ++text;
   bool negative = false;
   if (*text == '-' || *text == '+') negative = *text++ == '-';
@@ -39,6 +41,7 @@ uint64_t parse_tunable_number(const char* text) noexcept {
     text += hex ? 2 : 1;
   }
   const uint64_t value = read_digits(&text, radix);
+  if (end != nullptr) *end = text;
   if (value == UINT64_MAX) return value;
   return negative ? 0 - value : value;
 }

@@ -11,8 +11,9 @@ namespace heapledger::base {
 
 // A number as glibc 2.36 reads its tunables: leading blanks, a sign, 0x or 0 prefix; what follows
 // the digits is ignored ("64K" is 64), no digits at all is 0, "-1" is UINT64_MAX. A value too large
-// for 64 bits is UINT64_MAX.
-uint64_t parse_tunable_number(const char* text) noexcept;
+// for 64 bits is UINT64_MAX. *end (if given) is where reading stopped: before the digit that was
+// too much.
+uint64_t parse_tunable_number(const char* text, const char** end = nullptr) noexcept;
 
 // A size as heapledger's options take it: decimal digits with an optional K, M or G (powers of
 // 1024, either case), nothing after. Returns false, and leaves *bytes alone, where the text is

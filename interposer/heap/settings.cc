@@ -17,6 +17,7 @@ namespace {
 void set_threshold(Settings* s, uint64_t v) {
   s->mmap_threshold = v;
   s->threshold_is_dynamic = false;
+  s->threshold_is_tunable = true;
 }
 void set_trim(Settings* s, uint64_t v) {
   s->trim_threshold = v;
@@ -36,6 +37,7 @@ void set_cache_count(Settings* s, uint64_t v) { s->cache_count = v; }
 void set_cache_max(Settings* s, uint64_t v) { s->cache_request_max = v; }
 void set_unsorted_limit(Settings* s, uint64_t v) { s->cache_unsorted_limit = v; }
 void set_perturb(Settings* s, uint64_t v) { s->perturb = static_cast<uint8_t>(v); }
+void set_hugetlb(Settings* s, uint64_t v) { s->hugetlb = v; }
 void set_fast_max(Settings* s, uint64_t v) {
   // Below a word's worth fastbins are off; the limit is on chunks, the parameter on requests.
   s->fast_chunk_max = v > 7 ? base::align_down(v + 8, 16) : 0;
@@ -49,27 +51,48 @@ struct Tunable {
   uint64_t min;
   uint64_t max;
   void (*apply)(Settings*, uint64_t);
+  bool is_narrow;  // An int32_t in glibc.
 };
 constexpr uint64_t kAny = UINT64_MAX;
 constexpr Tunable kTunables[] = {
-    {"mmap_threshold", "MALLOC_MMAP_THRESHOLD_", 0, kAny, set_threshold},
-    {"trim_threshold", "MALLOC_TRIM_THRESHOLD_", 0, kAny, set_trim},
-    {"top_pad", "MALLOC_TOP_PAD_", 0, kAny, set_top_pad},
-    {"mmap_max", "MALLOC_MMAP_MAX_", 0, INT_MAX, set_mmap_max},
-    {"arena_max", "MALLOC_ARENA_MAX", 1, kAny, set_arena_max},
-    {"arena_test", "MALLOC_ARENA_TEST", 1, kAny, set_arena_test},
-    {"perturb", "MALLOC_PERTURB_", 0, 255, set_perturb},
-    {"tcache_count", nullptr, 0, 65535, set_cache_count},
-    {"tcache_max", nullptr, 0, kCacheRequestMax, set_cache_max},
-    {"tcache_unsorted_limit", nullptr, 0, kAny, set_unsorted_limit},
-    {"mxfast", nullptr, 0, 160, set_fast_max},
+    {"mmap_threshold", "MALLOC_MMAP_THRESHOLD_", 0, kAny, set_threshold, false},
+    {"trim_threshold", "MALLOC_TRIM_THRESHOLD_", 0, kAny, set_trim, false},
+    {"top_pad", "MALLOC_TOP_PAD_", 0, kAny, set_top_pad, false},
+    {"mmap_max", "MALLOC_MMAP_MAX_", 0, INT_MAX, set_mmap_max, true},
+    {"arena_max", "MALLOC_ARENA_MAX", 1, kAny, set_arena_max, false},
+    {"arena_test", "MALLOC_ARENA_TEST", 1, kAny, set_arena_test, false},
+    {"perturb", "MALLOC_PERTURB_", 0, 255, set_perturb, true},
+    {"tcache_count", nullptr, 0, 65535, set_cache_count, false},
+    {"tcache_max", nullptr, 0, kCacheRequestMax, set_cache_max, false},
+    {"tcache_unsorted_limit", nullptr, 0, kAny, set_unsorted_limit, false},
+    {"mxfast", nullptr, 0, 160, set_fast_max, false},
+    {"hugetlb", nullptr, 0, kAny, set_hugetlb, false},
 };
 
-bool apply(const Tunable& tunable, Settings* settings, const char* value) {
-  uint64_t number = base::parse_tunable_number(value);
-  // mmap_max is a signed int in glibc: -1 is below its least value there, and past the largest
-  // here.
-  if (number < tunable.min || number > tunable.max) return false;
+bool is_known(const Tunable& tunable, const GlibcRules& rules) {
+  return (tunable.apply != set_fast_max || rules.has_fastbins) &&
+         (tunable.apply != set_hugetlb || rules.has_hugetlb);
+}
+// The largest value that this version takes.
+uint64_t largest(const Tunable& tunable, const GlibcRules& rules) {
+  if (tunable.apply == set_threshold && rules.threshold_is_bounded) return kDynamicThresholdMax;
+  if (tunable.apply == set_cache_max && rules.has_large_cache) return kLargeCacheRequestMax;
+  return tunable.max;
+}
+
+// False: nothing has changed.
+bool apply(const Tunable& tunable, Settings* settings, const char* value, size_t length) {
+  const GlibcRules rules = glibc_rules(settings->glibc_version);
+  const char* end = nullptr;
+  uint64_t number = base::parse_tunable_number(value, &end);
+  if (rules.tunables_are_strict) {
+    if (end != value + length) return false;
+    if (tunable.is_narrow) number = static_cast<uint64_t>(static_cast<int32_t>(number));
+  }
+  // What is signed in glibc and negative is below its least value there, and past the largest here.
+  if (!is_known(tunable, rules) || number < tunable.min || number > largest(tunable, rules)) {
+    return false;
+  }
   tunable.apply(settings, number);
   return true;
 }
@@ -122,13 +145,88 @@ const char* find_option(const char* const* entries, const char* name) {
   return value != nullptr && *value != '\0' ? value : nullptr;
 }
 
+// One piece of a GLIBC_TUNABLES string.
+struct Entry {
+  const char* name = nullptr;  // Null: behind the last one.
+  size_t name_length = 0;
+  const char* value = nullptr;  // Null: no "=" in it.
+  size_t value_length = 0;
+};
+
+Entry first_entry(const char* text) {
+  if (*text == '\0') return {};
+  Entry entry{text, std::strcspn(text, "=:"), nullptr, 0};
+  if (text[entry.name_length] != '=') return entry;
+  entry.value = text + entry.name_length + 1;
+  entry.value_length = std::strcspn(entry.value, ":");
+  return entry;
+}
+Entry next_entry(const Entry& entry) {
+  const char* end =
+      entry.value == nullptr ? entry.name + entry.name_length : entry.value + entry.value_length;
+  return *end == ':' ? first_entry(end + 1) : Entry{};
+}
+
+bool same_name(const Entry& a, const Entry& b) {
+  return a.name_length == b.name_length && std::strncmp(a.name, b.name, a.name_length) == 0;
+}
+bool comes_again(const Entry& entry) {
+  for (Entry next = next_entry(entry); next.name != nullptr; next = next_entry(next)) {
+    if (next.value != nullptr && same_name(entry, next)) return true;
+  }
+  return false;
+}
+
+// Neither a second "=" in a value nor a bare name at the end; a bare name before a colon is
+// skipped.
+bool is_well_formed(const char* text) {
+  for (Entry entry = first_entry(text); entry.name != nullptr; entry = next_entry(entry)) {
+    if (entry.value == nullptr) {
+      if (entry.name[entry.name_length] == '\0') return false;
+    } else if (std::memchr(entry.value, '=', entry.value_length) != nullptr) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// glibc.rtld.enable_secure=1: the environment counts for nothing.
+bool asks_for_security(const Settings& settings, const char* text) {
+  if (text == nullptr || !glibc_rules(settings.glibc_version).has_enable_secure ||
+      !is_well_formed(text)) {
+    return false;
+  }
+  constexpr char kName[] = "glibc.rtld.enable_secure";
+  for (Entry entry = first_entry(text); entry.name != nullptr; entry = next_entry(entry)) {
+    if (entry.value == nullptr || comes_again(entry)) continue;
+    if (!same_name(entry, {kName, sizeof kName - 1, nullptr, 0})) continue;
+    const char* end = nullptr;
+    return base::parse_tunable_number(entry.value, &end) == 1 &&
+           end == entry.value + entry.value_length;
+  }
+  return false;
+}
+
+// Applies the variable that is this tunable's alias; of several, the one that counts.
+void apply_alias(Settings* settings, const Tunable& tunable, const char* const* entries,
+                 bool last_wins) {
+  const char* last = nullptr;
+  for (; *entries != nullptr; ++entries) {
+    const char* value = base::env_value_if_named(*entries, tunable.alias);
+    if (value == nullptr) continue;
+    last = value;
+    if (!last_wins && apply(tunable, settings, value, std::strlen(value))) return;
+  }
+  if (last_wins && last != nullptr) apply(tunable, settings, last, std::strlen(last));
+}
+
 }  // namespace
 
 bool apply_tunable(Settings* settings, const char* name, size_t name_length, const char* value) {
   for (const Tunable& tunable : kTunables) {
     if (std::strlen(tunable.name) == name_length &&
         std::strncmp(tunable.name, name, name_length) == 0) {
-      return apply(tunable, settings, value);
+      return apply(tunable, settings, value, std::strcspn(value, ":"));
     }
   }
   return false;
@@ -137,27 +235,26 @@ bool apply_tunable(Settings* settings, const char* name, size_t name_length, con
 void apply_glibc_tunables(Settings* settings, const char* text) {
   constexpr char kPrefix[] = "glibc.malloc.";
   constexpr size_t kPrefixLength = sizeof kPrefix - 1;
-  // Number parsing stops at the colon by itself, so the entries need not be copied apart.
-  while (*text != '\0') {
-    const size_t length = std::strcspn(text, ":");
-    const size_t name_length = std::strcspn(text, "=:");
-    if (name_length < length && name_length > kPrefixLength &&
-        std::strncmp(text, kPrefix, kPrefixLength) == 0) {
-      apply_tunable(settings, text + kPrefixLength, name_length - kPrefixLength,
-                    text + name_length + 1);
+  const bool strict = glibc_rules(settings->glibc_version).tunables_are_strict;
+  if (strict && !is_well_formed(text)) return;
+  for (Entry entry = first_entry(text); entry.name != nullptr; entry = next_entry(entry)) {
+    if (entry.value == nullptr || entry.name_length <= kPrefixLength ||
+        std::strncmp(entry.name, kPrefix, kPrefixLength) != 0 || (strict && comes_again(entry))) {
+      continue;
     }
-    text += length;
-    if (*text == ':') ++text;
+    apply_tunable(settings, entry.name + kPrefixLength, entry.name_length - kPrefixLength,
+                  entry.value);
   }
 }
 
 void apply_environment(Settings* settings, const char* const* entries) {
-  for (const Tunable& tunable : kTunables) {
-    const char* value = tunable.alias != nullptr ? find(entries, tunable.alias) : nullptr;
-    if (value != nullptr) apply(tunable, settings, value);
-  }
-  if (const char* tunables = find(entries, "GLIBC_TUNABLES")) {
-    apply_glibc_tunables(settings, tunables);
+  const char* tunables = find(entries, "GLIBC_TUNABLES");
+  if (!asks_for_security(*settings, tunables)) {
+    const bool last_wins = glibc_rules(settings->glibc_version).last_alias_wins;
+    for (const Tunable& tunable : kTunables) {
+      if (tunable.alias != nullptr) apply_alias(settings, tunable, entries, last_wins);
+    }
+    if (tunables != nullptr) apply_glibc_tunables(settings, tunables);
   }
   if (const char* value = find_option(entries, "HEAPLEDGER_MMAP_THRESHOLD")) {
     if (!apply_option_threshold(settings, value)) {
@@ -177,7 +274,7 @@ void apply_environment(Settings* settings, const char* const* entries) {
 }
 
 Settings settings_from_environment() {
-  Settings settings;
+  Settings settings = default_settings(running_glibc_version());
   if (!base::is_secure()) apply_environment(&settings, base::env_entries());
   return settings;
 }
