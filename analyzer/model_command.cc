@@ -59,7 +59,7 @@ void run_model(const std::string& path, const std::string& layout, std::optional
   const int64_t id = process.value_or(first_recorded(info));
   ModelOptions options;
   options.layout = layout == "header16" ? LayoutKind::kHeader16 : LayoutKind::kGlibc;
-  options.settings = recorded_settings(info.process(id));
+  options.settings = recorded_settings(db, info, id);
   options.cpus = static_cast<size_t>(schema::meta_int(db, "cpus").value_or(1));
   const std::unique_ptr<Model> model = make_model(options);
   RecordedOps reader(db, info, id);

@@ -206,6 +206,8 @@ HL_EXPORT size_t malloc_usable_size(void* block) {
 HL_EXPORT int malloc_trim(size_t pad) {
   if (!heapledger::traced()) return g_heap.trim(pad) ? 1 : 0;
   heapledger::trace::CallScope scope(__builtin_return_address(0));
+  heapledger::trace::note_policy(static_cast<uint8_t>(heapledger::heap::PolicyKind::kTrimCalled),
+                                 pad, 0);
   const bool released = g_heap.trim(pad);
   scope.flush();
   return released ? 1 : 0;

@@ -10,13 +10,25 @@
 #include "interposer/base/sys.h"
 #include "interposer/heap/direct_os.h"
 #include "interposer/heap/os.h"
+#include "interposer/heap/start_settings.h"
 #include "interposer/trace/recorder.h"
 
 namespace heapledger {
 
 class TracedOs {
  public:
-  heap::Settings initial_settings() { return heap::settings_from_environment(); }
+  // The process's slot has room for the common ones; the others are told where they are unusual.
+  heap::Settings initial_settings() {
+    const heap::Settings settings = heap::settings_from_environment();
+    const heap::Settings usual;
+    for (const heap::StartSetting& setting : heap::kStartSettings) {
+      const uint64_t value = setting.get(settings);
+      if (value != setting.get(usual)) {
+        on_policy(heap::PolicyKind::kSettingAtStart, setting.number, value);
+      }
+    }
+    return settings;
+  }
 
   uintptr_t brk(uintptr_t address, heap::Cause cause) {
     const uint64_t entered = trace::tick();

@@ -46,7 +46,7 @@ class Family {
   void play_afresh(const ProcessInfo& process) {
     ModelOptions options;
     options.layout = LayoutKind::kGlibc;
-    options.settings = recorded_settings(process);
+    options.settings = recorded_settings(db_, info_, process.id);
     options.cpus = cpus_;
     const std::unique_ptr<Model> model = make_model(options);
     // What is damaged is noted where the process is replayed.

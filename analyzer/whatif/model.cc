@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "interposer/heap/allocator_impl.h"
+#include "interposer/heap/start_settings.h"
 #include "interposer/simulated/model_os.h"
 
 namespace heapledger::analyzer {
@@ -200,19 +201,31 @@ std::unique_ptr<Model> make_model(const ModelOptions& options) {
   return std::make_unique<ModelOf<heap::Header16>>(options);
 }
 
-heap::Settings recorded_settings(const ProcessInfo& process) {
+heap::Settings recorded_settings(schema::Database& db, const TraceInfo& info, int64_t process) {
+  const ProcessInfo* at = &info.process(process);
+  // Only a damaged trace has a parent that came later.
+  while (at->forked && at->parent && *at->parent < at->id) at = &info.process(*at->parent);
   heap::Settings settings;
   const auto set = [](auto& setting, const std::optional<int64_t>& recorded) {
     using Type = std::remove_reference_t<decltype(setting)>;
     if (recorded) setting = static_cast<Type>(*recorded);
   };
-  set(settings.mmap_threshold, process.mmap_threshold);
-  set(settings.trim_threshold, process.trim_threshold);
-  set(settings.top_pad, process.top_pad);
-  set(settings.mmap_max, process.mmap_max);
-  set(settings.arena_max, process.arena_max);
-  set(settings.cache_count, process.tcache_count);
-  settings.threshold_is_dynamic = process.mmap_threshold_dynamic.value_or(1) != 0;
+  set(settings.mmap_threshold, at->mmap_threshold);
+  set(settings.trim_threshold, at->trim_threshold);
+  set(settings.top_pad, at->top_pad);
+  set(settings.mmap_max, at->mmap_max);
+  set(settings.arena_max, at->arena_max);
+  set(settings.cache_count, at->tcache_count);
+  settings.threshold_is_dynamic = at->mmap_threshold_dynamic.value_or(1) != 0;
+  schema::Statement select = db.prepare(
+      "SELECT old_value, new_value FROM policy_event WHERE process = ?"
+      " AND kind = 'setting at start'");
+  select.bind_all(at->id);
+  while (select.step()) {
+    for (const heap::StartSetting& setting : heap::kStartSettings) {
+      if (setting.number == select.column_int(0)) setting.set(settings, select.column_uint(1));
+    }
+  }
   return settings;
 }
 

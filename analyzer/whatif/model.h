@@ -64,7 +64,7 @@ class Model {
 
 std::unique_ptr<Model> make_model(const ModelOptions& options);
 
-// The settings a process's allocator started with.
-heap::Settings recorded_settings(const ProcessInfo& process);
+// The settings a process's allocator started with. A forked child has its image's.
+heap::Settings recorded_settings(schema::Database& db, const TraceInfo& info, int64_t process);
 
 }  // namespace heapledger::analyzer

@@ -63,19 +63,22 @@ enum class PolicyKind : uint8_t {
   kTopGrown = 2,         // Size of the main arena's system memory before and after.
   kTopTrimmed = 3,       // The same, by a trim.
   kTopFallback = 4,  // The break could not move; old: bytes asked of it, new: bytes mapped instead.
-  kForeignBreak = 5,    // Someone else moved the break; old and new: where the top ended and where
-                        // memory goes on (addresses).
-  kArenaCreated = 6,    // Numbers of arenas (not bytes).
-  kHeapCreated = 7,     // Old: 0 or the heap's address before; new: the heap's address.
-  kHeapDestroyed = 8,   // Old: the heap's address; new: the one that remains.
-  kSettingChanged = 9,  // mallopt; old: the parameter's number, new: its value (not bytes).
+  kForeignBreak = 5,     // Someone else moved the break; old and new: where the top ended and where
+                         // memory goes on (addresses).
+  kArenaCreated = 6,     // Numbers of arenas (not bytes).
+  kHeapCreated = 7,      // Old: 0 or the heap's address before; new: the heap's address.
+  kHeapDestroyed = 8,    // Old: the heap's address; new: the one that remains.
+  kSettingChanged = 9,   // mallopt; old: the parameter's number, new: its value (not bytes).
+  kSettingAtStart = 10,  // Other than the default; see start_settings.h.
+  kTrimCalled = 11,      // malloc_trim; old: its argument.
 };
-inline constexpr unsigned kPolicyKindCount = 10;
+inline constexpr unsigned kPolicyKindCount = 12;
 
 constexpr const char* policy_name(PolicyKind kind) {
   constexpr const char* kNames[kPolicyKindCount] = {
-      "none",          "threshold raised", "top grown",    "top trimmed",    "top fallback",
-      "foreign break", "arena created",    "heap created", "heap destroyed", "setting changed"};
+      "none",           "threshold raised", "top grown",        "top trimmed",
+      "top fallback",   "foreign break",    "arena created",    "heap created",
+      "heap destroyed", "setting changed",  "setting at start", "trim called"};
   const auto index = static_cast<unsigned>(kind);
   return index < kPolicyKindCount ? kNames[index] : "unknown";
 }

@@ -24,7 +24,7 @@ class WhatIfTest : public AnalyzerTest {
     const TraceInfo info = load_trace_info(db);
     ModelOptions options;
     options.layout = layout;
-    options.settings = recorded_settings(info.process(process));
+    options.settings = recorded_settings(db, info, process);
     const std::unique_ptr<Model> model = make_model(options);
     RecordedOps reader(db, info, process);
     std::string text;
@@ -82,6 +82,28 @@ TEST_F(WhatIfTest, TakesTheSettingsOfTheRecording) {
       .set("top_pad", 0)
       .alloc(0x7000, 200000, stack_);
   EXPECT_EQ(calls(trace), "brk ?; brk 4096; brk 196608");
+}
+
+// Goal: malloc_trim is followed.
+TEST_F(WhatIfTest, FollowsMallocTrim) {
+  TraceBuilder trace;
+  trace.alloc(0x7000, 100000, stack_).free(0x7000).policy("trim called", 0, 0);
+  EXPECT_EQ(calls(trace), "brk ?; brk 135168; brk -131072");
+}
+
+// Goal: settings that the recording tells only where they are unusual. Method: small blocks freed
+// from the last on merge with the top, which is trimmed, unless fastbins keep them.
+TEST_F(WhatIfTest, TakesUnusualSettings) {
+  for (const bool fastbins : {true, false}) {
+    TraceBuilder trace;
+    trace.set("tcache_count", 0);
+    if (!fastbins) trace.policy("setting at start", 1, 0);
+    constexpr uint64_t kBlocks = 9000;
+    for (uint64_t i = 0; i < kBlocks; ++i) trace.alloc(0x7000 + i * 32, 24, stack_);
+    for (uint64_t i = kBlocks; i-- > 0;) trace.free(0x7000 + i * 32);
+    const bool trimmed = calls(trace).find("brk -") != std::string::npos;
+    EXPECT_EQ(trimmed, !fastbins);
+  }
 }
 
 // Goal: mallopt takes effect where it was called.

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Settings that a recording tells by policy events (PolicyKind::kSettingAtStart) and only where
+// they are not the default: few programs have them, and a model of the process needs them all.
+#pragma once
+
+#include <cstdint>
+
+#include "interposer/heap/settings.h"
+
+namespace heapledger::heap {
+
+struct StartSetting {
+  uint8_t number;  // Written to traces: never reused.
+  uint64_t (*get)(const Settings& settings);
+  void (*set)(Settings& settings, uint64_t value);
+};
+
+inline constexpr StartSetting kStartSettings[] = {
+    {1, [](const Settings& s) -> uint64_t { return s.fast_chunk_max; },
+     [](Settings& s, uint64_t value) { s.fast_chunk_max = value; }},
+    {2, [](const Settings& s) -> uint64_t { return s.cache_request_max; },
+     [](Settings& s, uint64_t value) { s.cache_request_max = value; }},
+    {3, [](const Settings& s) -> uint64_t { return s.cache_unsorted_limit; },
+     [](Settings& s, uint64_t value) { s.cache_unsorted_limit = value; }},
+    {4, [](const Settings& s) -> uint64_t { return s.perturb; },
+     [](Settings& s, uint64_t value) { s.perturb = static_cast<uint8_t>(value); }},
+    {5, [](const Settings& s) -> uint64_t { return s.arena_test; },
+     [](Settings& s, uint64_t value) { s.arena_test = value; }},
+};
+
+}  // namespace heapledger::heap
