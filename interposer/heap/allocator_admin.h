@@ -114,7 +114,7 @@ bool Allocator<L, Os>::set_option(int parameter, int value) {
       settings_.threshold_is_dynamic = false;
       break;
     case kPerturb:
-      settings_.perturb = static_cast<uint8_t>(value & 0xff);
+      settings_.perturb = value;
       break;
     case kArenaTest:
       if (value > 0) settings_.arena_test = wide;

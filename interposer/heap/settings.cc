@@ -36,7 +36,7 @@ void set_arena_test(Settings* s, uint64_t v) { s->arena_test = v; }
 void set_cache_count(Settings* s, uint64_t v) { s->cache_count = v; }
 void set_cache_max(Settings* s, uint64_t v) { s->cache_request_max = v; }
 void set_unsorted_limit(Settings* s, uint64_t v) { s->cache_unsorted_limit = v; }
-void set_perturb(Settings* s, uint64_t v) { s->perturb = static_cast<uint8_t>(v); }
+void set_perturb(Settings* s, uint64_t v) { s->perturb = static_cast<int>(v); }
 void set_hugetlb(Settings* s, uint64_t v) { s->hugetlb = v; }
 void set_fast_max(Settings* s, uint64_t v) {
   // Below a word's worth fastbins are off; the limit is on chunks, the parameter on requests.

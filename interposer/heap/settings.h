@@ -37,8 +37,9 @@ struct Settings {
   size_t cache_request_max = kCacheRequestMax;  // tcache_max: the largest request that is cached.
   size_t cache_unsorted_limit = 0;  // Unsorted chunks looked at while the cache fills; 0: all.
   size_t fast_chunk_max = 128;      // The largest nb that goes to a fastbin; 0: none (M_MXFAST).
-  uint8_t perturb = 0;  // Non-zero: fill new memory with its complement, freed memory with it.
-  size_t hugetlb = 0;   // Huge pages: 0 none, 1 transparent, 2 the default size, else a size.
+  int perturb = 0;     // Non-zero, not only in its low byte: fill new memory with that byte's
+                       // complement, freed memory with it.
+  size_t hugetlb = 0;  // Huge pages: 0 none, 1 transparent, 2 the default size, else a size.
   bool threshold_is_tunable = false;  // mmap_threshold was set before the first call.
 };
 

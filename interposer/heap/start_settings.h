@@ -23,8 +23,8 @@ inline constexpr StartSetting kStartSettings[] = {
      [](Settings& s, uint64_t value) { s.cache_request_max = value; }},
     {3, [](const Settings& s) -> uint64_t { return s.cache_unsorted_limit; },
      [](Settings& s, uint64_t value) { s.cache_unsorted_limit = value; }},
-    {4, [](const Settings& s) -> uint64_t { return s.perturb; },
-     [](Settings& s, uint64_t value) { s.perturb = static_cast<uint8_t>(value); }},
+    {4, [](const Settings& s) -> uint64_t { return static_cast<uint32_t>(s.perturb); },
+     [](Settings& s, uint64_t value) { s.perturb = static_cast<int>(value); }},
     {5, [](const Settings& s) -> uint64_t { return s.arena_test; },
      [](Settings& s, uint64_t value) { s.arena_test = value; }},
 };
