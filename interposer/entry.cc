@@ -156,6 +156,13 @@ HL_EXPORT void* memalign(size_t alignment, size_t size) {
 }
 
 HL_EXPORT void* aligned_alloc(size_t alignment, size_t size) {
+  const bool is_odd = alignment == 0 || (alignment & (alignment - 1)) != 0;
+  if (__builtin_expect(is_odd, 0)) {
+    const auto rules = heapledger::heap::glibc_rules(g_heap.settings().glibc_version);
+    if (rules.aligned_needs_power_of_two) {
+      return refuse(EventKind::kAlignedAlloc, size, alignment, EINVAL, __builtin_return_address(0));
+    }
+  }
   return allocate_aligned(EventKind::kAlignedAlloc, alignment, size, __builtin_return_address(0));
 }
 

@@ -19,6 +19,7 @@ namespace {
 using heapledger::g_heap;
 using heapledger::heap::ArenaReport;
 using heapledger::heap::Info;
+using heapledger::heap::SizeClass;
 
 // A line of text under construction.
 class Line {
@@ -70,12 +71,34 @@ void print_totals(Line& line, FILE* file, const ArenaReport& sum) {
   line.print(file);
 }
 
-void print_size_class(Line& line, FILE* file, const char* element,
-                      const heapledger::heap::SizeClass& entry) {
+void print_size_class(Line& line, FILE* file, const char* element, SizeClass entry) {
   if (entry.count == 0) return;
   line << "  <" << element << " from=\"" << entry.from << "\" to=\"" << entry.to << "\" total=\""
        << entry.bytes << "\" count=\"" << entry.count << "\"/>\n";
   line.print(file);
+}
+
+// glibc's readers know its numbers: a fastbin is named as the range of sizes above the one before,
+// and the sizes of chunks in bins are printed with their lowest flag, which is set.
+SizeClass as_fast_range(SizeClass entry) {
+  entry.from = entry.to - (heapledger::heap::kAlignment - 1);
+  return entry;
+}
+SizeClass with_flags(SizeClass entry) {
+  entry.from += heapledger::heap::kPrevInUse;
+  entry.to += heapledger::heap::kPrevInUse;
+  entry.bytes += entry.count * heapledger::heap::kPrevInUse;
+  return entry;
+}
+
+// The report with the same numbers: all but the top are in bins.
+ArenaReport as_glibc_prints(ArenaReport report) {
+  for (SizeClass& entry : report.fast) entry = as_fast_range(entry);
+  for (SizeClass& entry : report.bins) {
+    report.rest_bytes += with_flags(entry).bytes - entry.bytes;
+    entry = with_flags(entry);
+  }
+  return report;
 }
 
 void print_arena(FILE* file, size_t number, const ArenaReport& report) {
@@ -165,6 +188,7 @@ HL_EXPORT int malloc_info(int options, FILE* file) noexcept {
   for (size_t i = 0; i < info.arena_count; ++i) {
     ArenaReport report;
     if (!g_heap.report_arena(i, &report)) break;
+    report = as_glibc_prints(report);
     print_arena(file, i, report);
     sum.fast_count += report.fast_count;
     sum.fast_bytes += report.fast_bytes;
