@@ -24,8 +24,12 @@
 
 namespace heapledger::trace {
 
-// The ring of this thread at `level`, claimed if need be; null: events are lost. Slow.
-ThreadRing* claim_ring(unsigned level) noexcept;
+class CallScope;
+
+// The ring of this thread at `level`, claimed if need be; null: events are lost. Slow. Where a
+// handler has jumped out of the calls that `level` counts (longjmp), they are over: t_local.level
+// is put right, and the ring is that of the level that `scope` really has.
+ThreadRing* claim_ring(unsigned level, const CallScope* scope) noexcept;
 
 class CallScope {
  public:
@@ -35,7 +39,7 @@ class CallScope {
     base::compiler_barrier();  // From here on a signal handler uses the next level.
     ThreadRing* ring = t_local.ring;
     const bool ready = level == 0 && ring != nullptr && ring->producer.attached();
-    ring_ = __builtin_expect(ready, 1) ? ring : claim_ring(level);
+    ring_ = __builtin_expect(ready, 1) ? ring : claim_ring(level, this);
     if (ring_ != nullptr) ring_->scope = this;
   }
   ~CallScope() {

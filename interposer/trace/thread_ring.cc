@@ -2,6 +2,8 @@
 // Claiming and giving back rings.
 #include "interposer/trace/thread_ring.h"
 
+#include <signal.h>
+
 #include "interposer/base/sys.h"
 #include "interposer/trace/process.h"
 #include "interposer/trace/recorder.h"
@@ -137,12 +139,52 @@ void close_ring(ThreadRing* ring) {
   slot->state.store(RingState::kEnded, std::memory_order_release);
 }
 
+// Whether the call of `scope` is over although it never returned, as seen from a call that began at
+// `here`: frames that are still there lie further out. Only what is sure counts as over: on the
+// alternate signal stack nothing is known of the thread's own, nor of stacks that are far apart.
+bool is_abandoned(const CallScope* scope, uintptr_t here, const stack_t& alternate) {
+  constexpr uintptr_t kFar = 1 << 20;
+  const uintptr_t there = base::address_of(scope);
+  const uintptr_t begin = base::address_of(alternate.ss_sp);
+  const bool has_alternate = (alternate.ss_flags & SS_DISABLE) == 0;
+  const bool there_is_alternate = has_alternate && there - begin < alternate.ss_size;
+  const bool here_is_alternate = (alternate.ss_flags & SS_ONSTACK) != 0;
+  if (here_is_alternate != there_is_alternate) return there_is_alternate;
+  return there <= here && here - there < kFar;
+}
+
+// A handler has jumped out of calls (siglongjmp): their levels are free again. Returns the level of
+// the call that begins now. What they had not written is lost to the trace as to the program.
+unsigned leave_abandoned_calls(unsigned level, const CallScope* scope) {
+  ThreadRing* base = t_local.ring;
+  if (base == nullptr || !base->producer.attached()) return level;
+  stack_t alternate{};
+  if (sys::failed(sys::call(SYS_sigaltstack, 0, sys::word(&alternate)))) return level;
+  count_recorder_syscalls(1);
+  for (unsigned live = 0; live < level && live < kLevels; ++live) {
+    ThreadRing* ring = live == 0 ? base : base->nested[live - 1];
+    if (ring == nullptr || !ring->producer.attached()) break;
+    if (!is_abandoned(ring->scope, base::address_of(scope), alternate)) continue;
+    ring->pending_count = 0;
+    // Release: pairs with the acquire load in fork_begins. libunwind holds its locks with signals
+    // blocked only, so the jump left none behind.
+    ring->busy.store(0, std::memory_order_release);
+    t_local.own = static_cast<uint8_t>(t_local.own & ~kOwnUnwinding);
+    t_local.level = static_cast<uint16_t>(live + 1);
+    return live;
+  }
+  return level;
+}
+
 }  // namespace
 
-ThreadRing* claim_ring(unsigned level) noexcept {
-  if (this_process() == nullptr || level >= kLevels) return nullptr;
+ThreadRing* claim_ring(unsigned level, const CallScope* scope) noexcept {
+  if (this_process() == nullptr) return nullptr;
+  if (level != 0 && !is_sandboxed()) level = leave_abandoned_calls(level, scope);
+  if (level >= kLevels) return nullptr;
   ThreadRing* base = t_local.ring;
   const bool base_ready = base != nullptr && base->producer.attached();
+  if (level == 0 && base_ready) return base;  // After a jump.
   if (level != 0) {
     // A handler that interrupted the very claim of level 0 finds no place to keep its ring: its
     // events are lost.

@@ -5,9 +5,11 @@
 
 #include <dlfcn.h>
 #include <gtest/gtest.h>
+#include <setjmp.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <functional>
 #include <set>
 #include <thread>
 
@@ -160,19 +162,23 @@ TEST_F(RecorderTest, StacksBeginAtTheCaller) {
   EXPECT_NE(dladdr(reinterpret_cast<void*>(event.stack[0]), &info), 0);
 }
 
+// A call within a call within a call, each in a frame of its own, as signal handlers are; the
+// innermost does `then`.
+using Innermost = std::function<void(const CallScope&)>;
+__attribute__((noinline)) void nest(int levels, const Innermost& then) {
+  CallScope scope(__builtin_return_address(0));
+  if (levels > 1) {
+    nest(levels - 1, then);
+  } else {
+    then(scope);
+  }
+  scope.on_text(EventKind::kNote, "", false);
+}
+
 // Goal: a call within a call (a signal handler) goes to a ring of its own, and is marked.
 TEST_F(RecorderTest, NestedCallsUseOtherRings) {
   start();
-  CallScope outer(__builtin_return_address(0));
-  CallScope* inner[3] = {};
-  alignas(CallScope) char memory[3][sizeof(CallScope)];
-  for (int i = 0; i < 3; ++i) {
-    inner[i] = new (memory[i]) CallScope(__builtin_return_address(0));
-    inner[i]->on_text(EventKind::kNote, "", false);
-  }
-  EXPECT_FALSE(inner[2]->recording()) << "level 3 has no ring";
-  for (int i = 2; i >= 0; --i) inner[i]->~CallScope();
-  outer.on_text(EventKind::kNote, "", false);
+  nest(4, [](const CallScope& scope) { EXPECT_FALSE(scope.recording()) << "level 3 has no ring"; });
   std::set<std::pair<uint32_t, uint32_t>> rings;
   for (const Event& event : drain()) {
     if (event.kind != EventKind::kNote) continue;
@@ -181,6 +187,33 @@ TEST_F(RecorderTest, NestedCallsUseOtherRings) {
   }
   EXPECT_EQ(rings.size(), 3U);
   EXPECT_EQ(region_->process(0).events_lost.load(), 1U);
+}
+
+// Goal: a handler that jumps out of calls leaves nothing behind: later ones are of their own level.
+// Method: jumps from three levels deep, more often than there are levels.
+TEST_F(RecorderTest, JumpsOutOfCallsCostNothing) {
+  start();
+  volatile int jumps = 0;
+  while (jumps < 5) {
+    jumps = jumps + 1;
+    jmp_buf out;
+    if (setjmp(out) == 0) {
+      nest(3, [&out](const CallScope& scope) {
+        EXPECT_TRUE(scope.recording());
+        longjmp(out, 1);
+      });
+    }
+    nest(1, [](const CallScope& scope) { EXPECT_TRUE(scope.recording()); });
+    EXPECT_EQ(trace::t_local.level, 0);
+  }
+  int notes = 0;
+  for (const Event& event : drain()) {
+    if (event.kind != EventKind::kNote) continue;
+    ++notes;
+    EXPECT_EQ(event.level, 0U);
+  }
+  EXPECT_EQ(notes, 5);
+  EXPECT_EQ(region_->process(0).events_lost.load(), 0U);
 }
 
 // Goal: what the allocator does under its lock comes before the call's own event, with its stack.
