@@ -63,7 +63,8 @@ class Sections:
     def test_recorded(self):
         def record(section):
             trace = self.record([self.program, section], ["--quiet", "--wait"], name=section + ".db", stdin=subprocess.DEVNULL)
-            return trace.run.returncode, trace.run.stdout.decode(), trace.run.stderr.decode()
+            lost = trace.one("SELECT sum(events_lost) FROM process")
+            return trace.run.returncode, trace.run.stdout.decode(), trace.run.stderr.decode() + (f"{lost} calls lost" if lost else "")
 
         self.compare(record)
 
