@@ -41,7 +41,12 @@ void* Allocator<L, Os>::reallocate(ThreadState& thread, void* old, size_t size,
       return View::block(resized);
     }
   }
-  // The arena has nothing, but this thread's cache or (with several) another arena may.
+  // The arena has nothing. With several threads the cache or another arena may; glibc tries them
+  // only then.
+  if (is_single_threaded()) {
+    errno = ENOMEM;
+    return nullptr;
+  }
   void* fresh = allocate(thread, size);
   if (fresh == nullptr) return nullptr;
   copy_data(os_, fresh, old, View::usable(chunk));
@@ -116,6 +121,8 @@ bool Allocator<L, Os>::grow_in_place(ArenaType& arena, Chunk* old, size_t bytes)
 template <class L, OperatingSystem Os>
 Chunk* Allocator<L, Os>::move_chunk(ThreadState& thread, ArenaType& arena, Chunk* old,
                                     const Request& request, const ReleaseObserver& observer) {
+  // glibc asks its malloc for nb - 15 bytes: the last few sizes that realloc takes fail there.
+  if (request.policy > kRequestMax + 15) return nullptr;
   Chunk* fresh = take(thread, arena, request);
   if (fresh == nullptr) return nullptr;
   const size_t old_bytes = View::size(old);
@@ -153,14 +160,17 @@ void* Allocator<L, Os>::allocate_aligned(ThreadState& thread, size_t alignment, 
     return nullptr;
   }
   alignment = std::bit_ceil(alignment);
-  if (size > kRequestMax / 2 || alignment > kRequestMax / 2) {
+  // The sum is the request that must not be too large; as it wraps in glibc 2.36, that one returns
+  // a block in the wrong place.
+  const Request wanted = Request::of<L>(size);
+  const size_t sum = wanted.policy + alignment + kMinChunk;
+  if (size > kRequestMax || sum < alignment || sum > kRequestMax) {
     errno = ENOMEM;
     return nullptr;
   }
   ensure_initialised();
   ArenaType& arena = arena_of(thread);
-  const Request wanted = Request::of<L>(size);
-  const Request padded = Request::of<L>(wanted.policy + alignment + kMinChunk);
+  const Request padded = Request::of<L>(sum);
   Chunk* chunk = nullptr;
   if (is_nested(thread, arena)) [[unlikely]] {
     chunk = map_aligned(alignment, padded);

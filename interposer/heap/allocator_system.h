@@ -269,7 +269,8 @@ void Allocator<L, Os>::note_main_range(uintptr_t begin, uintptr_t end) {
 template <class L, OperatingSystem Os>
 bool Allocator<L, Os>::trim_top(ArenaType& arena, size_t pad) {
   const size_t top_bytes = arena.top_bytes();
-  if (top_bytes < kMinChunk + 1) return false;
+  // Wraps where there is no top, or the least one, as in glibc: malloc_trim() then asks where the
+  // break is, and adds to a top that ends there.
   const size_t area = top_bytes - kMinChunk - 1;
   if (area <= pad) return false;
   const size_t extra = base::align_down(area - pad, base::kPageBytes);

@@ -80,6 +80,23 @@ TEST_F(GlibcLayout, FallbackMappingsAreThoseOf236) {
   EXPECT_EQ(made[1], "brk +233472 refused; mmap 233472");
 }
 
+// What strace shows of glibc at the ends of the range of sizes.
+TEST_F(GlibcLayout, AbsurdSizesAreAskedForWhereGlibcAsks) {
+  char* block = alloc(5000);
+  calls();
+  EXPECT_EQ(resize(block, PTRDIFF_MAX), nullptr);
+  EXPECT_EQ(calls(), "");
+  EXPECT_EQ(aligned(257, size_t{1} << 62), nullptr);
+  EXPECT_EQ(calls().substr(0, 5), "mmap ");
+  EXPECT_EQ(aligned(size_t{1} << 62, PTRDIFF_MAX), nullptr);
+  EXPECT_EQ(calls(), "");
+}
+
+TEST_F(GlibcLayout, TrimBeforeTheFirstBlockAsksWhereTheBreakIs) {
+  EXPECT_FALSE(heap().trim(0));
+  EXPECT_EQ(calls(), "brk ?");
+}
+
 // realloc in place must not touch the program's bytes: under this layout there is no word of ours
 // among them.
 TEST_F(GlibcLayout, ReallocKeepsEveryByte) {
