@@ -48,6 +48,9 @@ class Family {
     options.layout = LayoutKind::kGlibc;
     options.settings = recorded_settings(db_, info_, process.id);
     options.cpus = cpus_;
+    // One at a time: room for whatever a program may have reserved.
+    options.space.break_bytes = size_t{1} << 40;
+    options.space.map_bytes = size_t{1} << 43;
     const std::unique_ptr<Model> model = make_model(options);
     // What is damaged is noted where the process is replayed.
     RecordedOps reader(db_, info_, process.id, [](const schema::Damage&) {});

@@ -19,7 +19,9 @@ template <class Layout>
 class ModelOf : public Model {
  public:
   explicit ModelOf(const ModelOptions& options)
-      : machine_(space_options(options)), heap_(std::make_unique<Heap>(heap::ModelOs{&machine_})) {
+      : machine_(options.space),
+        heap_(std::make_unique<Heap>(heap::ModelOs{&machine_})),
+        residency_(options.space.residency) {
     machine_.settings = options.settings;
     machine_.cpus = options.cpus;
     // What failed while it was recorded gets nothing here either.
@@ -53,6 +55,11 @@ class ModelOf : public Model {
   }
 
   heap::AddressSpace& space() override { return machine_.space; }
+
+  size_t touch(uint32_t number, size_t offset, size_t bytes) override {
+    const auto* at = static_cast<const std::byte*>(block(number));
+    return at == nullptr ? 0 : machine_.space.touch(at + offset, bytes);
+  }
 
   std::unique_ptr<ModelImage> save() const override {
     auto image = std::make_unique<Image>();
@@ -105,12 +112,6 @@ class ModelOf : public Model {
     return static_cast<std::byte*>(static_cast<void*>(heap));
   }
 
-  static heap::SpaceOptions space_options(const ModelOptions& options) {
-    heap::SpaceOptions space;
-    space.residency = options.residency;
-    return space;
-  }
-
   ThreadState& thread(uint32_t number) {
     while (threads_.size() <= number) threads_.push_back(std::make_unique<ThreadState>());
     if (number != 0) machine_.single_threaded = false;
@@ -123,6 +124,17 @@ class ModelOf : public Model {
   }
   void set_block(const Op& op, void* at) {
     if (op.block != Op::kNoBlock) block(op.block) = at;
+    if (residency_ && at != nullptr) touch_headers(static_cast<const std::byte*>(at));
+  }
+
+  // The allocator wrote to the chunk's own header, and in an arena to the next one's: a neighbour's
+  // or the top's.
+  void touch_headers(const std::byte* at) {
+    const std::byte* end = at + Heap::usable_size(at);
+    machine_.space.touch(at - Heap::kHeaderBytes, Heap::kHeaderBytes);
+    const bool is_mapped = (heap::ChunkView<Layout>::head(heap::ChunkView<Layout>::of_block(at)) &
+                            heap::kIsMapped) != 0;
+    if (!is_mapped) machine_.space.touch(end, Heap::kHeaderBytes);
   }
 
   void release(ThreadState& by, uint32_t number) {
@@ -192,6 +204,7 @@ class ModelOf : public Model {
   ModelCounts inherited_;
   uint64_t operation_ = 0;
   bool refusing_ = false;
+  const bool residency_;
 };
 
 }  // namespace

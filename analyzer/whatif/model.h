@@ -28,7 +28,7 @@ struct ModelOptions {
   LayoutKind layout = LayoutKind::kGlibc;
   heap::Settings settings;
   size_t cpus = 1;
-  bool residency = false;
+  heap::SpaceOptions space;
 };
 
 struct ModelCounts {
@@ -56,6 +56,10 @@ class Model {
   virtual ModelCounts counts() const = 0;
   virtual heap::AddressSpace& space() = 0;
   virtual void set_sink(ModelSink sink) = 0;
+  // With SpaceOptions::residency: the program wrote to these bytes of a live block. The pages of
+  // headers and of what calloc clears and realloc copies are known without being told. Returns the
+  // page faults.
+  virtual size_t touch(uint32_t block, size_t offset, size_t bytes) = 0;
 
   // Now, and back to it, in this same model: a parent goes on where its child left it.
   virtual std::unique_ptr<ModelImage> save() const = 0;

@@ -59,8 +59,9 @@ enum class Contents : uint8_t { kNone, kKept };
 
 struct SpaceOptions {
   // Addresses for the break and for mappings. Where this process may not reserve so many, fewer.
-  size_t break_bytes = size_t{1} << 38;
-  size_t map_bytes = size_t{1} << 40;
+  // Hundreds of spaces of this size fit into one process.
+  size_t break_bytes = size_t{1} << 36;
+  size_t map_bytes = size_t{1} << 38;
   Contents contents = Contents::kNone;
   bool residency = false;  // Keeps a bit per page.
 };
