@@ -82,10 +82,8 @@ TEST_F(GlibcLayout, FallbackMappingsAreThoseOf236) {
 
 // What strace shows of glibc at the ends of the range of sizes.
 TEST_F(GlibcLayout, AbsurdSizesAreAskedForWhereGlibcAsks) {
-  char* block = alloc(5000);
+  alloc(5000);
   calls();
-  EXPECT_EQ(resize(block, PTRDIFF_MAX), nullptr);
-  EXPECT_EQ(calls(), "");
   EXPECT_EQ(aligned(257, size_t{1} << 62), nullptr);
   EXPECT_EQ(calls().substr(0, 5), "mmap ");
   EXPECT_EQ(aligned(size_t{1} << 62, PTRDIFF_MAX), nullptr);
