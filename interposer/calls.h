@@ -18,7 +18,8 @@ inline bool is_plain() noexcept { return __builtin_expect(trace::t_local.plain, 
 // thread is plain; what is not recorded once never is.
 inline void arm_plain() noexcept {
   if (trace::t_local.armed == 0) arm_thread_end();
-  trace::t_local.plain = trace::t_local.armed != 0;
+  trace::t_local.plain =
+      trace::t_local.armed != 0 && !g_other_malloc.load(std::memory_order_relaxed);
 }
 
 // `make` allocates, or returns null with errno set.

@@ -146,6 +146,10 @@ HL_EXPORT void* realloc(void* old, size_t size) {
 }
 
 HL_EXPORT void* reallocarray(void* old, size_t count, size_t size) {
+  if (!heapledger::is_plain()) heapledger::traced();  // The first call finds out.
+  if (__builtin_expect(heapledger::g_other_malloc.load(std::memory_order_relaxed), 0)) {
+    return real().reallocarray(old, count, size);  // libc's calls the program's realloc.
+  }
   const size_t bytes = heapledger::base::multiply_saturating(count, size);
   if (is_plain()) return resize_plain(old, bytes);
   return record_resize(EventKind::kReallocarray, old, bytes, __builtin_return_address(0));

@@ -26,6 +26,7 @@ namespace heapledger {
 
 constinit std::atomic<Mode> g_mode{Mode::kNew};
 constinit std::atomic<bool> g_other_allocators{false};
+constinit std::atomic<bool> g_other_malloc{false};
 
 namespace {
 
@@ -64,6 +65,7 @@ void resolve_all() {
   resolve(g_real.exit_now, "_exit");
   resolve(g_real.quick_exit, "quick_exit");
   resolve(g_real.prctl, "prctl");
+  resolve(g_real.reallocarray, "reallocarray");
   resolve(g_real.free, "free");
   resolve(g_real.malloc_usable_size, "malloc_usable_size");
   g_real_ready = true;
@@ -269,7 +271,7 @@ __attribute__((constructor)) void on_load() {
   if (g_mode.load(std::memory_order_relaxed) != Mode::kTraced) return;
   {
     trace::CallScope scope(__builtin_return_address(0));
-    const bool other_malloc = another_malloc_wins();
+    const bool other_malloc = g_other_malloc.load(std::memory_order_relaxed);
     {
       const trace::OwnWork own;
       if (!other_malloc) load_unwinder(scope);
@@ -304,6 +306,7 @@ void start_once() noexcept {
   Mode expected = Mode::kNew;
   if (!g_mode.compare_exchange_strong(expected, Mode::kStarting)) return;
   resolve_all();
+  g_other_malloc.store(another_malloc_wins(), std::memory_order_relaxed);
   Mode mode = Mode::kPlain;
   const char* record = base::env_lookup("HEAPLEDGER_RECORD");
   const bool off = record != nullptr && strcmp(record, "off") == 0;

@@ -68,6 +68,7 @@ struct Real {
   void (*exit_now)(int);  // _exit
   void (*quick_exit)(int);
   int (*prctl)(int, ...);
+  void* (*reallocarray)(void*, size_t, size_t);
   void (*free)(void*);
   size_t (*malloc_usable_size)(void*);
 };
@@ -77,6 +78,10 @@ const Real& real() noexcept;
 // libstdc++'s function of this mangled name, wherever the program has it; null without one. For
 // failure paths.
 void* find_cxx_function(const char* mangled) noexcept;
+
+// The program has a malloc of its own, which comes before ours: blocks that the program may hand to
+// its own free must not be ours. Set by start_once().
+extern constinit std::atomic<bool> g_other_malloc;
 
 // A dlmopen was seen: pointers that are not ours may come from another namespace's libc.
 extern constinit std::atomic<bool> g_other_allocators;

@@ -5,8 +5,12 @@
 // The library has no C++ run time: on failure, libstdc++'s own functions (the new handler, the
 // throw) are looked up in the program. The exception passes through these frames by their unwind
 // tables; no CallScope may be alive then.
+//
+// A program with a malloc of its own gets libstdc++'s operators, which call that: there, too, new
+// and malloc are one heap.
 #include <errno.h>
 
+#include <atomic>
 #include <new>
 
 #include "interposer/base/fatal.h"
@@ -20,6 +24,48 @@ namespace {
 using schema::EventKind;
 
 constexpr std::nothrow_t kNothrow{};  // std::nothrow itself lies in libstdc++.
+
+// ---- The operators behind ours, where the program's own malloc is to serve them.
+
+// Not in plain threads: they were found to have none.
+bool has_other_malloc() {
+  traced();  // The first call finds out.
+  return __builtin_expect(g_other_malloc.load(std::memory_order_relaxed), 0);
+}
+
+// The next definition of an operator; `known` remembers it.
+template <class Function>
+Function* next_operator(std::atomic<void*>& known, const char* mangled) {
+  // Relaxed: every thread finds the same function.
+  void* next = known.load(std::memory_order_relaxed);
+  if (next == nullptr) {
+    next = find_cxx_function(mangled);
+    if (next == nullptr) base::fatal("heapledger: no operator new behind this library's");
+    known.store(next, std::memory_order_relaxed);
+  }
+  return reinterpret_cast<Function*>(next);
+}
+
+[[gnu::noinline, gnu::cold]] void* call_next_new(EventKind kind, size_t size, size_t alignment) {
+  static constinit std::atomic<void*> plain[2];
+  static constinit std::atomic<void*> aligned[2];
+  const bool array = kind == EventKind::kNewArray;
+  if (alignment == 0) {
+    return next_operator<void*(size_t)>(plain[array], array ? "_Znam" : "_Znwm")(size);
+  }
+  return next_operator<void*(size_t, std::align_val_t)>(
+      aligned[array], array ? "_ZnamSt11align_val_t" : "_ZnwmSt11align_val_t")(
+      size, std::align_val_t{alignment});
+}
+
+// All forms of delete come to this one where there is one heap.
+[[gnu::noinline, gnu::cold]] void call_next_delete(EventKind kind, void* block) {
+  static constinit std::atomic<void*> known[2];
+  const bool array = kind == EventKind::kDeleteArray;
+  next_operator<void(void*)>(known[array], array ? "_ZdaPv" : "_ZdlPv")(block);
+}
+
+// ---- Ours.
 
 // A failed attempt is not recorded: the new handler may find memory. record_failure() records the
 // call that failed for good.
@@ -79,6 +125,7 @@ std::new_handler current_new_handler() {
 
 [[gnu::noinline]] void* record_or_throw(EventKind kind, size_t size, size_t alignment,
                                         const void* caller) {
+  if (has_other_malloc()) return call_next_new(kind, size, alignment);
   void* block = try_allocate(kind, size, alignment, caller);
   if (__builtin_expect(block != nullptr, 1)) return block;
   return allocate_or_throw_slow(kind, size, alignment, caller);
@@ -114,14 +161,21 @@ inline void* allocate_or_throw(EventKind kind, size_t size, const void* caller) 
 }
 
 inline void* allocate_or_null(EventKind kind, size_t size, size_t alignment, const void* caller) {
+  // libstdc++'s nothrow form calls our throwing one, which goes on to libstdc++'s.
+  if (has_other_malloc()) return allocate_or_null_slow(kind, size, alignment, caller);
   void* block = try_allocate(kind, size, alignment, caller);
   if (__builtin_expect(block != nullptr, 1)) return block;
   return allocate_or_null_slow(kind, size, alignment, caller);
 }
 
+[[gnu::noinline]] void release_recorded(EventKind kind, void* block, const void* caller) {
+  if (has_other_malloc()) return call_next_delete(kind, block);
+  record_release(kind, block, caller);
+}
+
 inline void release_block(EventKind kind, void* block, const void* caller) {
   if (is_plain()) return release_plain(block);
-  record_release(kind, block, caller);
+  release_recorded(kind, block, caller);
 }
 
 }  // namespace

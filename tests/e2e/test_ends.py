@@ -77,6 +77,15 @@ class Ends(recording.RecordingTest):
         self.assertEqual(trace.one("SELECT count(*) FROM mark WHERE kind = 'note' AND text LIKE '%malloc of its own%'"), 1)
         self.assertGreater(trace.one("SELECT count(*) FROM syscall WHERE name = 'mmap' AND origin = 'program'"), 30)
 
+    def test_its_operators_use_it_too(self):
+        native = self.native([recording.victim("own_operators")])
+        self.assertEqual((native.returncode, native.stderr), (0, b""))
+        plain = {**os.environ, "LD_PRELOAD": os.path.join(recording.BIN, "libheapledger.so"), "HEAPLEDGER_RECORD": "off"}
+        if self.user is None:
+            self.assertEqual(self.native([recording.victim("own_operators")], env=plain).stdout, native.stdout)
+        trace = self.record([recording.victim("own_operators")], ["--quiet"], timeout=30)
+        self.assertEqual((trace.run.returncode, trace.run.stdout), (0, native.stdout), trace.run.stderr)
+
     def test_descriptors_are_those_of_an_unrecorded_run(self):
         command = ["sh", "-c", "ls /proc/self/fd | wc -l"]
         self.assertEqual(self.record(command).run.stdout, self.native(command).stdout)
