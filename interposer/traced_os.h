@@ -72,6 +72,8 @@ class TracedOs {
     return !base::sys::failed(result);
   }
   bool is_single_threaded() { return heap::DirectOs().is_single_threaded(); }
+  size_t cpu_count() { return heap::DirectOs().cpu_count(); }
+  bool release_by_remap() { return heap::DirectOs().release_by_remap(); }
   void on_policy(heap::PolicyKind kind, uint64_t old_value, uint64_t new_value) {
     trace::note_policy(static_cast<uint8_t>(kind), old_value, new_value);
   }

@@ -5,10 +5,12 @@
 //
 // Reading order: arena.h (data structures and invariants), this file (the interface and the two
 // paths that must be fast), then allocator_cache.h (threads' caches), allocator_take.h (how a
-// request is served), allocator_system.h (where memory comes from and goes to), allocator_release.h
-// (free, checks), allocator_resize.h (realloc, memalign), allocator_nested.h (signal handlers),
-// allocator_admin.h (mallopt, statistics, fork, validity). Whoever instantiates the template
-// includes allocator_impl.h once; everybody else this file and an `extern template`.
+// request is served), allocator_system.h (where the main arena's memory comes from and goes to),
+// allocator_arenas.h (which arena serves a thread), allocator_heaps.h (memory of the others),
+// allocator_release.h (free, checks), allocator_resize.h (realloc, memalign), allocator_nested.h
+// (signal handlers), allocator_admin.h (mallopt, statistics, fork), allocator_valid.h (the
+// invariants). Whoever instantiates the template includes allocator_impl.h once; everybody else
+// this file and an `extern template`.
 //
 // Use: one constinit global per process; no constructor runs. The first call reads the settings
 // from the Os. Thread safety: every public function may be called by any thread with its own
@@ -87,6 +89,8 @@ struct ArenaReport {
   size_t rest_bytes = 0, rest_count = 0;  // Bins and top.
   size_t top_bytes = 0;
   size_t system_bytes = 0, system_bytes_max = 0;
+  size_t heap_count = 0;  // 0: the main arena. The next two are sums over the heaps.
+  size_t heap_bytes = 0, heap_committed_bytes = 0;
 };
 
 template <class LayoutT, OperatingSystem OsT>
@@ -96,6 +100,7 @@ class Allocator {
   using Os = OsT;
   using ThreadState = Thread<Layout>;
   using ArenaType = Arena<Layout>;
+  using HeapType = Heap<Layout>;
 
   constexpr Allocator() = default;
   constexpr explicit Allocator(const Os& os) : os_(os) {}
@@ -211,7 +216,8 @@ class Allocator {
 
   // Consistent per arena, not across arenas.
   Info info();
-  // Fills *report for arena `index` (0: main); false where there is none.
+  // Fills *report for arena `index` in the order of glibc's list (0: main, then the newest first);
+  // false where there is none.
   bool report_arena(size_t index, ArenaReport* report);
 
   // A copy of the parameters as they are now, the dynamic threshold included.
@@ -228,7 +234,7 @@ class Allocator {
 
   Os& os() { return os_; }
 
-  // Walks everything and tests the invariants of arena.h, and the cache of `thread` if given. Slow;
+  // Walks all arenas and tests the invariants of arena.h, and the cache of `thread` if given. Slow;
   // for tests. On failure *why (if given) names the broken invariant.
   bool arena_is_valid(const ThreadState* thread = nullptr, const char** why = nullptr);
 
@@ -258,10 +264,12 @@ class Allocator {
 
   // allocator_take.h: a request against one arena, lock held.
   void* allocate_uncached(ThreadState& thread, const Request& request);
+  template <class Serve>
+  Chunk* serve(ThreadState& thread, const Request& request, const Serve& serve_from);
   [[gnu::flatten]] Chunk* take(ThreadState& thread, ArenaType& arena, const Request& request);
   Chunk* take_free(ThreadState& thread, ArenaType& arena, const Request& request);
   template <class Pop>
-  void fill_cache(ThreadState& thread, const Request& request, const Pop& pop);
+  void fill_cache(ThreadState& thread, ArenaType& arena, const Request& request, const Pop& pop);
   Chunk* take_fast(ThreadState& thread, ArenaType& arena, const Request& request);
   Chunk* take_small(ThreadState& thread, ArenaType& arena, const Request& request);
   Chunk* take_unsorted(ThreadState& thread, ArenaType& arena, const Request& request);
@@ -273,9 +281,40 @@ class Allocator {
   void file_in_bin(ArenaType& arena, Chunk* chunk);
   void file_in_large_bin(ArenaType& arena, Chunk* chunk, size_t index);
   void check_unsorted(ArenaType& arena, Chunk* chunk);
-  Chunk* hand_out(Chunk* chunk, const Request& request);
+  void fill_new(Chunk* chunk, const Request& request);
+  Chunk* hand_out(ArenaType& arena, Chunk* chunk, const Request& request);
+  size_t dirty_top_bytes(ArenaType& arena);
 
-  // allocator_system.h: memory from and to the system.
+  // allocator_arenas.h
+  ArenaType* arena_for(ThreadState& thread, size_t size);
+  [[gnu::noinline]] ArenaType* attach_arena(ThreadState& thread, size_t size,
+                                            const ArenaType* avoid);
+  ArenaType* choose_arena(ThreadState& thread, size_t size, const ArenaType* avoid);
+  ArenaType* arena_to_retry(ThreadState& thread, const ArenaType& failed, size_t size);
+  ArenaType* create_arena(size_t size);
+  ArenaType* reuse_arena(const ArenaType* avoid);
+  void attach(ThreadState& thread, ArenaType* arena);
+  void detach(ThreadState& thread);
+  size_t arena_limit(size_t count);
+
+  // allocator_heaps.h: memory of secondary arenas.
+  HeapType* reserve_heap(size_t bytes);
+  uintptr_t reserve_aligned();
+  void destroy_heap(HeapType* heap);
+  bool grow_heap(HeapType* heap, size_t bytes);
+  bool grow_arena(ThreadState& thread, ArenaType& arena, size_t chunk_bytes);
+  void fence_full_heap(ThreadState& thread, ArenaType& arena, Chunk* old_top, size_t old_bytes);
+  void trim_heap(ArenaType& arena);
+  bool leave_heap(ArenaType& arena);
+  bool releases_by_remap();
+  bool shrink_heap(HeapType* heap, size_t bytes);
+  // By the mask of the address: only for chunks that are known to lie in a heap.
+  static HeapType* heap_of(const void* pointer) {
+    return static_cast<HeapType*>(
+        base::pointer_to(base::align_down(base::address_of(pointer), kHeapBytesMax)));
+  }
+
+  // allocator_system.h: memory from and to the system, main arena and mapped blocks.
   [[gnu::noinline]] Chunk* take_from_system(ThreadState& thread, ArenaType& arena,
                                             const Request& request);
   [[gnu::noinline]] Chunk* map_block(const Request& request);
@@ -302,7 +341,7 @@ class Allocator {
   [[noreturn]] void fatal_size(const Chunk* chunk, Use use);
   [[noreturn]] void fatal_end(const Chunk* chunk, Use use);
   [[noreturn]] void fatal_double_free(const Chunk* chunk, Use use);
-  bool is_whole_in_main(const Chunk* chunk) const;
+  bool is_whole(const Chunk* chunk) const;
   [[gnu::flatten, gnu::noinline]] void release_slow(ThreadState& thread, Chunk* chunk);
   [[gnu::noinline]] void release_mapped(Chunk* chunk);
   void release_in_arena(ThreadState& thread, Chunk* chunk);
@@ -326,23 +365,32 @@ class Allocator {
   void split_tail(ThreadState& thread, ArenaType& arena, Chunk* chunk, const Request& request);
   Chunk* take_aligned(ThreadState& thread, ArenaType& arena, size_t alignment,
                       const Request& wanted, const Request& padded);
-  Chunk* align_mapped(Chunk* chunk, size_t lead);
+  static size_t lead_to(size_t alignment, const Chunk* chunk);
+  Chunk* align_mapped(size_t alignment, Chunk* chunk);
 
   // allocator_nested.h: calls of a signal handler that interrupted its own thread in an arena.
-  bool is_nested(const ThreadState& thread, const ArenaType& arena);
+  bool is_nested(const ThreadState& thread);
   bool is_single_threaded();
   bool is_interrupted(const ArenaType& arena);
   [[gnu::noinline]] void* reallocate_nested(ThreadState& thread, Chunk* old, const Request& request,
                                             const ReleaseObserver& observer);
-  Chunk* map_aligned(size_t alignment, const Request& padded);
   [[gnu::noinline]] void defer(ThreadState& thread, Chunk* chunk);
   [[gnu::noinline]] void release_deferred(ThreadState& thread);
 
   // allocator_admin.h
+  class AdminScope;
+  template <class Visit>
+  void for_each_arena(const Visit& visit);
   static SizeClass sum_bin(ArenaType& arena, size_t index);
   static SizeClass sum_fast(ArenaType& arena, size_t index);
+  void report_lists(ArenaType& arena, ArenaReport* report);
+
+  // allocator_valid.h
+  const char* fault_in_arena(ArenaType& arena);
   // Each returns nullptr or the broken invariant in words.
-  const char* fault_in_segments(ArenaType& arena, size_t* free_chunks);
+  const char* fault_in_parts(ArenaType& arena, size_t* free_chunks);
+  const char* fault_in_part(ArenaType& arena, Chunk* first, const Chunk* last_fence, size_t* held,
+                            size_t* free_chunks);
   const char* fault_in_chunk(const Chunk* chunk, uintptr_t end, bool prev_free);
   const char* fault_in_bins(ArenaType& arena, size_t* free_chunks);
   const char* fault_in_bin(ArenaType& arena, size_t index, size_t* free_chunks);
@@ -350,18 +398,38 @@ class Allocator {
   const char* fault_in_fast_bins(ArenaType& arena);
   const char* fault_in_cache(const ThreadState& thread);
 
-  ArenaType& arena_of(ThreadState& thread) {
-    thread.arena = &main_;
-    return main_;
+  // Of an allocated chunk.
+  ArenaType& arena_of_chunk(const Chunk* chunk) {
+    return (View::head(chunk) & kNonMain) == 0 ? main_ : *heap_of(chunk)->arena;
   }
-  ArenaType& arena_of_chunk(const Chunk*) { return main_; }
+  // Of any address in an arena: free chunks do not say it.
+  ArenaType& arena_at(const void* address) {
+    const bool in_heap = page_map_.lookup(base::address_of(address)) == PageState::kHeap;
+    return in_heap ? *heap_of(address)->arena : main_;
+  }
+  size_t arena_flag(const ArenaType& arena) const { return &arena == &main_ ? 0 : kNonMain; }
   bool in_main_range(uintptr_t address) const {
     const uintptr_t begin = __atomic_load_n(&main_begin_, __ATOMIC_RELAXED);
     const uintptr_t end = __atomic_load_n(&main_end_, __ATOMIC_RELAXED);
     return address - begin < end - begin;
   }
+  // True where nearly all chunks are, and their headers can be read: not in fallback mappings.
+  bool in_break_or_heap(uintptr_t address) const {
+    return in_main_range(address) || page_map_.lookup(address) == PageState::kHeap;
+  }
+  // Bytes from such a chunk to the end of the memory around it.
+  size_t room_at(const Chunk* chunk) const {
+    const bool in_heap = (View::head(chunk) & kNonMain) != 0;
+    const uintptr_t end =
+        in_heap ? heap_of(chunk)->end() : __atomic_load_n(&main_end_, __ATOMIC_RELAXED);
+    return end - base::address_of(chunk);
+  }
   bool in_arenas(uintptr_t address) const {
-    return in_main_range(address) || page_map_.lookup(address) == PageState::kArena;
+    if (in_main_range(address)) return true;
+    const PageState state = page_map_.lookup(address);
+    if (state != PageState::kHeap) return state == PageState::kArena;
+    // Beyond what is in use nothing may be read.
+    return address < heap_of(base::pointer_to(address))->end();
   }
 
   // Read on every call.
@@ -381,8 +449,22 @@ class Allocator {
   size_t mapped_count_max_ = 0;
   size_t mapped_bytes_max_ = 0;
   base::Lock init_lock_;
+  base::Lock arenas_lock_;       // Around the making of an arena, and fork.
+  base::Lock free_arenas_lock_;  // Innermost: which thread has which arena.
   [[no_unique_address]] Os os_{};
   ArenaType main_;
+  ArenaType* free_arenas_ = nullptr;    // Without threads, the latest first; by free_arenas_lock_.
+  ArenaType* next_to_share_ = nullptr;  // Where reuse_arena() goes on; relaxed, any value will do.
+  size_t arena_count_ = 0;              // By arenas_lock_.
+  size_t arena_limit_ = 0;              // 0: not known yet; by arenas_lock_.
+  uintptr_t heap_hint_ = 0;        // Aligned addresses that are probably free; atomic exchange.
+  uint32_t admin_depth_ = 0;       // Administrative functions that hold an arena's lock; atomic.
+  uint8_t releases_by_remap_ = 0;  // What the Os said; relaxed, every thread stores the same.
+  // Where the main arena's contiguous parts begin, for the walk of arena_is_valid(); parts beyond
+  // the last slot are not walked.
+  static constexpr size_t kSegmentsMax = 64;
+  Chunk* segments_[kSegmentsMax] = {};
+  size_t segment_count_ = 0;
   PageMap<Os> page_map_;
 };
 
@@ -415,7 +497,7 @@ template <class Layout, OperatingSystem Os>
 template <class Layout, OperatingSystem Os>
 [[gnu::always_inline]] inline Checked Allocator<Layout, Os>::check(const void* block, Use use) {
   const uintptr_t address = base::address_of(block);
-  if (base::is_aligned(address, kAlignment) && in_main_range(address)) [[likely]] {
+  if (base::is_aligned(address, kAlignment) && in_break_or_heap(address)) [[likely]] {
     const Chunk* chunk = View::of_block(block);
     const size_t head = View::head(chunk);
     const uint64_t mark = View::mark(chunk);
@@ -445,7 +527,7 @@ template <class Layout, OperatingSystem Os>
   Chunk* chunk = View::of_block(block);
   const uintptr_t address = base::address_of(chunk);
   Cache* cache = thread.cache;
-  if (!base::is_aligned(address, kAlignment) || !in_main_range(address) || cache == nullptr)
+  if (!base::is_aligned(address, kAlignment) || !in_break_or_heap(address) || cache == nullptr)
       [[unlikely]] {
     return Cached::kUnfit;
   }

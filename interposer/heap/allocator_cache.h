@@ -27,12 +27,11 @@ void Allocator<L, Os>::initialise() {
   settings_ = os_.initial_settings();
   cache_policy_max_ = policy_bytes(settings_.cache_request_max);
   cache_count_ = settings_.cache_count;
-  for (size_t i = 0; i <= kBinCount; ++i) {
-    View::next_link(main_.bin(i)) = main_.bin(i);
-    View::prev_link(main_.bin(i)) = main_.bin(i);
-  }
+  main_.init_bins();
   main_.next = &main_;
   main_.contiguous = true;
+  free_arenas_ = &main_;  // The first thread to ask gets it.
+  arena_count_ = 1;
   __atomic_store_n(&initialised_, 1, __ATOMIC_RELEASE);
 }
 
@@ -48,13 +47,12 @@ void Allocator<L, Os>::create_cache(ThreadState& thread) {
   // same number.
   constexpr size_t kBytes = base::align_up(sizeof(Cache), kAlignment) + View::kHeaderBytes;
   static_assert(kBytes >= Cache::kPolicyBytes && kBytes - Cache::kPolicyBytes <= L::kSlackMax);
-  ArenaType& arena = arena_of(thread);
-  if (is_nested(thread, arena)) return;
-  Chunk* chunk = nullptr;
-  {
-    const ArenaScope<L> scope(thread, arena, is_single_threaded());
-    chunk = take(thread, arena, Request{Cache::kPolicyBytes, kBytes, sizeof(Cache)});
-  }
+  if (is_nested(thread)) return;
+  const Request request{Cache::kPolicyBytes, kBytes, Cache::kPolicyBytes - View::kHeaderBytes};
+  // Also the only thread must have an arena of its own by the time there are several.
+  if (thread.arena == nullptr) attach_arena(thread, request.user, nullptr);
+  Chunk* chunk =
+      serve(thread, request, [&](ArenaType& arena) { return take(thread, arena, request); });
   if (chunk == nullptr) return;  // The next call tries again.
   void* memory = View::block(chunk);
   std::memset(memory, 0, sizeof(Cache));

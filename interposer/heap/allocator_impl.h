@@ -7,9 +7,12 @@
 
 #include "interposer/heap/allocator.h"
 #include "interposer/heap/allocator_admin.h"
+#include "interposer/heap/allocator_arenas.h"
 #include "interposer/heap/allocator_cache.h"
+#include "interposer/heap/allocator_heaps.h"
 #include "interposer/heap/allocator_nested.h"
 #include "interposer/heap/allocator_release.h"
 #include "interposer/heap/allocator_resize.h"
 #include "interposer/heap/allocator_system.h"
 #include "interposer/heap/allocator_take.h"
+#include "interposer/heap/allocator_valid.h"

@@ -20,11 +20,12 @@ inline bool Allocator<L, Os>::is_single_threaded() {
   return false;
 }
 
-// The administrative functions hold the lock itself, without the flag: alone in the process, that
-// can only be this thread.
+// The administrative functions hold the lock itself, without the thread's flag: alone in the
+// process, that can only be this thread.
 template <class L, OperatingSystem Os>
-inline bool Allocator<L, Os>::is_nested(const ThreadState& thread, const ArenaType& arena) {
-  return thread.in_arena || (is_single_threaded() && arena.lock.is_held());
+inline bool Allocator<L, Os>::is_nested(const ThreadState& thread) {
+  return thread.in_arena ||
+         (is_single_threaded() && __atomic_load_n(&admin_depth_, __ATOMIC_RELAXED) != 0);
 }
 
 // For the administrative functions: without other threads no lock tells that a handler interrupted
@@ -47,17 +48,6 @@ void* Allocator<L, Os>::reallocate_nested(ThreadState& thread, Chunk* old, const
   return block;
 }
 
-// A mapped block at an alignment, from a request that is large enough for any front part.
-template <class L, OperatingSystem Os>
-Chunk* Allocator<L, Os>::map_aligned(size_t alignment, const Request& padded) {
-  Chunk* chunk = map_block(padded);
-  if (chunk == nullptr) return nullptr;
-  const uintptr_t block = base::address_of(View::block(chunk));
-  const size_t lead = base::align_up(block, alignment) - block;
-  if (lead == 0) return chunk;
-  return align_mapped(chunk, lead < kMinChunk ? lead + alignment : lead);
-}
-
 // The handler may itself be interrupted by another one: the list is only changed by single
 // instructions.
 template <class L, OperatingSystem Os>
@@ -74,10 +64,12 @@ void Allocator<L, Os>::defer(ThreadState& thread, Chunk* chunk) {
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::release_deferred(ThreadState& thread) {
   FreeEntry* entry = __atomic_exchange_n(&thread.deferred, nullptr, __ATOMIC_RELAXED);
-  const ArenaScope<L> scope(thread, main_, is_single_threaded());
   while (entry != nullptr) {
     FreeEntry* next = entry->next();
-    free_past_cache(main_, View::of_block(entry));
+    Chunk* chunk = View::of_block(entry);
+    ArenaType& arena = arena_of_chunk(chunk);
+    const ArenaScope<L> scope(thread, arena, is_single_threaded());
+    free_past_cache(arena, chunk);
     entry = next;
   }
 }

@@ -102,7 +102,7 @@ void Allocator<L, Os>::fatal_end(const Chunk* chunk, Use use) {
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::fatal_double_free(const Chunk* chunk, Use use) {
   if (use == Use::kRealloc) base::fatal("realloc(): invalid pointer");
-  const ArenaType& arena = arena_of_chunk(chunk);
+  const ArenaType& arena = arena_at(chunk);
   const size_t policy = View::policy_size(chunk);
   if (policy >= kMinChunk && policy <= settings_.fast_chunk_max &&
       arena.fast[BinsOf::fast_index(View::size(chunk))] == chunk) {
@@ -144,21 +144,19 @@ size_t Allocator<L, Os>::usable_size(const void* block) {
 // What check_slow() asks of a chunk and release_in_arena() does not ask again, for the memory that
 // nearly all chunks are in.
 template <class L, OperatingSystem Os>
-inline bool Allocator<L, Os>::is_whole_in_main(const Chunk* chunk) const {
+inline bool Allocator<L, Os>::is_whole(const Chunk* chunk) const {
   const uintptr_t address = base::address_of(chunk);
-  if (!base::is_aligned(address, kAlignment) || !in_main_range(address)) return false;
+  if (!base::is_aligned(address, kAlignment) || !in_break_or_heap(address)) return false;
   const size_t head = View::head(chunk);
   const size_t bytes = head & ~kFlagMask;
-  const size_t room = __atomic_load_n(&main_end_, __ATOMIC_RELAXED) - address;
-  return (head & kIsMapped) == 0 && bytes >= kMinChunk && bytes < room &&
+  return (head & kIsMapped) == 0 && bytes >= kMinChunk && bytes < room_at(chunk) &&
          View::mark(chunk) != kFreedMark;
 }
 
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::release_overflow(ThreadState& thread, void* block) {
   Chunk* chunk = View::of_block(block);
-  const size_t room = __atomic_load_n(&main_end_, __ATOMIC_RELAXED) - base::address_of(chunk);
-  if (View::size(chunk) < room) [[likely]] {
+  if (View::size(chunk) < room_at(chunk)) [[likely]] {
     release_in_arena(thread, chunk);
   } else {
     check_slow(block, Use::kFree);
@@ -169,7 +167,7 @@ void Allocator<L, Os>::release_overflow(ThreadState& thread, void* block) {
 template <class L, OperatingSystem Os>
 bool Allocator<L, Os>::release_uncached(ThreadState& thread, void* block) {
   Chunk* chunk = View::of_block(block);
-  if (thread.cache != nullptr && is_whole_in_main(chunk)) [[likely]] {
+  if (thread.cache != nullptr && is_whole(chunk)) [[likely]] {
     release_in_arena(thread, chunk);
     return true;
   }
@@ -206,13 +204,13 @@ void Allocator<L, Os>::release_mapped(Chunk* chunk) {
 // Past the cache.
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::release_in_arena(ThreadState& thread, Chunk* chunk) {
-  ArenaType& arena = arena_of_chunk(chunk);
-  if (is_nested(thread, arena)) [[unlikely]] {
+  if (is_nested(thread)) [[unlikely]] {
     defer(thread, chunk);
     return;
   }
   if (thread.deferred != nullptr) [[unlikely]]
     release_deferred(thread);
+  ArenaType& arena = arena_of_chunk(chunk);
   const ArenaScope<L> scope(thread, arena, is_single_threaded());
   free_past_cache(arena, chunk);
 }
@@ -279,6 +277,10 @@ void Allocator<L, Os>::free_merging(ArenaType& arena, Chunk* chunk, size_t bytes
   const size_t merged = merge_and_file(arena, chunk, bytes, false);
   if (merged < kConsolidateBytes) return;
   if (arena.has_fast_chunks) consolidate(arena);
+  if (&arena != &main_) {
+    trim_heap(arena);  // Even where the top is small: its heap may have become empty.
+    return;
+  }
   const size_t threshold = __atomic_load_n(&settings_.trim_threshold, __ATOMIC_RELAXED);
   if (arena.top_bytes() >= threshold) trim_top(arena, settings_.top_pad);
 }

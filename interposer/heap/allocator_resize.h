@@ -30,7 +30,7 @@ void* Allocator<L, Os>::reallocate(ThreadState& thread, void* old, size_t size,
   }
   ensure_cache(thread);
   ArenaType& arena = arena_of_chunk(chunk);
-  if (is_nested(thread, arena)) [[unlikely]] {
+  if (is_nested(thread)) [[unlikely]] {
     void* fresh = reallocate_nested(thread, chunk, request, observer);
     if (fresh == nullptr) errno = ENOMEM;
     return fresh;
@@ -92,7 +92,7 @@ Chunk* Allocator<L, Os>::resize_in_arena(ThreadState& thread, ArenaType& arena, 
   }
   observer(View::block(old));
   split_tail(thread, arena, old, request);
-  return hand_out(old, request);
+  return hand_out(arena, old, request);
 }
 
 // Into the top or a free chunk behind, if that is enough. The chunk may then be larger than asked.
@@ -147,7 +147,7 @@ void Allocator<L, Os>::split_tail(ThreadState& thread, ArenaType& arena, Chunk* 
   if (rest_bytes < kMinChunk) return;
   Chunk* rest = View::after(chunk, request.bytes);
   View::set_head(chunk, request.bytes | (View::head(chunk) & kFlagMask));
-  View::set_head(rest, rest_bytes | kPrevInUse);
+  View::set_head(rest, rest_bytes | kPrevInUse | arena_flag(arena));
   View::set_prev_in_use(View::after(rest, rest_bytes));
   free_chunk(thread, arena, rest);
 }
@@ -169,15 +169,13 @@ void* Allocator<L, Os>::allocate_aligned(ThreadState& thread, size_t alignment, 
     return nullptr;
   }
   ensure_initialised();
-  ArenaType& arena = arena_of(thread);
   const Request padded = Request::of<L>(sum);
-  Chunk* chunk = nullptr;
-  if (is_nested(thread, arena)) [[unlikely]] {
-    chunk = map_aligned(alignment, padded);
-  } else {
-    const ArenaScope<L> scope(thread, arena, is_single_threaded());
-    chunk = take_aligned(thread, arena, alignment, wanted, padded);
-  }
+  Chunk* chunk = serve(thread, padded, [&](ArenaType& arena) {
+    return take_aligned(thread, arena, alignment, wanted, padded);
+  });
+  // What came without an arena has not been aligned yet.
+  if (chunk != nullptr && (View::head(chunk) & kIsMapped) != 0)
+    chunk = align_mapped(alignment, chunk);
   if (chunk == nullptr) {
     errno = ENOMEM;
     return nullptr;
@@ -191,27 +189,33 @@ Chunk* Allocator<L, Os>::take_aligned(ThreadState& thread, ArenaType& arena, siz
                                       const Request& wanted, const Request& padded) {
   Chunk* chunk = take(thread, arena, padded);
   if (chunk == nullptr) return nullptr;
-  const bool is_mapped = (View::head(chunk) & kIsMapped) != 0;
-  const uintptr_t block = base::address_of(View::block(chunk));
-  size_t lead = base::align_up(block, alignment) - block;
-  if (lead != 0) {
-    // What is cut off in front must be a chunk too.
-    if (lead < kMinChunk) lead += alignment;
-    if (is_mapped) return align_mapped(chunk, lead);
+  if ((View::head(chunk) & kIsMapped) != 0) return chunk;
+  const size_t flag = arena_flag(arena);
+  if (const size_t lead = lead_to(alignment, chunk)) {
     Chunk* aligned = View::after(chunk, lead);
-    View::set_head(aligned, (View::size(chunk) - lead) | kPrevInUse);
-    View::set_head(chunk, lead | (View::head(chunk) & kPrevInUse));
+    View::set_head(aligned, (View::size(chunk) - lead) | kPrevInUse | flag);
+    View::set_head(chunk, lead | (View::head(chunk) & kPrevInUse) | flag);
     free_chunk(thread, arena, chunk);
     chunk = aligned;
   }
-  if (is_mapped) return chunk;
   if (View::size(chunk) > wanted.bytes + kMinChunk) split_tail(thread, arena, chunk, wanted);
-  return hand_out(chunk, wanted);
+  return hand_out(arena, chunk, wanted);
 }
 
-// Nothing of a mapping is given back: the chunk remembers where it starts.
+// Bytes to cut off in front so that the rest is aligned: 0, or enough for a chunk.
 template <class L, OperatingSystem Os>
-Chunk* Allocator<L, Os>::align_mapped(Chunk* chunk, size_t lead) {
+size_t Allocator<L, Os>::lead_to(size_t alignment, const Chunk* chunk) {
+  const uintptr_t block = base::address_of(View::block(chunk));
+  const size_t lead = base::align_up(block, alignment) - block;
+  return lead == 0 || lead >= kMinChunk ? lead : lead + alignment;
+}
+
+// Nothing of a mapping is given back: the chunk remembers where it starts. nullptr: no memory for
+// that; the mapping is gone.
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::align_mapped(size_t alignment, Chunk* chunk) {
+  const size_t lead = lead_to(alignment, chunk);
+  if (lead == 0) return chunk;
   Chunk* aligned = View::after(chunk, lead);
   const size_t bytes = View::size(chunk) - lead;
   page_map_.take_mapped(base::address_of(chunk));

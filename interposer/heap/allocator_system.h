@@ -19,10 +19,17 @@ Chunk* Allocator<L, Os>::take_from_system(ThreadState& thread, ArenaType& arena,
   const size_t threshold = __atomic_load_n(&settings_.mmap_threshold, __ATOMIC_RELAXED);
   const size_t mapped = __atomic_load_n(&mapped_count_, __ATOMIC_RELAXED);
   const int mapped_max = settings_.mmap_max;
-  if (request.policy >= threshold && mapped_max > 0 && mapped < static_cast<size_t>(mapped_max)) {
+  const bool prefers_mapping =
+      request.policy >= threshold && mapped_max > 0 && mapped < static_cast<size_t>(mapped_max);
+  if (prefers_mapping) {
     if (Chunk* chunk = map_block(request)) return chunk;
   }
-  return grow_top(thread, arena, request.bytes) ? take_top(arena, request) : nullptr;
+  if (&arena == &main_) {
+    return grow_top(thread, arena, request.bytes) ? take_top(arena, request) : nullptr;
+  }
+  if (grow_arena(thread, arena, request.bytes)) return take_top(arena, request);
+  // Too large for a heap: mapped whatever the settings say.
+  return prefers_mapping ? nullptr : map_block(request);
 }
 
 // ---- Mapped blocks.
@@ -221,10 +228,8 @@ void Allocator<L, Os>::adopt_memory(ThreadState& thread, ArenaType& arena, uintp
   const uintptr_t aligned = base::align_up(begin, kAlignment);
   arena.top = reinterpret_cast<Chunk*>(aligned);
   View::set_head(arena.top, base::align_down(end - aligned, kAlignment) | kPrevInUse);
-  if (arena.segment_count < ArenaType::kSegmentsMax) {
-    arena.segments[arena.segment_count] = arena.top;
-  }
-  ++arena.segment_count;
+  if (segment_count_ < kSegmentsMax) segments_[segment_count_] = arena.top;
+  ++segment_count_;
   if (from_break) note_main_range(begin, end);
   if (old_bytes != 0) fence_old_top(thread, arena, old_top, old_bytes);
 }

@@ -37,21 +37,39 @@ void* Allocator<L, Os>::allocate_slow(ThreadState& thread, size_t size) {
 
 template <class L, OperatingSystem Os>
 void* Allocator<L, Os>::allocate_uncached(ThreadState& thread, const Request& request) {
-  ArenaType& arena = arena_of(thread);
-  Chunk* chunk = nullptr;
-  if (is_nested(thread, arena)) [[unlikely]] {
-    chunk = map_block(request);
-  } else {
-    if (thread.deferred != nullptr) [[unlikely]]
-      release_deferred(thread);
-    const ArenaScope<L> scope(thread, arena, is_single_threaded());
-    chunk = take(thread, arena, request);
-  }
+  Chunk* chunk =
+      serve(thread, request, [&](ArenaType& arena) { return take(thread, arena, request); });
   if (chunk == nullptr) {
     errno = ENOMEM;
     return nullptr;
   }
   return View::block(chunk);
+}
+
+// Serves a request from the thread's arena by `serve_from`, which runs with its lock held; where
+// that has no memory, and there are several threads, from another. No arena at all: a mapping.
+template <class L, OperatingSystem Os>
+template <class Serve>
+inline Chunk* Allocator<L, Os>::serve(ThreadState& thread, const Request& request,
+                                      const Serve& serve_from) {
+  if (is_nested(thread)) [[unlikely]]
+    return map_block(request);
+  if (thread.deferred != nullptr) [[unlikely]]
+    release_deferred(thread);
+  ArenaType* arena = arena_for(thread, request.user);
+  for (bool last_try = is_single_threaded();; last_try = true) {
+    if (arena == nullptr) {
+      Chunk* chunk = map_block(request);
+      if (chunk != nullptr) fill_new(chunk, request);
+      return chunk;
+    }
+    {
+      const ArenaScope<L> scope(thread, *arena, is_single_threaded());
+      Chunk* chunk = serve_from(*arena);
+      if (chunk != nullptr || last_try) return chunk;
+    }
+    arena = arena_to_retry(thread, *arena, request.user);
+  }
 }
 
 template <class L, OperatingSystem Os>
@@ -63,25 +81,14 @@ void* Allocator<L, Os>::allocate_zeroed(ThreadState& thread, size_t count, size_
   }
   ensure_initialised();
   ensure_cache(thread);
-  ArenaType& arena = arena_of(thread);
-  Chunk* chunk = nullptr;
+  const Request request = Request::of<L>(bytes);
   Chunk* old_top = nullptr;
   size_t dirty_bytes = 0;  // How much of old_top may hold old data.
-  if (is_nested(thread, arena)) [[unlikely]] {
-    chunk = map_block(Request::of<L>(bytes));
-  } else {
-    if (thread.deferred != nullptr) [[unlikely]]
-      release_deferred(thread);
-    const ArenaScope<L> scope(thread, arena, is_single_threaded());
+  Chunk* chunk = serve(thread, request, [&](ArenaType& arena) {
     old_top = arena.top;
-    if (old_top != nullptr) {
-      // What the break once reached and gave back counts as dirty, as in glibc. Behind a fallback
-      // mapping the difference is negative, that is, huge: everything counts.
-      const size_t reached = main_base_ + arena.system_bytes_max - base::address_of(old_top);
-      dirty_bytes = reached > arena.top_bytes() ? reached : arena.top_bytes();
-    }
-    chunk = take(thread, arena, Request::of<L>(bytes));
-  }
+    dirty_bytes = dirty_top_bytes(arena);
+    return take(thread, arena, request);
+  });
   if (chunk == nullptr) {
     errno = ENOMEM;
     return nullptr;
@@ -101,12 +108,25 @@ void* Allocator<L, Os>::allocate_zeroed(ThreadState& thread, size_t count, size_
   return block;
 }
 
+// From the top on: what the memory once reached and gave back counts as dirty, as in glibc.
+template <class L, OperatingSystem Os>
+size_t Allocator<L, Os>::dirty_top_bytes(ArenaType& arena) {
+  if (arena.top == nullptr) return 0;
+  const uintptr_t top = base::address_of(arena.top);
+  // Behind a fallback mapping the difference is negative, that is, huge: everything counts.
+  const size_t reached = &arena == &main_
+                             ? main_base_ + arena.system_bytes_max - top
+                             : heap_of(arena.top)->begin() + heap_of(arena.top)->committed - top;
+  return reached > arena.top_bytes() ? reached : arena.top_bytes();
+}
+
 // ---- One request against one arena.
 
-// The last step of every way to serve a request: the chunk remembers nb, and is marked live.
+// The last step of every way to serve a request: the chunk remembers nb and its arena, and is
+// marked live.
 template <class L, OperatingSystem Os>
-Chunk* Allocator<L, Os>::hand_out(Chunk* chunk, const Request& request) {
-  View::set_head(chunk, (View::head(chunk) & ~kSlack) | request.slack_flag());
+Chunk* Allocator<L, Os>::hand_out(ArenaType& arena, Chunk* chunk, const Request& request) {
+  View::set_head(chunk, (View::head(chunk) & ~kSlack) | request.slack_flag() | arena_flag(arena));
   View::set_mark(chunk, 0);
   return chunk;
 }
@@ -118,11 +138,15 @@ Chunk* Allocator<L, Os>::take(ThreadState& thread, ArenaType& arena, const Reque
     chunk = take_from_system(thread, arena, request);
     if (chunk == nullptr) return nullptr;
   }
-  if ((View::head(chunk) & kIsMapped) == 0) hand_out(chunk, request);
-  if (settings_.perturb != 0) {
-    fill_data(os_, View::block(chunk), settings_.perturb ^ 0xff, request.user);
-  }
+  if ((View::head(chunk) & kIsMapped) == 0) hand_out(arena, chunk, request);
+  fill_new(chunk, request);
   return chunk;
+}
+
+template <class L, OperatingSystem Os>
+inline void Allocator<L, Os>::fill_new(Chunk* chunk, const Request& request) {
+  if (settings_.perturb == 0) return;
+  fill_data(os_, View::block(chunk), settings_.perturb ^ 0xff, request.user);
 }
 
 // Bins and top: what needs no system call.
@@ -153,8 +177,8 @@ Chunk* Allocator<L, Os>::take_free(ThreadState& thread, ArenaType& arena, const 
 // What `pop` gives goes to the thread's cache until that is full.
 template <class L, OperatingSystem Os>
 template <class Pop>
-inline void Allocator<L, Os>::fill_cache(ThreadState& thread, const Request& request,
-                                         const Pop& pop) {
+inline void Allocator<L, Os>::fill_cache(ThreadState& thread, ArenaType& arena,
+                                         const Request& request, const Pop& pop) {
   Cache* cache = thread.cache;
   if (cache == nullptr) return;
   const size_t index = Cache::index(request.bytes);
@@ -164,7 +188,7 @@ inline void Allocator<L, Os>::fill_cache(ThreadState& thread, const Request& req
   while (count < cache_count_) {
     Chunk* more = pop();
     if (more == nullptr) break;
-    hand_out(more, request);
+    hand_out(arena, more, request);
     View::set_mark(more, kFreedMark);
     auto* entry = static_cast<FreeEntry*>(View::block(more));
     entry->set_next(cache->entries[index]);
@@ -191,7 +215,7 @@ Chunk* Allocator<L, Os>::take_fast(ThreadState& thread, ArenaType& arena, const 
   Chunk* taken = pop("malloc(): unaligned fastbin chunk detected 2");
   if (taken == nullptr) return nullptr;
   if (is_cacheable(request.policy)) {
-    fill_cache(thread, request,
+    fill_cache(thread, arena, request,
                [&] { return pop("malloc(): unaligned fastbin chunk detected 3"); });
   }
   return taken;
@@ -214,7 +238,7 @@ Chunk* Allocator<L, Os>::take_small(ThreadState& thread, ArenaType& arena, const
   };
   Chunk* taken = pop();
   if (taken == nullptr) return nullptr;
-  if (is_cacheable(request.policy)) fill_cache(thread, request, pop);
+  if (is_cacheable(request.policy)) fill_cache(thread, arena, request, pop);
   return taken;
 }
 
@@ -264,7 +288,7 @@ Chunk* Allocator<L, Os>::take_unsorted(ThreadState& thread, ArenaType& arena,
     if (bytes == request.bytes) {
       View::set_prev_in_use(View::after(chunk, bytes));
       if (!cacheable || !cache_has_room(thread, bytes)) return chunk;
-      cache_push(thread, hand_out(chunk, request), bytes);
+      cache_push(thread, hand_out(arena, chunk, request), bytes);
       cached_one = true;
       continue;  // At most a cache bin's worth of these.
     }

@@ -21,9 +21,11 @@
 //   the by-size list
 //   5. a bin that is not empty has its bit in bin_map (an empty one may have)
 //   6. system_bytes is what the arena got from the system, foreign gaps included
+//   7. a secondary arena's heaps are linked from the newest, where its top is, to the one that
+//   holds the Arena itself; every allocated chunk in them has kNonMain
 //
-// Thread safety: an arena's fields belong to the holder of its lock. A Thread belongs to its
-// thread.
+// Thread safety: an arena's fields belong to the holder of its lock, but for the three of the lists
+// of arenas (see there). A Thread belongs to its thread.
 #pragma once
 
 #include <cstddef>
@@ -31,6 +33,7 @@
 
 #include "interposer/base/lock.h"
 #include "interposer/heap/layout.h"
+#include "interposer/heap/settings.h"
 
 namespace heapledger::heap {
 
@@ -67,7 +70,9 @@ struct Bins {
 template <class Layout>
 struct Arena {
   static constexpr size_t kFastBins = kFastBinsBase + Layout::kSlackMax / kAlignment;
-  static constexpr size_t kSegmentsMax = 64;
+  // Bins 1 to kBinCount - 1 of glibc's layout; one more where a small size is more. The by-size
+  // links of the last head that is used are read too, and must not be null.
+  static constexpr size_t kBinHeads = kBinCount - 1 + Bins<Layout>::kShift;
 
   base::Lock lock;
   bool contiguous = false;       // Memory comes from the break, without a gap so far as we know.
@@ -77,24 +82,62 @@ struct Arena {
   // What the latest split for a small request left: further small requests are cut from it.
   Chunk* last_remainder = nullptr;
   Chunk* fast[kFastBins] = {};
-  // Heads of the circular bin lists, next and previous; see bin(). One more than there are bins:
-  // the by-size links of the last head are read, and must not be null.
-  Chunk* links[2 * (kBinCount + 1)] = {};
+  Chunk* links[2 * kBinHeads] = {};  // Heads of the circular bin lists, next and previous.
   uint32_t bin_map[kBinCount / 32] = {};
   size_t system_bytes = 0;
   size_t system_bytes_max = 0;
-  Arena* next = nullptr;  // All arenas, circular.
-  // Where contiguous parts begin, for the walk of arena_is_valid(); parts beyond the last slot are
-  // not walked.
-  Chunk* segments[kSegmentsMax] = {};
-  size_t segment_count = 0;
+  Arena* next = nullptr;       // All arenas, circular; set once, before others can see this one.
+  Arena* next_free = nullptr;  // In the list of arenas without threads. These two belong to the
+  size_t attached = 0;         // holder of Allocator::free_arenas_lock_; attached: its threads.
 
   // A pseudo-chunk whose links are the list head, so that lists need no special first element.
+  // Index 1 to kBinHeads.
   Chunk* bin(size_t index) {
-    return reinterpret_cast<Chunk*>(base::address_of(&links[2 * index]) -
+    return reinterpret_cast<Chunk*>(base::address_of(&links[2 * (index - 1)]) -
                                     static_cast<size_t>(Layout::kLinkAt));
   }
   size_t top_bytes() const { return top == nullptr ? 0 : ChunkView<Layout>::size(top); }
+
+  void init_bins() {
+    for (size_t i = 1; i <= kBinHeads; ++i) {
+      ChunkView<Layout>::next_link(bin(i)) = bin(i);
+      ChunkView<Layout>::prev_link(bin(i)) = bin(i);
+    }
+  }
+};
+
+// ---- Secondary arenas: memory in heaps, each a reserved range of addresses aligned to its own
+// length, so that a chunk finds its heap, and there its arena, by masking its address. The first
+// heap of an arena also holds the Arena.
+//
+//   heap +0   Heap            +48  Arena (the first heap only)      ... chunks ...  bytes
+//   committed (readable) up to `committed`, reserved without access up to the heap's full length
+
+inline constexpr size_t kHeapBytesMax = 2 * kDynamicThresholdMax;  // Reserved: glibc's HEAP_MAX.
+inline constexpr size_t kHeapBytesMin = 32 * 1024;                 // In use from the start.
+inline constexpr size_t kHeapHeaderBytes = 48;                     // glibc's heap_info.
+inline constexpr size_t kArenaBytes =
+    2200;  // glibc's malloc_state: what a first heap is larger by.
+
+template <class Layout>
+struct Heap {
+  Arena<Layout>* arena = nullptr;
+  Heap* previous = nullptr;  // The heap that was full before; null: the arena's first.
+  size_t bytes = 0;          // In use: chunks end here.
+  size_t committed = 0;      // Readable and writable; at least `bytes`.
+
+  // Where the Arena is in a first heap, and the first chunk behind it.
+  static constexpr size_t kArenaAt = kHeapHeaderBytes;
+  static constexpr size_t kFirstChunkAt = base::align_up(
+      kArenaAt + (sizeof(Arena<Layout>) > kArenaBytes ? sizeof(Arena<Layout>) : kArenaBytes),
+      kAlignment);
+
+  uintptr_t begin() const { return base::address_of(this); }
+  uintptr_t end() const { return begin() + bytes; }
+  Chunk* first_chunk() const {
+    return reinterpret_cast<Chunk*>(begin() +
+                                    (previous == nullptr ? kFirstChunkAt : kHeapHeaderBytes));
+  }
 };
 
 // A freed block in a cache or fastbin: its first word is the next one, disguised by its own address
@@ -137,7 +180,7 @@ template <class Layout>
 struct Thread {
   ThreadCache<Layout>* cache = nullptr;  // Ready to use.
   ThreadCache<Layout>* owned = nullptr;  // The same, also while it is not ready.
-  Arena<Layout>* arena = nullptr;        // Where this thread allocates; null before its first call.
+  Arena<Layout>* arena = nullptr;        // Where this thread allocates; null: none yet.
   FreeEntry* deferred = nullptr;         // Freed by signal handlers that could not take the lock.
   bool in_arena = false;                 // This thread holds an arena's lock, or waits for it.
   bool ended = false;                    // thread_exit() ran: no cache any more.

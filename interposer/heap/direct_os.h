@@ -8,6 +8,7 @@
 
 #include "interposer/base/bits.h"
 #include "interposer/base/sys.h"
+#include "interposer/heap/machine.h"
 #include "interposer/heap/os.h"
 
 namespace heapledger::heap {
@@ -33,6 +34,8 @@ struct DirectOs {
   void on_policy(PolicyKind, uint64_t, uint64_t) {}
   // libc's own answer, false until it is initialised.
   bool is_single_threaded() { return __libc_single_threaded != 0; }
+  size_t cpu_count() { return online_cpus(); }
+  bool release_by_remap() { return must_release_by_remap(); }
 
   static void* pointer_or_null(long result) {
     return base::sys::failed(result) ? nullptr : base::pointer_to(static_cast<uintptr_t>(result));

@@ -12,8 +12,15 @@
 // threads may be in it at once: mapped blocks need no arena's lock. A null or false result is the
 // system's refusal; no call logs.
 //
-// Optional: `bool is_single_threaded()`, true while no second thread can be in the allocator; locks
-// are then not taken.
+// Optional, with what is assumed without:
+//   bool is_single_threaded()   true while no second thread can be in the allocator: locks are then
+//                               not taken, and the main arena serves everything. (false)
+//   size_t cpu_count()          CPUs that are online; the limit of arenas follows from it. Asked at
+//                               most once. (1)
+//   bool release_by_remap()     true where a heap's end must be replaced by a mapping without
+//                               access to be given back, because memory is accounted strictly
+//                               (overcommit_memory 2) or the process is privileged. Asked at most
+//                               once, at the first release. (false)
 #pragma once
 
 #include <concepts>

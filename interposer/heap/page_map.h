@@ -23,7 +23,8 @@ namespace heapledger::heap {
 enum class PageState : uint8_t {
   kForeign = 0,  // Not ours, or the inside of a mapped block.
   kMapped = 1,   // A mapped block's chunk starts in this page.
-  kArena = 2,    // Part of an arena outside the break: fallback mappings, heaps.
+  kArena = 2,    // Part of the main arena outside the break: a fallback mapping.
+  kHeap = 3,     // Part of a secondary arena's heap, in use or only reserved.
 };
 
 template <class Os>
@@ -68,9 +69,22 @@ class PageMap {
     return (__atomic_fetch_and(&leaf->words[index / kPerWord], ~bit, __ATOMIC_RELAXED) & bit) != 0;
   }
 
+  // Where all pages of a word are of the range, nobody else's are in it: one store.
   bool set_range(Os& os, uintptr_t begin, uintptr_t end, PageState state) {
-    for (uintptr_t page = begin; page < end; page += base::kPageBytes) {
-      if (!set(os, page, state)) return false;
+    constexpr uintptr_t kWordBytes = kPerWord * base::kPageBytes;
+    constexpr uint64_t kEveryPage = 0x5555'5555'5555'5555ULL;
+    for (uintptr_t at = begin; at < end;) {
+      if (!base::is_aligned(at, kWordBytes) || end - at < kWordBytes) {
+        if (!set(os, at, state)) return false;
+        at += base::kPageBytes;
+        continue;
+      }
+      const size_t page = at / base::kPageBytes;
+      Leaf* leaf = page < kPages ? leaf_for(os, page / kPagesPerLeaf) : nullptr;
+      if (leaf == nullptr) return false;
+      __atomic_store_n(&leaf->words[page % kPagesPerLeaf / kPerWord],
+                       kEveryPage * static_cast<uint8_t>(state), __ATOMIC_RELAXED);
+      at += kWordBytes;
     }
     return true;
   }

@@ -59,6 +59,8 @@ class SimulatedSpace {
   size_t mapping_count();
 
   Settings settings;
+  size_t cpu_count = 2;
+  bool release_by_remap = false;
   std::vector<PolicyEvent> policy;
 
  private:
@@ -93,6 +95,8 @@ struct SimulatedOs {
   bool mprotect(void* address, size_t length, int protection, Cause cause) {
     return space->mprotect(address, length, protection, cause);
   }
+  size_t cpu_count() { return space->cpu_count; }
+  bool release_by_remap() { return space->release_by_remap; }
   void on_policy(PolicyKind kind, uint64_t old_value, uint64_t new_value) {
     space->note_policy({kind, old_value, new_value});
   }

@@ -228,15 +228,15 @@ TEST_F(Stress, OneThreadBehindAWall) {
   expect_nothing_left();
 }
 
-TEST_F(Stress, FourThreads) {
+TEST_F(Stress, EightThreads) {
   const uint64_t first_seed = seed();
   Exchange exchange;
   heap().allocate(thread_, 1);
   std::vector<std::thread> threads;
-  for (uint64_t i = 0; i < 4; ++i) {
+  for (uint64_t i = 0; i < 8; ++i) {
     threads.emplace_back([this, i, first_seed, &exchange] {
       Walker walker(heap(), first_seed + i, &exchange);
-      walker.run(25000, true);
+      walker.run(15000, true);
       walker.finish();
     });
   }
