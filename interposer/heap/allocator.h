@@ -265,7 +265,11 @@ class Allocator {
   // allocator_take.h: a request against one arena, lock held.
   void* allocate_uncached(ThreadState& thread, const Request& request);
   template <class Serve>
-  Chunk* serve(ThreadState& thread, const Request& request, const Serve& serve_from);
+  Chunk* serve(ThreadState& thread, const Request& request, size_t first_bytes,
+               const Serve& serve_from);
+  template <class Serve>
+  Chunk* serve_from_one(ThreadState& thread, ArenaType* arena, const Request& request,
+                        bool last_try, const Serve& serve_from);
   [[gnu::flatten]] Chunk* take(ThreadState& thread, ArenaType& arena, const Request& request);
   Chunk* take_free(ThreadState& thread, ArenaType& arena, const Request& request);
   template <class Pop>
@@ -295,6 +299,7 @@ class Allocator {
   ArenaType* reuse_arena(const ArenaType* avoid);
   void attach(ThreadState& thread, ArenaType* arena);
   void detach(ThreadState& thread);
+  void leave_arena(ThreadState& thread);
   size_t arena_limit(size_t count);
 
   // allocator_heaps.h: memory of secondary arenas.

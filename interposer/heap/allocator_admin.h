@@ -21,8 +21,7 @@ void Allocator<L, Os>::thread_exit(ThreadState& thread) {
   base::compiler_barrier();
   if (thread.deferred != nullptr) release_deferred(thread);
   if (cache == nullptr) {
-    base::LockGuard guard(free_arenas_lock_);
-    detach(thread);
+    leave_arena(thread);
     return;
   }
   for (size_t index = 0; index < Cache::kBins; ++index) {
@@ -35,8 +34,7 @@ void Allocator<L, Os>::thread_exit(ThreadState& thread) {
     }
   }
   release_slow(thread, View::of_block(cache));
-  base::LockGuard guard(free_arenas_lock_);
-  detach(thread);
+  leave_arena(thread);
 }
 
 template <class L, OperatingSystem Os>

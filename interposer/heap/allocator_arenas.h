@@ -79,13 +79,22 @@ void Allocator<L, Os>::attach(ThreadState& thread, ArenaType* arena) {
   ++arena->attached;
 }
 
-// free_arenas_lock_ held. What the last thread leaves waits for the next one.
+// free_arenas_lock_ held. A thread that takes another arena was refused memory by this one, which
+// therefore does not wait for the next thread even if it has none now.
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::detach(ThreadState& thread) {
+  if (thread.arena != nullptr) --thread.arena->attached;
+  thread.arena = nullptr;
+}
+
+// What the last thread leaves when it ends waits for the next one.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::leave_arena(ThreadState& thread) {
   ArenaType* arena = thread.arena;
   if (arena == nullptr) return;
-  thread.arena = nullptr;
-  if (--arena->attached != 0) return;
+  base::LockGuard guard(free_arenas_lock_);
+  detach(thread);
+  if (arena->attached != 0) return;
   arena->next_free = free_arenas_;
   free_arenas_ = arena;
 }

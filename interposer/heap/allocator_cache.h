@@ -50,9 +50,11 @@ void Allocator<L, Os>::create_cache(ThreadState& thread) {
   if (is_nested(thread)) return;
   const Request request{Cache::kPolicyBytes, kBytes, Cache::kPolicyBytes - View::kHeaderBytes};
   // Also the only thread must have an arena of its own by the time there are several.
-  if (thread.arena == nullptr) attach_arena(thread, request.user, nullptr);
-  Chunk* chunk =
-      serve(thread, request, [&](ArenaType& arena) { return take(thread, arena, request); });
+  ArenaType* own = thread.arena;
+  if (own == nullptr) own = attach_arena(thread, request.user, nullptr);
+  // Unlike all other requests, this one tries a second arena even without other threads.
+  Chunk* chunk = serve_from_one(thread, own, request, false,
+                                [&](ArenaType& arena) { return take(thread, arena, request); });
   if (chunk == nullptr) return;  // The next call tries again.
   void* memory = View::block(chunk);
   std::memset(memory, 0, sizeof(Cache));

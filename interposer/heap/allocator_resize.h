@@ -170,7 +170,9 @@ void* Allocator<L, Os>::allocate_aligned(ThreadState& thread, size_t alignment, 
   }
   ensure_initialised();
   const Request padded = Request::of<L>(sum);
-  Chunk* chunk = serve(thread, padded, [&](ArenaType& arena) {
+  // A first arena is made for the bytes that are asked for, a second one for the block alone.
+  const Request retried = {padded.policy, padded.bytes, size};
+  Chunk* chunk = serve(thread, retried, size + alignment + kMinChunk, [&](ArenaType& arena) {
     return take_aligned(thread, arena, alignment, wanted, padded);
   });
   // What came without an arena has not been aligned yet.

@@ -37,8 +37,8 @@ void* Allocator<L, Os>::allocate_slow(ThreadState& thread, size_t size) {
 
 template <class L, OperatingSystem Os>
 void* Allocator<L, Os>::allocate_uncached(ThreadState& thread, const Request& request) {
-  Chunk* chunk =
-      serve(thread, request, [&](ArenaType& arena) { return take(thread, arena, request); });
+  Chunk* chunk = serve(thread, request, request.user,
+                       [&](ArenaType& arena) { return take(thread, arena, request); });
   if (chunk == nullptr) {
     errno = ENOMEM;
     return nullptr;
@@ -51,13 +51,22 @@ void* Allocator<L, Os>::allocate_uncached(ThreadState& thread, const Request& re
 template <class L, OperatingSystem Os>
 template <class Serve>
 inline Chunk* Allocator<L, Os>::serve(ThreadState& thread, const Request& request,
-                                      const Serve& serve_from) {
+                                      size_t first_bytes, const Serve& serve_from) {
   if (is_nested(thread)) [[unlikely]]
     return map_block(request);
   if (thread.deferred != nullptr) [[unlikely]]
     release_deferred(thread);
-  ArenaType* arena = arena_for(thread, request.user);
-  for (bool last_try = is_single_threaded();; last_try = true) {
+  return serve_from_one(thread, arena_for(thread, first_bytes), request, is_single_threaded(),
+                        serve_from);
+}
+
+// The same from a given arena; `last_try`: from no other one.
+template <class L, OperatingSystem Os>
+template <class Serve>
+inline Chunk* Allocator<L, Os>::serve_from_one(ThreadState& thread, ArenaType* arena,
+                                               const Request& request, bool last_try,
+                                               const Serve& serve_from) {
+  for (;; last_try = true) {
     if (arena == nullptr) {
       Chunk* chunk = map_block(request);
       if (chunk != nullptr) fill_new(chunk, request);
@@ -84,7 +93,7 @@ void* Allocator<L, Os>::allocate_zeroed(ThreadState& thread, size_t count, size_
   const Request request = Request::of<L>(bytes);
   Chunk* old_top = nullptr;
   size_t dirty_bytes = 0;  // How much of old_top may hold old data.
-  Chunk* chunk = serve(thread, request, [&](ArenaType& arena) {
+  Chunk* chunk = serve(thread, request, bytes, [&](ArenaType& arena) {
     old_top = arena.top;
     dirty_bytes = dirty_top_bytes(arena);
     return take(thread, arena, request);
@@ -293,8 +302,9 @@ Chunk* Allocator<L, Os>::take_unsorted(ThreadState& thread, ArenaType& arena,
       continue;  // At most a cache bin's worth of these.
     }
     file_in_bin(arena, chunk);
+    ++scanned;  // Those before the first that fits count, too.
     if (cached_one && settings_.cache_unsorted_limit > 0 &&
-        ++scanned > settings_.cache_unsorted_limit) {
+        scanned > settings_.cache_unsorted_limit) {
       break;
     }
   }
