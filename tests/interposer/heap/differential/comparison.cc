@@ -82,6 +82,8 @@ class Comparison {
     for (at = 0; at < recording_.ops_done; ++at) {
       script_.begin_op(static_cast<int64_t>(at));
       const Op& op = sequence_.ops[at];
+      thread_ =
+          &threads_[op.thread < kThreadsMax && threads_[op.thread].alive ? op.thread : 0].state;
       if (op.kind >= kOpTrim) {
         run_other(op, recording_.results[at]);
       } else {
@@ -90,7 +92,7 @@ class Comparison {
       script_.end_op();
     }
     const char* why = nullptr;
-    if (!model_->arena_is_valid(&thread_, &why)) {
+    if (!model_->arena_is_valid(&threads_[0].state, &why)) {
       throw Mismatch(fmt::format("the arena is not valid: {}", why));
     }
   }
@@ -115,6 +117,8 @@ class Comparison {
   void* make_call(const Op& op, void* old, int* error);
   void* align(const Op& op, int* error);
   void run_other(const Op& op, const OpResult& expected);
+  void start_thread(uint64_t number);
+  void end_thread(uint64_t number);
   void compare_info(const std::vector<uint64_t>& expected);
   void check_contents(const Op& op, const Block& old, size_t kept) const;
   static void check_zero(const void* block, size_t bytes);
@@ -123,7 +127,13 @@ class Comparison {
   const Recording& recording_;
   Script script_;
   std::unique_ptr<Model> model_;
-  Thread<Glibc> thread_;
+  struct ModelThread {
+    Thread<Glibc> state;
+    void* dtv = nullptr;  // What pthread_create allocates in its caller for the new thread.
+    bool alive = false;
+  };
+  ModelThread threads_[kThreadsMax];
+  Thread<Glibc>* thread_ = &threads_[0].state;  // Who makes the present call.
   Block slots_[kSlots] = {};
 };
 
@@ -136,7 +146,7 @@ void* Comparison::align(const Op& op, int* error) {
     return nullptr;
   }
   const size_t alignment = op.kind == kOpValloc ? base::kPageBytes : op.b;
-  void* block = model_->allocate_aligned(thread_, alignment, op.a);
+  void* block = model_->allocate_aligned(*thread_, alignment, op.a);
   *error = is_posix ? (block == nullptr ? ENOMEM : 0) : errno;
   return block;
 }
@@ -146,16 +156,16 @@ void* Comparison::make_call(const Op& op, void* old, int* error) {
   void* block = nullptr;
   switch (op.kind) {
     case kOpMalloc:
-      block = model_->allocate(thread_, op.a);
+      block = model_->allocate(*thread_, op.a);
       break;
     case kOpCalloc:
-      block = model_->allocate_zeroed(thread_, op.a, op.b);
+      block = model_->allocate_zeroed(*thread_, op.a, op.b);
       break;
     case kOpRealloc:
-      block = model_->reallocate(thread_, old, op.a);
+      block = model_->reallocate(*thread_, old, op.a);
       break;
     case kOpFree:
-      model_->release(thread_, old);
+      model_->release(*thread_, old);
       break;
     default:
       return align(op, error);
@@ -222,12 +232,37 @@ void Comparison::run_other(const Op& op, const OpResult& expected) {
     case kOpInfo:
       compare_info(recording_.infos[op.a]);
       break;
+    case kOpThreadStart:
+      start_thread(op.a);
+      break;
+    case kOpThreadEnd:
+      end_thread(op.a);
+      break;
     default:
       if (const uintptr_t now = script_.skip_foreign_op()) model_->note_break(now);
   }
   if (value != expected.value) {
     throw Mismatch(fmt::format("the model returns {}, glibc {}", value, expected.value));
   }
+}
+
+// With a stack of the caller's, pthread_create allocates one thing: the table of the new thread's
+// TLS blocks, 14 more than there are modules with TLS (here libc alone), and two words.
+void Comparison::start_thread(uint64_t number) {
+  if (number == 0 || number >= kThreadsMax || threads_[number].alive) return;
+  script_.has_threads = true;
+  ModelThread& thread = threads_[number];
+  thread.dtv = model_->allocate_zeroed(*thread_, 1 + 14 + 2, 16);
+  thread.state = {};
+  thread.alive = true;
+}
+
+void Comparison::end_thread(uint64_t number) {
+  if (number >= kThreadsMax || !threads_[number].alive) return;
+  ModelThread& thread = threads_[number];
+  model_->thread_exit(thread.state);
+  thread.alive = false;
+  model_->release(*thread_, thread.dtv);
 }
 
 void Comparison::compare_info(const std::vector<uint64_t>& expected) {

@@ -8,8 +8,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/filter.h>
+#include <linux/futex.h>
 #include <linux/seccomp.h>
 #include <malloc.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -24,8 +27,20 @@
 
 static void* wall;
 
+// Exactly one thread runs at a time: the one whose number is here. Thread 0 hands over and waits.
+static _Atomic uint32_t turn;
+static struct {
+  pthread_t id;
+  int alive;
+  const struct Op* op;  // What to do next; NULL: end.
+  uint64_t index;
+} threads[kThreadsMax];
+// Stacks of our own, so that pthread_create maps nothing.
+static char stacks[kThreadsMax][kThreadStackBytes] __attribute__((aligned(64)));
+static struct Shared* shared;
+
 // Exit statuses tell the tester where it ended; there is no stdio to say it with.
-enum { kNoSharedMemory = 90, kNoSeccomp = 91, kUnknownOp = 92 };
+enum { kNoSharedMemory = 90, kNoSeccomp = 91, kUnknownOp = 92, kNoThread = 93 };
 
 static void trace_memory_calls(void) {
   const struct sock_filter code[] = {
@@ -76,13 +91,69 @@ static void build_wall(uint64_t distance) {
   if (memory != MAP_FAILED) wall = memory;
 }
 
+static void give_turn(uint32_t to) {
+  atomic_store(&turn, to);
+  syscall(SYS_futex, &turn, FUTEX_WAKE, kThreadsMax, NULL, NULL, 0);
+}
+
+static void await_turn(uint32_t mine) {
+  for (;;) {
+    const uint32_t now = atomic_load(&turn);
+    if (now == mine) return;
+    syscall(SYS_futex, &turn, FUTEX_WAIT, now, NULL, NULL, 0);
+  }
+}
+
+static void run(const struct Op* op, uint64_t index);
+
+static void* thread_main(void* argument) {
+  const uint32_t mine = (uint32_t)(uintptr_t)argument;
+  for (;;) {
+    await_turn(mine);
+    if (threads[mine].op == NULL) return NULL;  // Thread 0 waits for the end, not for its turn.
+    run(threads[mine].op, threads[mine].index);
+    give_turn(0);
+  }
+}
+
+static void start_thread(uint64_t number) {
+  if (number == 0 || number >= kThreadsMax || threads[number].alive) return;
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  pthread_attr_setstack(&attributes, stacks[number], kThreadStackBytes);
+  if (pthread_create(&threads[number].id, &attributes, thread_main, (void*)number) != 0) {
+    _exit(kNoThread);
+  }
+  threads[number].alive = 1;
+}
+
+static void end_thread(uint64_t number) {
+  if (number >= kThreadsMax || !threads[number].alive) return;
+  threads[number].op = NULL;
+  threads[number].alive = 0;
+  give_turn((uint32_t)number);
+  pthread_join(threads[number].id, NULL);
+  give_turn(0);
+}
+
+static void run_in(uint32_t number, const struct Op* op, uint64_t index) {
+  if (number >= kThreadsMax || !threads[number].alive) {
+    run(op, index);
+    return;
+  }
+  threads[number].op = op;
+  threads[number].index = index;
+  give_turn(number);
+  await_turn(0);
+}
+
 static void take_snapshot(uint64_t* words) {
   const struct mallinfo2 info = mallinfo2();
   memcpy(words, &info, kInfoWords * sizeof(uint64_t));
 }
 
 // What the program or somebody else in the process does, besides allocating.
-static uint64_t run_other(struct Shared* shared, const struct Op* op) {
+static uint64_t run_other(const struct Op* op) {
   switch (op->kind) {
     case kOpTrim:
       return (uint64_t)malloc_trim(op->a);
@@ -109,13 +180,18 @@ static uint64_t run_other(struct Shared* shared, const struct Op* op) {
     }
     case kOpForeignMapping:
       return (uint64_t)mmap(NULL, op->a, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    case kOpThreadStart:
+      start_thread(op->a);
+      return 0;
+    case kOpThreadEnd:
+      end_thread(op->a);
+      return 0;
     default:
       _exit(kUnknownOp);
   }
 }
 
-static void run(struct Shared* shared, uint64_t index) {
-  const struct Op* op = &shared->ops[index];
+static void run(const struct Op* op, uint64_t index) {
   struct OpResult* result = &shared->results[index];
   void** slot = &shared->slots[op->slot];
   int status = -1;
@@ -153,7 +229,7 @@ static void run(struct Shared* shared, uint64_t index) {
       *slot = NULL;
       break;
     default:
-      result->value = run_other(shared, op);
+      result->value = run_other(op);
       result->error = 0;
       result->usable = 0;
       return;
@@ -164,14 +240,13 @@ static void run(struct Shared* shared, uint64_t index) {
 }
 
 int main(void) {
-  struct Shared* shared =
-      mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED, kSharedFd, 0);
+  shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED, kSharedFd, 0);
   if (shared == MAP_FAILED) return kNoSharedMemory;
   grow_stack();
   trace_memory_calls();
   for (uint64_t i = 0; i < shared->op_count; ++i) {
     shared->current = (int64_t)i;
-    run(shared, i);
+    run_in(shared->ops[i].thread, &shared->ops[i], i);
   }
   shared->current = (int64_t)shared->op_count;
   _exit(0);

@@ -16,6 +16,8 @@ enum {
   kSharedFd = 100,  // Where the driver finds the memfd.
   kOpsMax = 16384,
   kSlots = 4096,
+  kThreadsMax = 32,  // Thread 0 is the one that runs main().
+  kThreadStackBytes = 65536,
   kInfoWords = 10,      // Fields of struct mallinfo2, in its order.
   kInfosMax = 1024,     // Snapshots per sequence.
   kErrnoBefore = 1234,  // errno at the start of each call: no call of the family sets it to this.
@@ -39,11 +41,14 @@ enum OpKind {
   kOpLimit,           // RLIMIT_AS: only a bytes more than now.
   kOpUnlimit,         // No limit again.
   kOpForeignMapping,  // Somebody else's mapping of a bytes, which shifts all later ones.
+  kOpThreadStart,     // Thread a begins, made by thread 0.
+  kOpThreadEnd,       // Thread a ends; thread 0 waits for it.
   kOpKindEnd
 };
 
 struct Op {
-  uint32_t kind;
+  uint16_t kind;
+  uint16_t thread;  // Who makes the call; thread 0 in the place of one that is not there.
   uint32_t slot;
   uint64_t a;
   uint64_t b;

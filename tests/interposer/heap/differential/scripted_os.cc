@@ -26,9 +26,9 @@ struct Range {
 constexpr Range kHeap = {0x400000, 0x2000'0000'0000};
 constexpr Range kMappings = {0x7000'0000'0000, 0x7fff'f7ff'f000};
 
-void map_at(uintptr_t address, size_t length, int protection) {
+void map_at(uintptr_t address, size_t length, int protection, int fixed = MAP_FIXED_NOREPLACE) {
   const long result = sys::mmap(base::pointer_to(address), length, protection,
-                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE);
+                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | fixed);
   if (result != static_cast<long>(address)) {
     throw Mismatch(fmt::format("the tester cannot map {:#x}+{:#x}: {}", address, length, result));
   }
@@ -58,6 +58,11 @@ Script::~Script() {
     sys::munmap(base::pointer_to(range.begin), range.end - range.begin);
   }
   for (const auto& [memory, length] : registries_) sys::munmap(memory, length);
+}
+
+bool Script::overcommit_is_strict() {
+  std::ifstream file("/proc/sys/vm/overcommit_memory");
+  return file.get() == '2';
 }
 
 // The call the model is about to make, as text, beside the recorded one.
@@ -121,7 +126,7 @@ void* Script::mmap(void* hint, size_t length, int protection, int flags) {
                         static_cast<uint64_t>(flags)});
   if (call.failed()) return nullptr;
   const auto address = static_cast<uintptr_t>(call.result);
-  map_at(address, length, protection);
+  map_at(address, length, protection, (flags & MAP_FIXED) != 0 ? MAP_FIXED : MAP_FIXED_NOREPLACE);
   return base::pointer_to(address);
 }
 

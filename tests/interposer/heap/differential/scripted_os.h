@@ -9,6 +9,8 @@
 // the model is then given up. Single-threaded.
 #pragma once
 
+#include <sys/sysinfo.h>
+
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -49,7 +51,10 @@ class Script {
   bool mprotect(void* address, size_t length, int protection);
   void* map_registry(size_t length);
 
+  static bool overcommit_is_strict();
+
   Settings settings;
+  bool has_threads = false;  // As libc knows it: from the first pthread_create on, for ever.
 
  private:
   const SystemCall& expect(long number, std::initializer_list<uint64_t> args);
@@ -84,7 +89,9 @@ struct ScriptedOs {
     return script->mprotect(address, length, protection);
   }
   void on_policy(PolicyKind, uint64_t, uint64_t) {}
-  bool is_single_threaded() { return true; }
+  bool is_single_threaded() { return !script->has_threads; }
+  unsigned cpu_count() { return static_cast<unsigned>(get_nprocs()); }
+  bool release_by_remap() { return script->overcommit_is_strict(); }
 };
 static_assert(OperatingSystem<ScriptedOs>);
 

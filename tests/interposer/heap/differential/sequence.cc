@@ -49,13 +49,16 @@ struct Character {
   unsigned options = 0;
   unsigned others = 0;  // Foreign breaks and mappings, walls, limits.
   bool refusals = false;
-  unsigned bursts = 0;  // Per thousand: everything or half of it is freed at once.
+  unsigned turn_length = 10;  // Calls of a thread in a row, about.
+  unsigned threads = 1;       // At a time, thread 0 included.
+  unsigned bursts = 0;        // Per thousand: everything or half of it is freed at once.
   uint64_t size_max = 64 * kMiB;
 };
 
 class Maker {
  public:
-  Maker(uint64_t seed, size_t op_count) : random_(seed * 0x9e3779b97f4a7c15ULL + 1) {
+  Maker(uint64_t seed, size_t op_count, bool with_threads)
+      : random_(seed * 0x9e3779b97f4a7c15ULL + 1), with_threads_(with_threads) {
     sequence_.seed = seed;
     count_ = std::min(op_count, size_t{kOpsMax});
   }
@@ -85,6 +88,7 @@ class Maker {
 
   void draw_character();
   void draw_environment();
+  void draw_threads();
   void draw_tunables();
   uint64_t size();
   uint64_t size_of_class(unsigned kind);
@@ -92,7 +96,8 @@ class Maker {
   uint64_t alignment();
   void add(uint32_t kind, uint64_t slot, uint64_t a = 0, uint64_t b = 0) {
     if (sequence_.ops.size() < count_) {
-      sequence_.ops.push_back({kind, static_cast<uint32_t>(slot), a, b});
+      sequence_.ops.push_back(
+          {static_cast<uint16_t>(kind), thread_, static_cast<uint32_t>(slot), a, b});
     }
   }
   void step();
@@ -102,17 +107,32 @@ class Maker {
   void resize();
   void change_option();
   void disturb();
+  void change_thread();
 
   std::mt19937_64 random_;
+  const bool with_threads_;
   Sequence sequence_;
   size_t count_ = 0;
   Character character_;
   std::vector<uint32_t> live_;  // Slots in order of allocation.
   std::vector<uint32_t> free_slots_;
   uint64_t infos_ = 0;
+  uint16_t thread_ = 0;  // Who makes the calls at present: several in a row, as in programs.
+  std::vector<uint16_t> threads_ = {0};
   bool walled_ = false;
   bool limited_ = false;
 };
+
+// Several threads, so arenas; some of them so large that they need more than one heap.
+void Maker::draw_threads() {
+  Character& c = character_;
+  c.threads = static_cast<unsigned>(2 + below(one_in(3) ? 24 : 4));
+  c.turn_length = static_cast<unsigned>(log_uniform(2, 200));
+  if (!one_in(3)) return;
+  c.size_weights[4] += 40;
+  c.live_max = 2000 + static_cast<unsigned>(below(2000));
+  c.turn_length = 400;
+}
 
 void Maker::draw_character() {
   Character& c = character_;
@@ -130,6 +150,7 @@ void Maker::draw_character() {
   c.others = one_in(4) ? static_cast<unsigned>(below(4)) : 0;
   c.refusals = one_in(2);
   c.bursts = one_in(2) ? static_cast<unsigned>(below(30)) : 0;
+  if (with_threads_) draw_threads();
   for (uint32_t slot = kSlots; slot-- > 0;) free_slots_.push_back(slot);
 }
 
@@ -159,6 +180,8 @@ void Maker::draw_environment() {
   if (one_in(5)) set("MALLOC_TRIM_THRESHOLD_", fmt::format("{:#x}", log_uniform(512, 8 * kMiB)));
   if (one_in(12)) set("MALLOC_TRIM_THRESHOLD_", "-1");
   if (one_in(5)) set("MALLOC_TOP_PAD_", fmt::format("{}", one_in(3) ? 0 : log_uniform(1, kMiB)));
+  if (one_in(4)) set("MALLOC_ARENA_MAX", fmt::format("{}", below(5)));
+  if (one_in(6)) set("MALLOC_ARENA_TEST", fmt::format("{}", below(5)));
   if (one_in(6)) set("MALLOC_MMAP_MAX_", fmt::format("{}", below(10)));
   if (one_in(10)) {
     set("MALLOC_PERTURB_", fmt::format("{}", below(300)));
@@ -234,7 +257,11 @@ void Maker::allocate() {
   } else if (dice < c.zeroed + c.aligned) {
     constexpr std::array<uint32_t, 5> kKinds = {kOpMemalign, kOpMemalign, kOpPosixMemalign,
                                                 kOpAlignedAlloc, kOpValloc};
-    add(pick(kKinds), slot, size(), alignment());
+    // With several threads, a failure that glibc sees only inside an arena still gives the caller a
+    // new one; the model refuses these sizes at once.
+    const uint64_t bytes = with_threads_ ? size() % (64 * kMiB) : size();
+    const uint64_t at = with_threads_ ? alignment() % (64 * kMiB) : alignment();
+    add(pick(kKinds), slot, bytes, at);
   } else {
     add(kOpMalloc, slot, size());
   }
@@ -317,8 +344,24 @@ void Maker::disturb() {
   }
 }
 
+// Threads come and go, and take turns.
+void Maker::change_thread() {
+  const uint16_t next = static_cast<uint16_t>(1 + below(kThreadsMax - 1));
+  const auto alive = std::find(threads_.begin(), threads_.end(), next);
+  thread_ = 0;
+  if (alive != threads_.end() && one_in(4)) {
+    threads_.erase(alive);
+    add(kOpThreadEnd, 0, next);
+  } else if (alive == threads_.end() && threads_.size() < character_.threads && !limited_) {
+    threads_.push_back(next);
+    add(kOpThreadStart, 0, next);
+  }
+  thread_ = pick(threads_);
+}
+
 void Maker::step() {
   const Character& c = character_;
+  if (c.threads > 1 && one_in(c.turn_length)) change_thread();
   if (below(1000) < c.bursts) release_many();
   if (one_in(80) && infos_ < kInfosMax) add(kOpInfo, 0, infos_++);
   if (below(1000) < c.trims) add(kOpTrim, 0, one_in(2) ? 0 : log_uniform(1, kMiB));
@@ -334,11 +377,7 @@ void Maker::step() {
   }
 }
 
-}  // namespace
-
-Sequence make_sequence(uint64_t seed, size_t op_count) { return Maker(seed, op_count).make(); }
-
-std::string to_text(const Op& op) {
+std::string call_text(const Op& op) {
   switch (op.kind) {
     case kOpMalloc:
       return fmt::format("slot {} = malloc({})", op.slot, op.a);
@@ -372,11 +411,26 @@ std::string to_text(const Op& op) {
       return fmt::format("RLIMIT_AS {} bytes above now", op.a);
     case kOpUnlimit:
       return "no RLIMIT_AS";
+    case kOpThreadStart:
+      return fmt::format("thread {} begins", op.a);
+    case kOpThreadEnd:
+      return fmt::format("thread {} ends", op.a);
     case kOpForeignMapping:
       return fmt::format("a foreign mapping of {}", op.a);
     default:
       return fmt::format("unknown op {}", op.kind);
   }
+}
+
+}  // namespace
+
+Sequence make_sequence(uint64_t seed, size_t op_count, bool with_threads) {
+  return Maker(seed, op_count, with_threads).make();
+}
+
+std::string to_text(const Op& op) {
+  if (op.thread == 0) return call_text(op);
+  return fmt::format("thread {}: {}", op.thread, call_text(op));
 }
 
 }  // namespace heapledger::heap::differential

@@ -22,7 +22,8 @@ struct Sequence {
   std::vector<Op> ops;
 };
 
-Sequence make_sequence(uint64_t seed, size_t op_count);
+// With threads: several take turns, each call is made by one of them while the others wait.
+Sequence make_sequence(uint64_t seed, size_t op_count, bool with_threads);
 
 // "realloc(slot 12, 3000)" and the like, for people.
 std::string to_text(const Op& op);

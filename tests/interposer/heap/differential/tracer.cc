@@ -95,9 +95,9 @@ pid_t Tracer::start(const Sequence& sequence) {
   _exit(kExecFailed);
 }
 
-// The driver is stopped before a memory call; lets it run to its end and writes it down. False: it
-// ended instead.
-bool Tracer::record_call(pid_t thread, Recording* recording) {
+// A thread is stopped before a memory call; lets it run to its end and writes it down. All other
+// threads wait for this one.
+void Tracer::record_call(pid_t thread, Recording* recording) {
   __ptrace_syscall_info info = {};
   trace(PTRACE_GET_SYSCALL_INFO, thread, sizeof info, reinterpret_cast<uint64_t>(&info));
   SystemCall call;
@@ -106,11 +106,10 @@ bool Tracer::record_call(pid_t thread, Recording* recording) {
   for (size_t i = 0; i < 6; ++i) call.args[i] = info.seccomp.args[i];
   int status = 0;
   trace(PTRACE_SYSCALL, thread, 0, 0);
-  if (waitpid(thread, &status, __WALL) != thread || !WIFSTOPPED(status)) return false;
+  if (waitpid(thread, &status, __WALL) != thread || !WIFSTOPPED(status)) return;
   trace(PTRACE_GET_SYSCALL_INFO, thread, sizeof info, reinterpret_cast<uint64_t>(&info));
   call.result = info.exit.rval;
   recording->calls.push_back(call);
-  return true;
 }
 
 void Tracer::follow(pid_t driver, Recording* recording) {
@@ -119,27 +118,30 @@ void Tracer::follow(pid_t driver, Recording* recording) {
     recording->failure = describe_end(status);
     return;
   }
-  const uint64_t options = PTRACE_O_TRACESECCOMP | PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL;
+  const uint64_t options =
+      PTRACE_O_TRACESECCOMP | PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_EXITKILL;
   if (trace(PTRACE_SETOPTIONS, driver, 0, options) != 0) {
     recording->failure = std::string("cannot trace: ") + std::strerror(errno);
     kill(driver, SIGKILL);
     waitpid(driver, &status, __WALL);
     return;
   }
-  uint64_t signal_number = 0;
-  for (;;) {
-    trace(PTRACE_CONT, driver, 0, signal_number);
-    if (waitpid(driver, &status, __WALL) != driver) {
+  pid_t thread = driver;
+  for (uint64_t signal_number = 0;;) {
+    trace(PTRACE_CONT, thread, 0, signal_number);
+    // Threads that end are not to be continued.
+    do {
+      thread = waitpid(-1, &status, __WALL);
+    } while (thread > 0 && thread != driver && !WIFSTOPPED(status));
+    if (thread <= 0) {
       recording->failure = "the driver was lost";
       return;
     }
     if (!WIFSTOPPED(status)) break;
-    signal_number = 0;
-    if (status >> 8 == (SIGTRAP | (PTRACE_EVENT_SECCOMP << 8))) {
-      if (!record_call(driver, recording)) break;
-    } else {
-      signal_number = static_cast<uint64_t>(WSTOPSIG(status));
-    }
+    if (status >> 8 == (SIGTRAP | (PTRACE_EVENT_SECCOMP << 8))) record_call(thread, recording);
+    // Stops of the tracer's own making are no signals: at events, and at a thread's start.
+    const int number = WSTOPSIG(status);
+    signal_number = number == SIGTRAP || number == SIGSTOP ? 0 : static_cast<uint64_t>(number);
   }
   recording->ops_done = static_cast<size_t>(shared_->current);
   // glibc has assertions that a foreign sbrk of odd size breaks: the sequence ends before that.

@@ -50,7 +50,7 @@ class Tracer {
  private:
   pid_t start(const Sequence& sequence);
   void follow(pid_t driver, Recording* recording);
-  bool record_call(pid_t thread, Recording* recording);
+  void record_call(pid_t thread, Recording* recording);
 
   std::string driver_;
   int fd_ = -1;
