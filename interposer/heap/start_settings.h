@@ -27,6 +27,12 @@ inline constexpr StartSetting kStartSettings[] = {
      [](Settings& s, uint64_t value) { s.perturb = static_cast<int>(value); }},
     {5, [](const Settings& s) -> uint64_t { return s.arena_test; },
      [](Settings& s, uint64_t value) { s.arena_test = value; }},
+    {6, [](const Settings& s) -> uint64_t { return s.glibc_version; },
+     [](Settings& s, uint64_t value) { s.glibc_version = static_cast<uint16_t>(value); }},
+    {7, [](const Settings& s) -> uint64_t { return s.hugetlb; },
+     [](Settings& s, uint64_t value) { s.hugetlb = value; }},
+    {8, [](const Settings& s) -> uint64_t { return s.threshold_is_tunable ? 1 : 0; },
+     [](Settings& s, uint64_t value) { s.threshold_is_tunable = value != 0; }},
 };
 
 }  // namespace heapledger::heap
