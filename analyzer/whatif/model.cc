@@ -71,6 +71,7 @@ class ModelOf : public Model {
     image->blocks = blocks_;
     image->inherited = inherited_;
     image->operation = operation_;
+    image->first_thread = first_thread_;
     return image;
   }
 
@@ -84,6 +85,7 @@ class ModelOf : public Model {
     blocks_ = image.blocks;
     inherited_ = image.inherited;
     operation_ = image.operation;
+    first_thread_ = image.first_thread;
   }
 
   void set_sink(ModelSink sink) override {
@@ -104,6 +106,7 @@ class ModelOf : public Model {
     std::vector<void*> blocks;
     ModelCounts inherited;
     uint64_t operation = 0;
+    uint32_t first_thread = 0;
   };
 
   // An allocator is plain data that nobody but it points into, at one place all its life.
@@ -114,7 +117,7 @@ class ModelOf : public Model {
 
   ThreadState& thread(uint32_t number) {
     while (threads_.size() <= number) threads_.push_back(std::make_unique<ThreadState>());
-    if (number != 0) machine_.single_threaded = false;
+    if (number != first_thread_) machine_.single_threaded = false;
     return *threads_[number];
   }
 
@@ -173,7 +176,7 @@ class ModelOf : public Model {
         heap_->trim(op.size);
         break;
       case OpKind::kFork:
-        begin_own_part(by);
+        begin_own_part(op.thread, by);
         break;
     }
   }
@@ -186,9 +189,11 @@ class ModelOf : public Model {
     set_block(op, fresh);
   }
 
-  void begin_own_part(ThreadState& by) {
+  void begin_own_part(uint32_t forking_thread, ThreadState& by) {
     heap_->fork_prepare(by);
     heap_->fork_child(by);
+    first_thread_ = forking_thread;
+    machine_.single_threaded = true;
     inherited_ = {};
     for (size_t i = 0; i < heap::kCallNames; ++i) {
       inherited_.calls[i] = machine_.space.calls(static_cast<heap::CallName>(i));
@@ -203,6 +208,7 @@ class ModelOf : public Model {
   std::vector<void*> blocks_;
   ModelCounts inherited_;
   uint64_t operation_ = 0;
+  uint32_t first_thread_ = 0;  // Alone until another one calls.
   bool refusing_ = false;
   const bool residency_;
 };
