@@ -60,8 +60,8 @@ inline void release_plain(void* block) noexcept {
   switch (g_heap.release_cached(t_heap, block)) {
     case Heap::Cached::kDone:
       return;
-    case Heap::Cached::kFull:
-      return g_heap.release_overflow(t_heap, block);
+    case Heap::Cached::kPast:
+      return g_heap.release_past_cache(t_heap, block);
     case Heap::Cached::kUnfit:
       return release_plain_slow(block);
   }

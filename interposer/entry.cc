@@ -125,6 +125,10 @@ void* refuse(EventKind kind, size_t size, size_t alignment, int error, const voi
 
 }  // namespace
 
+void heapledger::release_plain_slow(void* block) noexcept {
+  if (block != nullptr && !g_heap.release_uncached(t_heap, block)) release_foreign(block);
+}
+
 HL_EXPORT void* malloc(size_t size) {
   if (is_plain()) return g_heap.allocate(t_heap, size);
   return record_malloc(size, __builtin_return_address(0));

@@ -139,25 +139,27 @@ class Allocator {
   // free for a pointer that check() accepted. Null is not allowed.
   void release_checked(ThreadState& thread, void* block);
 
-  // check() and release_checked() in one for a live block that fits the thread's cache, and is in
-  // it where the answer is kDone. Otherwise nothing was done to the block (any pointer, null too).
-  enum class Cached : uint8_t { kDone, kFull, kUnfit };
+  // check() and release_checked() in one, for a block that goes to the thread's cache: then kDone.
+  // kPast: it looks like a live block, but goes past the cache. kUnfit: any pointer, null too.
+  // Nothing was done after these two.
+  enum class Cached : uint8_t { kDone, kPast, kUnfit };
   Cached release_cached(ThreadState& thread, void* block);
-  // The rest of release() after kFull.
-  [[gnu::flatten, gnu::noinline]] void release_overflow(ThreadState& thread, void* block);
+  // The rest of release() after kPast.
+  [[gnu::noinline]] void release_past_cache(ThreadState& thread, void* block);
 
   // free; a pointer outside our memory ends the program with glibc's message. Null: nothing.
   void release(ThreadState& thread, void* block) {
     const Cached cached = release_cached(thread, block);
     if (cached == Cached::kDone || block == nullptr) return;
-    if (cached == Cached::kFull) {
-      release_overflow(thread, block);
+    if (cached == Cached::kPast) {
+      release_past_cache(thread, block);
     } else if (!release_uncached(thread, block)) {
       fatal_foreign(Use::kFree);
     }
   }
-  // The rest of release(), for a pointer that is not null. False: it is outside our memory.
-  bool release_uncached(ThreadState& thread, void* block);
+  // The rest of release() after kUnfit, for a pointer that is not null. False: it is outside our
+  // memory.
+  [[gnu::noinline]] bool release_uncached(ThreadState& thread, void* block);
 
   // Finds out whether `block` (not null) is a live block of ours, without changing anything: call
   // it before the free event is written. Inside our memory but not a live block (misaligned, freed
@@ -270,7 +272,12 @@ class Allocator {
   template <class Serve>
   Chunk* serve_from_one(ThreadState& thread, ArenaType* arena, const Request& request,
                         bool last_try, const Serve& serve_from);
-  [[gnu::flatten]] Chunk* take(ThreadState& thread, ArenaType& arena, const Request& request);
+  template <class Serve>
+  [[gnu::noinline]] Chunk* serve_elsewhere(ThreadState& thread, const ArenaType& failed,
+                                           const Request& request, const Serve& serve_from);
+  [[gnu::noinline]] Chunk* map_without_arena(const Request& request);
+  [[gnu::flatten, gnu::noinline]] Chunk* take(ThreadState& thread, ArenaType& arena,
+                                              const Request& request);
   Chunk* take_free(ThreadState& thread, ArenaType& arena, const Request& request);
   template <class Pop>
   void fill_cache(ThreadState& thread, ArenaType& arena, const Request& request, const Pop& pop);
@@ -346,10 +353,11 @@ class Allocator {
   [[noreturn]] void fatal_size(const Chunk* chunk, Use use);
   [[noreturn]] void fatal_end(const Chunk* chunk, Use use);
   [[noreturn]] void fatal_double_free(const Chunk* chunk, Use use);
-  bool is_whole(const Chunk* chunk) const;
-  [[gnu::flatten, gnu::noinline]] void release_slow(ThreadState& thread, Chunk* chunk);
+  [[gnu::noinline]] void release_slow(ThreadState& thread, Chunk* chunk);
   [[gnu::noinline]] void release_mapped(Chunk* chunk);
   void release_in_arena(ThreadState& thread, Chunk* chunk);
+  template <bool kIsFast>
+  [[gnu::flatten, gnu::noinline]] void release_as(ThreadState& thread, Chunk* chunk);
   void free_chunk(ThreadState& thread, ArenaType& arena, Chunk* chunk);
   void free_past_cache(ArenaType& arena, Chunk* chunk);
   void free_fast(ArenaType& arena, Chunk* chunk, size_t bytes);
@@ -412,7 +420,6 @@ class Allocator {
     const bool in_heap = page_map_.lookup(base::address_of(address)) == PageState::kHeap;
     return in_heap ? *heap_of(address)->arena : main_;
   }
-  size_t arena_flag(const ArenaType& arena) const { return &arena == &main_ ? 0 : kNonMain; }
   bool in_main_range(uintptr_t address) const {
     const uintptr_t begin = __atomic_load_n(&main_begin_, __ATOMIC_RELAXED);
     const uintptr_t end = __atomic_load_n(&main_end_, __ATOMIC_RELAXED);
@@ -422,12 +429,14 @@ class Allocator {
   bool in_break_or_heap(uintptr_t address) const {
     return in_main_range(address) || page_map_.lookup(address) == PageState::kHeap;
   }
-  // Bytes from such a chunk to the end of the memory around it.
+  // Bytes from such a chunk to the end of the memory around it; 0 where its kNonMain is wrong.
   size_t room_at(const Chunk* chunk) const {
-    const bool in_heap = (View::head(chunk) & kNonMain) != 0;
-    const uintptr_t end =
-        in_heap ? heap_of(chunk)->end() : __atomic_load_n(&main_end_, __ATOMIC_RELAXED);
-    return end - base::address_of(chunk);
+    const uintptr_t address = base::address_of(chunk);
+    if ((View::head(chunk) & kNonMain) == 0) [[likely]] {
+      return __atomic_load_n(&main_end_, __ATOMIC_RELAXED) - address;
+    }
+    const bool in_heap = page_map_.lookup(address) == PageState::kHeap;
+    return in_heap ? heap_of(chunk)->end() - address : 0;
   }
   bool in_arenas(uintptr_t address) const {
     if (in_main_range(address)) return true;
@@ -444,6 +453,7 @@ class Allocator {
   size_t cache_policy_max_ = 0;  // Largest nb that is cached; 0 before the first call.
   size_t cache_count_ = 0;       // Blocks per cache bin.
   uint64_t initialised_ = 0;
+  uint32_t admin_depth_ = 0;  // Administrative functions that hold an arena's lock; atomic.
 
   uintptr_t main_base_ = 0;  // The first address the main arena ever got; under its lock.
   Settings settings_ =
@@ -463,7 +473,6 @@ class Allocator {
   size_t arena_count_ = 0;              // By arenas_lock_.
   size_t arena_limit_ = 0;              // 0: not known yet; by arenas_lock_.
   uintptr_t heap_hint_ = 0;        // Aligned addresses that are probably free; atomic exchange.
-  uint32_t admin_depth_ = 0;       // Administrative functions that hold an arena's lock; atomic.
   uint8_t releases_by_remap_ = 0;  // What the Os said; relaxed, every thread stores the same.
   // Where the main arena's contiguous parts begin, for the walk of arena_is_valid(); parts beyond
   // the last slot are not walked.
@@ -537,14 +546,15 @@ template <class Layout, OperatingSystem Os>
     return Cached::kUnfit;
   }
   const size_t head = View::head(chunk);
-  const size_t beyond_min = View::policy_size_of(head) - kMinChunk;
-  if (beyond_min > cache_policy_max_ - kMinChunk || (head & kIsMapped) != 0 ||
-      View::mark(chunk) == kFreedMark) [[unlikely]] {
+  const size_t bytes = head & ~kFlagMask;
+  if (bytes < kMinChunk || (head & kIsMapped) != 0 || View::mark(chunk) == kFreedMark)
+      [[unlikely]] {
     return Cached::kUnfit;
   }
+  if (!is_cacheable(View::policy_size_of(head))) return Cached::kPast;
   // Asked before the cache is taken: a signal handler in between costs exactness, nothing else.
-  if (cache->counts[Cache::index(head & ~kFlagMask)] >= cache_count_) return Cached::kFull;
-  return cache_push(thread, chunk, head & ~kFlagMask) ? Cached::kDone : Cached::kFull;
+  if (cache->counts[Cache::index(bytes)] >= cache_count_) return Cached::kPast;
+  return cache_push(thread, chunk, bytes) ? Cached::kDone : Cached::kPast;
 }
 
 template <class Layout, OperatingSystem Os>

@@ -17,10 +17,10 @@
 
 namespace heapledger::heap {
 
-// nullptr: there is none and none could be made; the request must be mapped.
+// Where there are several threads. nullptr: there is none and none could be made; the request must
+// be mapped.
 template <class L, OperatingSystem Os>
 inline Arena<L>* Allocator<L, Os>::arena_for(ThreadState& thread, size_t size) {
-  if (is_single_threaded()) return &main_;
   if (thread.arena != nullptr) [[likely]]
     return thread.arena;
   return attach_arena(thread, size, nullptr);
@@ -151,6 +151,7 @@ Arena<L>* Allocator<L, Os>::create_arena(size_t size) {
   if (heap == nullptr) return nullptr;
   auto* arena = new (base::pointer_to(heap->begin() + HeapType::kArenaAt)) ArenaType;
   heap->arena = arena;
+  arena->chunk_flag = kNonMain;
   arena->init_bins();
   arena->system_bytes = arena->system_bytes_max = heap->bytes;
   arena->top = heap->first_chunk();

@@ -25,7 +25,7 @@ inline bool Allocator<L, Os>::is_single_threaded() {
 template <class L, OperatingSystem Os>
 inline bool Allocator<L, Os>::is_nested(const ThreadState& thread) {
   return thread.in_arena ||
-         (is_single_threaded() && __atomic_load_n(&admin_depth_, __ATOMIC_RELAXED) != 0);
+         (__atomic_load_n(&admin_depth_, __ATOMIC_RELAXED) != 0 && is_single_threaded());
 }
 
 // For the administrative functions: without other threads no lock tells that a handler interrupted

@@ -89,7 +89,7 @@ void Allocator<L, Os>::check_arena_chunk(const Chunk* chunk, Use use) {
 // a choice of words.
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::fatal_end(const Chunk* chunk, Use use) {
-  const ArenaType& arena = arena_of_chunk(chunk);
+  const ArenaType& arena = arena_at(chunk);
   if (use == Use::kRealloc) {
     base::fatal(View::size(chunk) >= arena.system_bytes ? "realloc(): invalid old size"
                                                         : "realloc(): invalid next size");
@@ -141,36 +141,19 @@ size_t Allocator<L, Os>::usable_size(const void* block) {
 
 // ---- Release.
 
-// What check_slow() asks of a chunk and release_in_arena() does not ask again, for the memory that
-// nearly all chunks are in.
 template <class L, OperatingSystem Os>
-inline bool Allocator<L, Os>::is_whole(const Chunk* chunk) const {
-  const uintptr_t address = base::address_of(chunk);
-  if (!base::is_aligned(address, kAlignment) || !in_break_or_heap(address)) return false;
-  const size_t head = View::head(chunk);
-  const size_t bytes = head & ~kFlagMask;
-  return (head & kIsMapped) == 0 && bytes >= kMinChunk && bytes < room_at(chunk) &&
-         View::mark(chunk) != kFreedMark;
-}
-
-template <class L, OperatingSystem Os>
-void Allocator<L, Os>::release_overflow(ThreadState& thread, void* block) {
+void Allocator<L, Os>::release_past_cache(ThreadState& thread, void* block) {
   Chunk* chunk = View::of_block(block);
+  // What check_slow() asks besides, release_in_arena() asks too.
   if (View::size(chunk) < room_at(chunk)) [[likely]] {
     release_in_arena(thread, chunk);
   } else {
-    check_slow(block, Use::kFree);
-    release_slow(thread, chunk);
+    release_uncached(thread, block);
   }
 }
 
 template <class L, OperatingSystem Os>
 bool Allocator<L, Os>::release_uncached(ThreadState& thread, void* block) {
-  Chunk* chunk = View::of_block(block);
-  if (thread.cache != nullptr && is_whole(chunk)) [[likely]] {
-    release_in_arena(thread, chunk);
-    return true;
-  }
   if (!check_slow(block, Use::kFree).ours) return false;
   release_checked(thread, block);
   return true;
@@ -201,9 +184,19 @@ void Allocator<L, Os>::release_mapped(Chunk* chunk) {
   unmap_block(chunk);
 }
 
-// Past the cache.
+// Past the cache. Two functions, since the one is short and the other needs many registers.
 template <class L, OperatingSystem Os>
-void Allocator<L, Os>::release_in_arena(ThreadState& thread, Chunk* chunk) {
+inline void Allocator<L, Os>::release_in_arena(ThreadState& thread, Chunk* chunk) {
+  if (View::policy_size(chunk) <= settings_.fast_chunk_max) {
+    release_as<true>(thread, chunk);
+  } else {
+    release_as<false>(thread, chunk);
+  }
+}
+
+template <class L, OperatingSystem Os>
+template <bool kIsFast>
+void Allocator<L, Os>::release_as(ThreadState& thread, Chunk* chunk) {
   if (is_nested(thread)) [[unlikely]] {
     defer(thread, chunk);
     return;
@@ -212,7 +205,11 @@ void Allocator<L, Os>::release_in_arena(ThreadState& thread, Chunk* chunk) {
     release_deferred(thread);
   ArenaType& arena = arena_of_chunk(chunk);
   const ArenaScope<L> scope(thread, arena, is_single_threaded());
-  free_past_cache(arena, chunk);
+  if constexpr (kIsFast) {
+    free_fast(arena, chunk, View::size(chunk));
+  } else {
+    free_merging(arena, chunk, View::size(chunk));
+  }
 }
 
 // Frees what the allocator itself split off: like the program's own free, the cache comes first.

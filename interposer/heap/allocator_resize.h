@@ -147,7 +147,7 @@ void Allocator<L, Os>::split_tail(ThreadState& thread, ArenaType& arena, Chunk* 
   if (rest_bytes < kMinChunk) return;
   Chunk* rest = View::after(chunk, request.bytes);
   View::set_head(chunk, request.bytes | (View::head(chunk) & kFlagMask));
-  View::set_head(rest, rest_bytes | kPrevInUse | arena_flag(arena));
+  View::set_head(rest, rest_bytes | kPrevInUse | arena.chunk_flag);
   View::set_prev_in_use(View::after(rest, rest_bytes));
   free_chunk(thread, arena, rest);
 }
@@ -192,7 +192,7 @@ Chunk* Allocator<L, Os>::take_aligned(ThreadState& thread, ArenaType& arena, siz
   Chunk* chunk = take(thread, arena, padded);
   if (chunk == nullptr) return nullptr;
   if ((View::head(chunk) & kIsMapped) != 0) return chunk;
-  const size_t flag = arena_flag(arena);
+  const size_t flag = arena.chunk_flag;
   if (const size_t lead = lead_to(alignment, chunk)) {
     Chunk* aligned = View::after(chunk, lead);
     View::set_head(aligned, (View::size(chunk) - lead) | kPrevInUse | flag);

@@ -56,8 +56,9 @@ inline Chunk* Allocator<L, Os>::serve(ThreadState& thread, const Request& reques
     return map_block(request);
   if (thread.deferred != nullptr) [[unlikely]]
     release_deferred(thread);
-  return serve_from_one(thread, arena_for(thread, first_bytes), request, is_single_threaded(),
-                        serve_from);
+  const bool alone = is_single_threaded();
+  ArenaType* arena = alone ? &main_ : arena_for(thread, first_bytes);
+  return serve_from_one(thread, arena, request, alone, serve_from);
 }
 
 // The same from a given arena; `last_try`: from no other one.
@@ -66,19 +67,33 @@ template <class Serve>
 inline Chunk* Allocator<L, Os>::serve_from_one(ThreadState& thread, ArenaType* arena,
                                                const Request& request, bool last_try,
                                                const Serve& serve_from) {
-  for (;; last_try = true) {
-    if (arena == nullptr) {
-      Chunk* chunk = map_block(request);
-      if (chunk != nullptr) fill_new(chunk, request);
-      return chunk;
-    }
-    {
-      const ArenaScope<L> scope(thread, *arena, is_single_threaded());
-      Chunk* chunk = serve_from(*arena);
-      if (chunk != nullptr || last_try) return chunk;
-    }
-    arena = arena_to_retry(thread, *arena, request.user);
+  if (arena == nullptr) [[unlikely]]
+    return map_without_arena(request);
+  Chunk* chunk = nullptr;
+  {
+    const ArenaScope<L> scope(thread, *arena, is_single_threaded());
+    chunk = serve_from(*arena);
   }
+  if (chunk != nullptr || last_try) [[likely]]
+    return chunk;
+  return serve_elsewhere(thread, *arena, request, serve_from);
+}
+
+template <class L, OperatingSystem Os>
+template <class Serve>
+Chunk* Allocator<L, Os>::serve_elsewhere(ThreadState& thread, const ArenaType& failed,
+                                         const Request& request, const Serve& serve_from) {
+  ArenaType* arena = arena_to_retry(thread, failed, request.user);
+  if (arena == nullptr) return map_without_arena(request);
+  const ArenaScope<L> scope(thread, *arena, is_single_threaded());
+  return serve_from(*arena);
+}
+
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::map_without_arena(const Request& request) {
+  Chunk* chunk = map_block(request);
+  if (chunk != nullptr) fill_new(chunk, request);
+  return chunk;
 }
 
 template <class L, OperatingSystem Os>
@@ -135,7 +150,7 @@ size_t Allocator<L, Os>::dirty_top_bytes(ArenaType& arena) {
 // marked live.
 template <class L, OperatingSystem Os>
 Chunk* Allocator<L, Os>::hand_out(ArenaType& arena, Chunk* chunk, const Request& request) {
-  View::set_head(chunk, (View::head(chunk) & ~kSlack) | request.slack_flag() | arena_flag(arena));
+  View::set_head(chunk, (View::head(chunk) & ~kSlack) | request.slack_flag() | arena.chunk_flag);
   View::set_mark(chunk, 0);
   return chunk;
 }
@@ -143,11 +158,15 @@ Chunk* Allocator<L, Os>::hand_out(ArenaType& arena, Chunk* chunk, const Request&
 template <class L, OperatingSystem Os>
 Chunk* Allocator<L, Os>::take(ThreadState& thread, ArenaType& arena, const Request& request) {
   Chunk* chunk = take_free(thread, arena, request);
-  if (chunk == nullptr) {
+  if (chunk == nullptr) [[unlikely]] {
     chunk = take_from_system(thread, arena, request);
     if (chunk == nullptr) return nullptr;
+    if ((View::head(chunk) & kIsMapped) != 0) {
+      fill_new(chunk, request);
+      return chunk;
+    }
   }
-  if ((View::head(chunk) & kIsMapped) == 0) hand_out(arena, chunk, request);
+  hand_out(arena, chunk, request);
   fill_new(chunk, request);
   return chunk;
 }
@@ -279,6 +298,7 @@ Chunk* Allocator<L, Os>::take_unsorted(ThreadState& thread, ArenaType& arena,
                                        const Request& request) {
   constexpr int kChunksMax = 10000;
   Chunk* unsorted = arena.bin(kUnsortedBin);
+  if (View::prev_link(unsorted) == unsorted) return nullptr;
   const bool cacheable = is_cacheable(request.policy);
   bool cached_one = false;
   size_t scanned = 0;

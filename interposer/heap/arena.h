@@ -78,6 +78,7 @@ struct Arena {
   bool contiguous = false;       // Memory comes from the break, without a gap so far as we know.
   bool has_fast_chunks = false;  // Some fastbin may be non-empty.
   bool busy = false;             // Inside an ArenaScope: lists may be half-way through a change.
+  uint8_t chunk_flag = 0;        // Of all chunks it hands out: kNonMain, or 0 in the main arena.
   Chunk* top = nullptr;
   // What the latest split for a small request left: further small requests are cut from it.
   Chunk* last_remainder = nullptr;
@@ -191,7 +192,9 @@ struct Thread {
 template <class Layout>
 class ArenaScope {
  public:
-  ArenaScope(Thread<Layout>& thread, Arena<Layout>& arena, bool single_threaded) noexcept
+  // Inlined early, or the object would be kept in memory throughout the flattened callers.
+  [[gnu::always_inline]] ArenaScope(Thread<Layout>& thread, Arena<Layout>& arena,
+                                    bool single_threaded) noexcept
       : thread_(thread), arena_(arena), locked_(!single_threaded) {
     thread_.in_arena = true;
     base::compiler_barrier();
@@ -199,7 +202,7 @@ class ArenaScope {
     arena_.busy = true;
     base::compiler_barrier();
   }
-  ~ArenaScope() {
+  [[gnu::always_inline]] ~ArenaScope() {
     base::compiler_barrier();
     arena_.busy = false;
     if (locked_) arena_.lock.unlock();
