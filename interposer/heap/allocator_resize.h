@@ -19,11 +19,13 @@ void* Allocator<L, Os>::reallocate(ThreadState& thread, void* old, size_t size,
     release_checked(thread, old);
     return nullptr;
   }
+  Chunk* chunk = View::of_block(old);
   if (size > kRequestMax) {
+    // A thread's first call makes its cache even so, but not for a mapped block.
+    if ((View::head(chunk) & kIsMapped) == 0) ensure_cache(thread);
     errno = ENOMEM;
     return nullptr;
   }
-  Chunk* chunk = View::of_block(old);
   const Request request = Request::of<L>(size);
   if ((View::head(chunk) & kIsMapped) != 0) {
     return reallocate_mapped(thread, chunk, request, observer);
