@@ -75,7 +75,8 @@ class Comparison {
       : sequence_(sequence),
         recording_(recording),
         script_(recording.calls, settings_of(sequence)),
-        model_(std::make_unique<Model>(ScriptedOs{&script_})) {}
+        model_(std::make_unique<Model>(ScriptedOs{&script_})),
+        slots_(sequence.slot_count) {}
 
   // Throws Mismatch.
   void run() {
@@ -134,7 +135,7 @@ class Comparison {
   };
   ModelThread threads_[kThreadsMax];
   Thread<Glibc>* thread_ = &threads_[0].state;  // Who makes the present call.
-  Block slots_[kSlots] = {};
+  std::vector<Block> slots_;
 };
 
 // The argument checks are the exported functions' in the shim (entry.cc): the allocator knows

@@ -4,6 +4,7 @@
 // Glibc-layout model here; every address, size, system call and number must be the same.
 //
 //   heap_differential [--seeds N] [--first-seed N] [--ops N] [--threads] [--dump]
+//   heap_differential --trace FILE --process N
 //
 // CI runs 1,000 seeds, and 500 with threads. The long run, by hand, half an hour each:
 //   heap_differential --seeds 100000; heap_differential --threads --seeds 100000
@@ -22,6 +23,7 @@
 
 #include "interposer/heap/glibc_version.h"
 #include "tests/interposer/heap/differential/comparison.h"
+#include "tests/interposer/heap/differential/recorded_sequence.h"
 #include "tests/interposer/heap/differential/scripted_os.h"
 
 namespace heapledger::heap::differential {
@@ -44,6 +46,8 @@ struct Options {
   uint64_t first_seed = 1;
   size_t ops = 1500;
   bool threads = false;
+  std::string trace;
+  int64_t process = 0;
   bool dump = false;
 };
 
@@ -102,6 +106,21 @@ void report(Tracer* tracer, const Sequence& sequence, Divergence divergence) {
   std::fflush(stdout);
 }
 
+// The calls of a recorded program instead of random ones.
+int run_recorded(Tracer* tracer, const Options& options) {
+  const Sequence sequence = recorded_sequence(options.trace, options.process);
+  const Recording recording = tracer->run(sequence);
+  if (!recording.failure.empty()) throw std::runtime_error(recording.failure);
+  if (options.dump) print_sequence(sequence, recording);
+  const std::optional<Divergence> divergence = compare(sequence, recording);
+  fmt::print("{}: {} calls, {} system calls, {}\n", options.trace, sequence.ops.size(),
+             recording.calls.size(), divergence ? "a divergence" : "no divergence");
+  if (!divergence) return 0;
+  fmt::print("call {} ({}): {}\n", divergence->op, to_text(sequence.ops[divergence->op]),
+             divergence->what);
+  return 1;
+}
+
 int run(const Options& options) {
   const unsigned version = parse_glibc_version(gnu_get_libc_version());
   if (version < kGlibcOldest || version > kGlibcNewest) {
@@ -113,6 +132,7 @@ int run(const Options& options) {
     return 1;
   }
   Tracer tracer(driver_path());
+  if (!options.trace.empty()) return run_recorded(&tracer, options);
   const auto begin = std::chrono::steady_clock::now();
   uint64_t calls = 0;
   uint64_t system_calls = 0;
@@ -155,6 +175,8 @@ int main(int argc, char** argv) {
   app.add_option("--first-seed", options.first_seed, "the first one's number");
   app.add_option("--ops", options.ops, "calls in each");
   app.add_flag("--threads", options.threads, "sequences of several threads");
+  app.add_option("--trace", options.trace, "the calls of a recorded program instead");
+  app.add_option("--process", options.process, "its row in the trace's table of processes");
   app.add_flag("--dump", options.dump, "print each sequence and glibc's system calls");
   CLI11_PARSE(app, argc, argv);
   try {

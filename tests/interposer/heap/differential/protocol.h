@@ -13,9 +13,9 @@
 #include <stdint.h>
 
 enum {
-  kSharedFd = 100,  // Where the driver finds the memfd.
-  kOpsMax = 16384,
-  kSlots = 4096,
+  kSharedFd = 100,    // Where the driver finds the memfd.
+  kOpsMax = 1 << 23,  // Recorded programs are long; untouched parts cost nothing.
+  kSlots = 1 << 20,
   kThreadsMax = 32,  // Thread 0 is the one that runs main().
   kThreadStackBytes = 65536,
   kInfoWords = 10,      // Fields of struct mallinfo2, in its order.

@@ -34,6 +34,8 @@ constexpr uint64_t kAbsurd[] = {uint64_t{PTRDIFF_MAX},
                                 1ULL << 62,
                                 1ULL << 48};
 
+constexpr uint32_t kRandomSlots = 4096;
+
 enum class Order { kLast, kFirst, kAny };
 
 // What one seed's program is like.
@@ -60,6 +62,7 @@ class Maker {
   Maker(uint64_t seed, size_t op_count, bool with_threads)
       : random_(seed * 0x9e3779b97f4a7c15ULL + 1), with_threads_(with_threads) {
     sequence_.seed = seed;
+    sequence_.slot_count = kRandomSlots;
     count_ = std::min(op_count, size_t{kOpsMax});
   }
 
@@ -151,7 +154,7 @@ void Maker::draw_character() {
   c.refusals = one_in(2);
   c.bursts = one_in(2) ? static_cast<unsigned>(below(30)) : 0;
   if (with_threads_) draw_threads();
-  for (uint32_t slot = kSlots; slot-- > 0;) free_slots_.push_back(slot);
+  for (uint32_t slot = kRandomSlots; slot-- > 0;) free_slots_.push_back(slot);
 }
 
 void Maker::draw_tunables() {

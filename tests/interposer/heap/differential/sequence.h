@@ -20,6 +20,7 @@ struct Sequence {
   uint64_t seed = 0;
   std::vector<std::string> environment;  // NAME=value; the driver gets nothing else.
   std::vector<Op> ops;
+  uint32_t slot_count = 0;  // Slots of the calls are below this.
 };
 
 // With threads: several take turns, each call is made by one of them while the others wait.

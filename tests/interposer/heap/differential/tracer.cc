@@ -157,7 +157,7 @@ Recording Tracer::run(const Sequence& sequence) {
   shared_->current = -1;
   shared_->op_count = sequence.ops.size();
   std::memcpy(shared_->ops, sequence.ops.data(), sequence.ops.size() * sizeof(Op));
-  std::memset(shared_->slots, 0, sizeof shared_->slots);
+  std::memset(shared_->slots, 0, sequence.slot_count * sizeof shared_->slots[0]);
   const pid_t driver = start(sequence);
   if (driver < 0) {
     recording.failure = std::string("fork: ") + std::strerror(errno);
