@@ -119,7 +119,8 @@ class Allocator {
   [[gnu::flatten, gnu::noinline]] void* allocate_slow(ThreadState& thread, size_t size);
 
   // calloc. Clears what may hold old data, never what came fresh from the system.
-  [[gnu::noinline]] void* allocate_zeroed(ThreadState& thread, size_t count, size_t size);
+  [[gnu::flatten, gnu::noinline]] void* allocate_zeroed(ThreadState& thread, size_t count,
+                                                        size_t size);
 
   // memalign: an alignment that is no power of two is rounded up; above 2^63: nullptr with errno =
   // EINVAL. The wrappers with other rules (posix_memalign, valloc, pvalloc) check and round before
@@ -145,7 +146,7 @@ class Allocator {
   enum class Cached : uint8_t { kDone, kPast, kUnfit };
   Cached release_cached(ThreadState& thread, void* block);
   // The rest of release() after kPast.
-  [[gnu::noinline]] void release_past_cache(ThreadState& thread, void* block);
+  void release_past_cache(ThreadState& thread, void* block);
 
   // free; a pointer outside our memory ends the program with glibc's message. Null: nothing.
   void release(ThreadState& thread, void* block) {
@@ -274,7 +275,7 @@ class Allocator {
                         bool last_try, const Serve& serve_from);
   template <class Serve>
   [[gnu::noinline]] Chunk* serve_elsewhere(ThreadState& thread, const ArenaType& failed,
-                                           const Request& request, const Serve& serve_from);
+                                           const Request& request, Serve serve_from);
   [[gnu::noinline]] Chunk* map_without_arena(const Request& request);
   [[gnu::flatten, gnu::noinline]] Chunk* take(ThreadState& thread, ArenaType& arena,
                                               const Request& request);
@@ -356,8 +357,10 @@ class Allocator {
   [[gnu::noinline]] void release_slow(ThreadState& thread, Chunk* chunk);
   [[gnu::noinline]] void release_mapped(Chunk* chunk);
   void release_in_arena(ThreadState& thread, Chunk* chunk);
-  template <bool kIsFast>
-  [[gnu::flatten, gnu::noinline]] void release_as(ThreadState& thread, Chunk* chunk);
+  [[gnu::flatten, gnu::noinline]] void release_fast(ThreadState& thread, Chunk* chunk);
+  [[gnu::flatten, gnu::noinline]] void release_merging(ThreadState& thread, Chunk* chunk);
+  template <class Free>
+  void release_locked(ThreadState& thread, Chunk* chunk, const Free& free_in);
   void free_chunk(ThreadState& thread, ArenaType& arena, Chunk* chunk);
   void free_past_cache(ArenaType& arena, Chunk* chunk);
   void free_fast(ArenaType& arena, Chunk* chunk, size_t bytes);
@@ -555,6 +558,26 @@ template <class Layout, OperatingSystem Os>
   // Asked before the cache is taken: a signal handler in between costs exactness, nothing else.
   if (cache->counts[Cache::index(bytes)] >= cache_count_) return Cached::kPast;
   return cache_push(thread, chunk, bytes) ? Cached::kDone : Cached::kPast;
+}
+
+template <class Layout, OperatingSystem Os>
+inline void Allocator<Layout, Os>::release_in_arena(ThreadState& thread, Chunk* chunk) {
+  if (View::policy_size(chunk) <= settings_.fast_chunk_max) {
+    release_fast(thread, chunk);
+  } else {
+    release_merging(thread, chunk);
+  }
+}
+
+template <class Layout, OperatingSystem Os>
+inline void Allocator<Layout, Os>::release_past_cache(ThreadState& thread, void* block) {
+  Chunk* chunk = View::of_block(block);
+  // What check_slow() asks besides, release_in_arena() asks too.
+  if (View::size(chunk) < room_at(chunk)) [[likely]] {
+    release_in_arena(thread, chunk);
+  } else {
+    release_uncached(thread, block);
+  }
 }
 
 template <class Layout, OperatingSystem Os>

@@ -142,17 +142,6 @@ size_t Allocator<L, Os>::usable_size(const void* block) {
 // ---- Release.
 
 template <class L, OperatingSystem Os>
-void Allocator<L, Os>::release_past_cache(ThreadState& thread, void* block) {
-  Chunk* chunk = View::of_block(block);
-  // What check_slow() asks besides, release_in_arena() asks too.
-  if (View::size(chunk) < room_at(chunk)) [[likely]] {
-    release_in_arena(thread, chunk);
-  } else {
-    release_uncached(thread, block);
-  }
-}
-
-template <class L, OperatingSystem Os>
 bool Allocator<L, Os>::release_uncached(ThreadState& thread, void* block) {
   if (!check_slow(block, Use::kFree).ours) return false;
   release_checked(thread, block);
@@ -184,19 +173,10 @@ void Allocator<L, Os>::release_mapped(Chunk* chunk) {
   unmap_block(chunk);
 }
 
-// Past the cache. Two functions, since the one is short and the other needs many registers.
 template <class L, OperatingSystem Os>
-inline void Allocator<L, Os>::release_in_arena(ThreadState& thread, Chunk* chunk) {
-  if (View::policy_size(chunk) <= settings_.fast_chunk_max) {
-    release_as<true>(thread, chunk);
-  } else {
-    release_as<false>(thread, chunk);
-  }
-}
-
-template <class L, OperatingSystem Os>
-template <bool kIsFast>
-void Allocator<L, Os>::release_as(ThreadState& thread, Chunk* chunk) {
+template <class Free>
+inline void Allocator<L, Os>::release_locked(ThreadState& thread, Chunk* chunk,
+                                             const Free& free_in) {
   if (is_nested(thread)) [[unlikely]] {
     defer(thread, chunk);
     return;
@@ -205,11 +185,20 @@ void Allocator<L, Os>::release_as(ThreadState& thread, Chunk* chunk) {
     release_deferred(thread);
   ArenaType& arena = arena_of_chunk(chunk);
   const ArenaScope<L> scope(thread, arena, is_single_threaded());
-  if constexpr (kIsFast) {
-    free_fast(arena, chunk, View::size(chunk));
-  } else {
-    free_merging(arena, chunk, View::size(chunk));
-  }
+  free_in(arena);
+}
+
+// Apart from merging, which needs many registers.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::release_fast(ThreadState& thread, Chunk* chunk) {
+  release_locked(thread, chunk,
+                 [=, this](ArenaType& arena) { free_fast(arena, chunk, View::size(chunk)); });
+}
+
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::release_merging(ThreadState& thread, Chunk* chunk) {
+  release_locked(thread, chunk,
+                 [=, this](ArenaType& arena) { free_merging(arena, chunk, View::size(chunk)); });
 }
 
 // Frees what the allocator itself split off: like the program's own free, the cache comes first.

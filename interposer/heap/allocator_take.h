@@ -79,10 +79,11 @@ inline Chunk* Allocator<L, Os>::serve_from_one(ThreadState& thread, ArenaType* a
   return serve_elsewhere(thread, *arena, request, serve_from);
 }
 
+// By value: a reference would keep the caller's object, and all that it refers to, in memory.
 template <class L, OperatingSystem Os>
 template <class Serve>
 Chunk* Allocator<L, Os>::serve_elsewhere(ThreadState& thread, const ArenaType& failed,
-                                         const Request& request, const Serve& serve_from) {
+                                         const Request& request, Serve serve_from) {
   ArenaType* arena = arena_to_retry(thread, failed, request.user);
   if (arena == nullptr) return map_without_arena(request);
   const ArenaScope<L> scope(thread, *arena, is_single_threaded());
