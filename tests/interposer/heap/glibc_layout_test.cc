@@ -90,6 +90,18 @@ TEST_F(GlibcLayout, AbsurdSizesAreAskedForWhereGlibcAsks) {
   EXPECT_EQ(calls(), "");
 }
 
+// glibc's arithmetic wraps there; strace shows the break go up.
+TEST_F(GlibcLayout, TrimOfTheLeastTopAddsToIt) {
+  settings_.top_pad = 0;
+  settings_.threshold_is_dynamic = false;
+  alloc(3400);
+  EXPECT_EQ(calls(), "brk ?; brk +4096");
+  EXPECT_EQ(heap().info().top_bytes, 32U);
+  EXPECT_TRUE(heap().trim(0));
+  EXPECT_EQ(calls(), "brk +4096");
+  EXPECT_EQ(heap().info().top_bytes, 32U + 4096U);
+}
+
 TEST_F(GlibcLayout, TrimBeforeTheFirstBlockAsksWhereTheBreakIs) {
   EXPECT_FALSE(heap().trim(0));
   EXPECT_EQ(calls(), "brk ?");

@@ -96,9 +96,14 @@ void print_sequence(const Sequence& sequence, const Recording& recording) {
   }
 }
 
+// What holds only after all calls has no call of its own.
+std::string op_text(const Sequence& sequence, size_t op) {
+  return op < sequence.ops.size() ? to_text(sequence.ops[op]) : "the end";
+}
+
 void report(Tracer* tracer, const Sequence& sequence, Divergence divergence) {
   fmt::print("seed {}: call {} ({}): {}\n", sequence.seed, divergence.op,
-             to_text(sequence.ops[divergence.op]), divergence.what);
+             op_text(sequence, divergence.op), divergence.what);
   const Sequence smallest = shrink(tracer, sequence, &divergence);
   fmt::print("  the shortest sequence that differs, {} calls: call {}: {}\n", smallest.ops.size(),
              divergence.op, divergence.what);
@@ -116,7 +121,7 @@ int run_recorded(Tracer* tracer, const Options& options) {
   fmt::print("{}: {} calls, {} system calls, {}\n", options.trace, sequence.ops.size(),
              recording.calls.size(), divergence ? "a divergence" : "no divergence");
   if (!divergence) return 0;
-  fmt::print("call {} ({}): {}\n", divergence->op, to_text(sequence.ops[divergence->op]),
+  fmt::print("call {} ({}): {}\n", divergence->op, op_text(sequence, divergence->op),
              divergence->what);
   return 1;
 }
