@@ -32,6 +32,12 @@ class ErrnoKeeper {
   int saved_;
 };
 
+// Addresses are alike in every run, as far as alignment goes, and so is what depends on it: how a
+// secondary arena's heap is cut out. As in a real process, the highest mapping ends where nothing
+// is aligned.
+constexpr size_t kBaseAlignment = size_t{1} << 30;
+constexpr size_t kTopBytes = 1957 * kPage;  // Not used: stands for libraries and stacks.
+
 void* reserve_range(size_t bytes, int protection) {
   return ::mmap(nullptr, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 }
@@ -40,6 +46,11 @@ void change_range(uintptr_t begin, uintptr_t end, int protection) {
   void* result = ::mmap(base::pointer_to(begin), end - begin, protection,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   if (result == MAP_FAILED) std::abort();  // Inside a range of our own: only without any memory.
+}
+
+// A small space has no room to waste.
+size_t top_bytes(const SpaceOptions& options) {
+  return options.map_bytes >= 16 * kTopBytes ? kTopBytes : 0;
 }
 
 bool is_accessible(int protection) { return (protection & (PROT_READ | PROT_WRITE)) != 0; }
@@ -58,19 +69,19 @@ AddressSpace::AddressSpace(const SpaceOptions& options) : contents_(options.cont
   break_begin_ = books_.break_at = base_ + kPage;
   // A page nobody may have keeps the break and the lowest mapping apart.
   break_limit_ = base_ + wanted.break_bytes - kPage;
-  books_.gaps.give(base_ + wanted.break_bytes, wanted.map_bytes);
+  books_.gaps.give(base_ + wanted.break_bytes, wanted.map_bytes - top_bytes(wanted));
   if (!options.residency) return;
   resident_map_bytes_ = base::align_up(total_bytes_ / kPage / 8 + 8, kPage);
   void* map = reserve_range(resident_map_bytes_, PROT_READ | PROT_WRITE);
   if (map == MAP_FAILED) {
-    ::munmap(base::pointer_to(base_), total_bytes_);
+    ::munmap(base::pointer_to(reserved_), total_bytes_ + kBaseAlignment);
     throw std::bad_alloc();
   }
   resident_ = static_cast<uint64_t*>(map);
 }
 
 AddressSpace::~AddressSpace() {
-  ::munmap(base::pointer_to(base_), total_bytes_);
+  ::munmap(base::pointer_to(reserved_), total_bytes_ + kBaseAlignment);
   if (resident_ != nullptr) ::munmap(resident_, resident_map_bytes_);
   for (const auto& [memory, bytes] : tables_) ::munmap(memory, bytes);
 }
@@ -78,11 +89,12 @@ AddressSpace::~AddressSpace() {
 void AddressSpace::reserve(const SpaceOptions& options) {
   total_bytes_ = options.break_bytes + options.map_bytes;
   const int protection = contents_ == Contents::kKept ? PROT_NONE : PROT_READ | PROT_WRITE;
-  void* memory = reserve_range(total_bytes_, protection);
+  void* memory = reserve_range(total_bytes_ + kBaseAlignment, protection);
   if (memory == MAP_FAILED) return;
   // Headers are scattered: a huge page for each would be the program's whole heap again.
-  ::madvise(memory, total_bytes_, MADV_NOHUGEPAGE);
-  base_ = base::address_of(memory);
+  ::madvise(memory, total_bytes_ + kBaseAlignment, MADV_NOHUGEPAGE);
+  reserved_ = base::address_of(memory);
+  base_ = base::align_up(reserved_, kBaseAlignment);
 }
 
 void AddressSpace::note(SimulatedCall call) {

@@ -13,7 +13,7 @@
 // As the kernel: mappings go top-down into the highest gap that fits; a hint is taken where it is
 // free; a range can be unmapped or protected in parts; a mapping grows in place where it can.
 // Not as the kernel: nothing else lives there (no libraries, no stacks), and there is room for any
-// program: addresses are not the real program's.
+// program. Addresses are not the real program's, but have the same alignment in every run.
 //
 // Bytes *held* are those that may be used: the break area and mappings with access. A *resident*
 // page is one that was touched since it was got; see touch(). Thread safety: none. Cost: a call
@@ -164,7 +164,8 @@ class AddressSpace {
   }
 
   Contents contents_;
-  uintptr_t base_ = 0;
+  uintptr_t reserved_ = 0;
+  uintptr_t base_ = 0;  // In it, aligned.
   size_t total_bytes_ = 0;
   uintptr_t break_begin_ = 0;
   uintptr_t break_limit_ = 0;
