@@ -59,9 +59,13 @@ class Line {
 // glibc's own arithmetic here: 32 bits, without a check.
 size_t as_unsigned(size_t value) { return static_cast<unsigned>(value); }
 
-void print_arena_size(Line& line, size_t arena, const char* type, size_t bytes) {
-  static_cast<void>(arena);
+void print_system_size(Line& line, const char* type, size_t bytes) {
   line << "<system type=\"" << type << "\" size=\"" << bytes << "\"/>\n";
+}
+
+void print_address_space(Line& line, size_t total, size_t committed) {
+  line << "<aspace type=\"total\" size=\"" << total << "\"/>\n<aspace type=\"mprotect\" size=\""
+       << committed << "\"/>\n";
 }
 
 void print_totals(Line& line, FILE* file, const ArenaReport& sum) {
@@ -112,10 +116,15 @@ void print_arena(FILE* file, size_t number, const ArenaReport& report) {
   print_size_class(line, file, "unsorted", report.bins[heapledger::heap::kUnsortedBin]);
   line << "</sizes>\n";
   print_totals(line, file, report);
-  print_arena_size(line, number, "current", report.system_bytes);
-  print_arena_size(line, number, "max", report.system_bytes_max);
-  line << "<aspace type=\"total\" size=\"" << report.system_bytes
-       << "\"/>\n<aspace type=\"mprotect\" size=\"" << report.system_bytes << "\"/>\n</heap>\n";
+  print_system_size(line, "current", report.system_bytes);
+  print_system_size(line, "max", report.system_bytes_max);
+  const bool is_main = report.heap_count == 0;
+  print_address_space(line, is_main ? report.system_bytes : report.heap_bytes,
+                      is_main ? report.system_bytes : report.heap_committed_bytes);
+  if (!is_main) {
+    line << "<aspace type=\"subheaps\" size=\"" << report.heap_count << "\"/>\n";
+  }
+  line << "</heap>\n";
   line.print(file);
 }
 
@@ -194,14 +203,17 @@ HL_EXPORT int malloc_info(int options, FILE* file) noexcept {
     sum.fast_bytes += report.fast_bytes;
     sum.rest_count += report.rest_count;
     sum.rest_bytes += report.rest_bytes;
+    const bool is_main = report.heap_count == 0;
+    sum.heap_bytes += is_main ? report.system_bytes : report.heap_bytes;
+    sum.heap_committed_bytes += is_main ? report.system_bytes : report.heap_committed_bytes;
   }
   print_totals(line, file, sum);
   line << "<total type=\"mmap\" count=\"" << info.mapped_count << "\" size=\"" << info.mapped_bytes
        << "\"/>\n";
-  print_arena_size(line, 0, "current", info.system_bytes);
-  print_arena_size(line, 0, "max", info.system_bytes_max);
-  line << "<aspace type=\"total\" size=\"" << info.system_bytes
-       << "\"/>\n<aspace type=\"mprotect\" size=\"" << info.system_bytes << "\"/>\n</malloc>\n";
+  print_system_size(line, "current", info.system_bytes);
+  print_system_size(line, "max", info.system_bytes_max);
+  print_address_space(line, sum.heap_bytes, sum.heap_committed_bytes);
+  line << "</malloc>\n";
   line.print(file);
   return 0;
 }
