@@ -70,6 +70,15 @@ void Allocator<L, Os>::check_arena_chunk(const Chunk* chunk, Use use) {
     fatal_size(chunk, use);
   }
   if (use == Use::kFree && is_cacheable(View::policy_size_of(head))) return;
+  // The flag says where the arena is to be found. In a heap, only a free chunk has none, and to
+  // glibc lies outside the main arena; elsewhere, glibc would take the program's data for an arena.
+  const bool in_heap = &arena_at(chunk) != &main_;
+  if (in_heap && (head & kNonMain) == 0) {
+    base::fatal(use == Use::kRealloc && bytes >= main_.system_bytes
+                    ? "realloc(): invalid old size"
+                    : "double free or corruption (out)");
+  }
+  if (!in_heap && (head & kNonMain) != 0) fatal_foreign(use);
   const Chunk* next = View::after(chunk, bytes);
   if (!in_arenas(end)) fatal_end(chunk, use);
   const bool is_fast = View::policy_size_of(head) <= settings_.fast_chunk_max;
@@ -109,10 +118,14 @@ void Allocator<L, Os>::fatal_double_free(const Chunk* chunk, Use use) {
     base::fatal("double free or corruption (fasttop)");
   }
   if (is_cacheable(policy)) base::fatal("free(): double free detected in tcache 2");
+  // As in check_arena_chunk().
+  if (&arena != &main_ && (View::head(chunk) & kNonMain) == 0) {
+    base::fatal("double free or corruption (out)");
+  }
   // A chunk that became the top's start and was left behind, inside it, has the top's end.
   const uintptr_t top_end = base::address_of(arena.top) + arena.top_bytes();
   if (chunk == arena.top) base::fatal("double free or corruption (top)");
-  if (base::address_of(View::next(chunk)) >= top_end) {
+  if (arena.contiguous && base::address_of(View::next(chunk)) >= top_end) {
     base::fatal("double free or corruption (out)");
   }
   base::fatal("double free or corruption (!prev)");

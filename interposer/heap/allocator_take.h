@@ -238,6 +238,10 @@ Chunk* Allocator<L, Os>::take_fast(ThreadState& thread, ArenaType& arena, const 
     if (!base::is_aligned(base::address_of(chunk), kAlignment)) base::fatal(misaligned);
     if (View::size(chunk) != request.bytes) base::fatal("malloc(): memory corruption (fast)");
     auto* next = static_cast<FreeEntry*>(View::block(chunk))->next();
+    // With other threads, glibc looks at the next one already here.
+    if (!base::is_aligned(base::address_of(next), kAlignment) && !is_single_threaded()) {
+      base::fatal("malloc(): unaligned fastbin chunk detected");
+    }
     arena.fast[index] = next == nullptr ? nullptr : View::of_block(next);
     return chunk;
   };
