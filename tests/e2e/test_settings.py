@@ -85,6 +85,9 @@ TUNABLES = [
     tunables("glibc.malloc.mmap_max=3", MALLOC_MMAP_THRESHOLD_="65536"), tunables("glibc.malloc.perturb=256", MALLOC_PERTURB_="7"),
 ]
 
+ARENAS = [{}, {"MALLOC_ARENA_MAX": "1"}, {"MALLOC_ARENA_MAX": "3"}, {"MALLOC_ARENA_MAX": "0"}, {"MALLOC_ARENA_TEST": "1"}, {"MALLOC_ARENA_TEST": "30"},
+          tunables("glibc.malloc.arena_max=2", MALLOC_ARENA_MAX="5"), {"MALLOC_ARENA_MAX": "4", "MALLOC_ARENA_TEST": "2"}]
+
 # Ours over glibc's, and what glibc does under the winner alone.
 OURS = [
     ({"HEAPLEDGER_MMAP_THRESHOLD": "1M"}, {"MALLOC_MMAP_THRESHOLD_": "65536"}, {"MALLOC_MMAP_THRESHOLD_": "1048576"}),
@@ -152,6 +155,10 @@ class Settings(recording.RecordingTest):
         settings = trace.report("summary")["settings"]
         self.assertEqual((settings["mmap_threshold"], settings["top_pad"]), (1 << 20, 1 << 18))
 
+    def test_number_of_arenas(self):
+        distinct = self.compare([(environment, ["arenas", "40"], environment, environment) for environment in ARENAS])
+        self.assertGreater(distinct, 3)
+
 
 class Views(recording.RecordingTest):
     """Line by line what glibc prints; sizes of chunks are masked, since the header makes them differ, counts and held bytes are not."""
@@ -162,12 +169,13 @@ class Views(recording.RecordingTest):
         text = re.sub(r'(<total type="(?:fast|rest)" count="\d+" )size="\d+"', r"\1", text)
         return re.sub(r"(in use bytes     =) *\d+", r"\1", text)
 
-    def compare(self, what):
+    def compare(self, what, masked=None):
+        masked = masked or self.masked
         native = run(["views", what], {})
         ours = run(["views", what], ON_SHIM)
         self.assertEqual(native[0], 0, native)
         self.assertGreater(len(native[1] + native[2]), 6)
-        self.assertEqual(tuple(map(self.masked, ours[1:])), tuple(map(self.masked, native[1:])))
+        self.assertEqual(tuple(map(masked, ours[1:])), tuple(map(masked, native[1:])))
         self.assertEqual(ours[0], 0)
         return ours
 
@@ -179,6 +187,20 @@ class Views(recording.RecordingTest):
             fast = last - first == 15
             self.assertEqual(last % 16, 0 if fast else 1)
             self.assertEqual(total, last * count)
+
+    def test_malloc_info_of_several_arenas(self):
+        # Heaps grow by pages, so what they hold depends on the header; how many there are does not.
+        def masked(text):
+            text = re.sub(r'(<(?:system|aspace) type="(?:current|max|total|mprotect)") size="\d+"', r"\1", self.masked(text))
+            return re.sub(r"(system bytes     =) *\d+", r"\1", text)
+
+        _, text, _ = self.compare("threads", masked)
+        self.assertEqual(text.count("<heap nr="), 3)
+        self.assertEqual(text.count('<aspace type="subheaps" size="1"/>'), 2)
+        arenas, total = text.split("</heap>\n")[:-1], text.split("</heap>\n")[-1]
+        for kind in ("system type=\"current", "aspace type=\"total", "aspace type=\"mprotect"):
+            sizes = [int(re.search(kind + r'" size="(\d+)"', arena).group(1)) for arena in arenas]
+            self.assertIn(f'{kind}" size="{sum(sizes)}"', total)
 
     def test_malloc_info_with_options(self):
         self.compare("options")
