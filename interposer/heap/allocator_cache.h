@@ -37,8 +37,11 @@ void Allocator<L, Os>::initialise() {
 
 template <class L, OperatingSystem Os>
 inline void Allocator<L, Os>::ensure_cache(ThreadState& thread) {
-  if (thread.owned == nullptr && !thread.ended) [[unlikely]]
-    create_cache(thread);
+  // Who has a cache has called before: one question for both.
+  if (thread.owned != nullptr) [[likely]]
+    return;
+  ensure_initialised();
+  if (!thread.ended) create_cache(thread);
 }
 
 template <class L, OperatingSystem Os>

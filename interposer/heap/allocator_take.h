@@ -24,7 +24,6 @@ void* Allocator<L, Os>::allocate_slow(ThreadState& thread, size_t size) {
     errno = ENOMEM;
     return nullptr;
   }
-  ensure_initialised();
   ensure_cache(thread);
   const Request request = Request::of<L>(size);
   // Not only the fast path's misses come here: the cache may have been in use, or its head damaged.
@@ -104,7 +103,6 @@ void* Allocator<L, Os>::allocate_zeroed(ThreadState& thread, size_t count, size_
     errno = ENOMEM;
     return nullptr;
   }
-  ensure_initialised();
   ensure_cache(thread);
   const Request request = Request::of<L>(bytes);
   Chunk* old_top = nullptr;
@@ -367,7 +365,7 @@ template <class L, OperatingSystem Os>
 void Allocator<L, Os>::file_in_bin(ArenaType& arena, Chunk* chunk) {
   const size_t bytes = View::size(chunk);
   const size_t index = BinsOf::index(bytes);
-  arena.bin_map[index / 32] |= 1U << (index % 32);
+  arena.bin_map[index / 64] |= uint64_t{1} << (index % 64);
   if (!BinsOf::is_small(bytes)) {
     file_in_large_bin(arena, chunk, index);
     return;
@@ -451,12 +449,12 @@ Chunk* Allocator<L, Os>::take_next_bin(ArenaType& arena, const Request& request)
   const bool own_bin_seen = !BinsOf::is_small(request.bytes) || request.policy <= kSmallPolicyMax;
   size_t index = BinsOf::index(request.bytes) + (own_bin_seen ? 1 : 0);
   while (index < kBinCount) {
-    const uint32_t above = arena.bin_map[index / 32] & (~0U << (index % 32));
+    const uint64_t above = arena.bin_map[index / 64] & (~uint64_t{0} << (index % 64));
     if (above == 0) {
-      index = (index / 32 + 1) * 32;
+      index = (index / 64 + 1) * 64;
       continue;
     }
-    index = index / 32 * 32 + static_cast<size_t>(std::countr_zero(above));
+    index = index / 64 * 64 + static_cast<size_t>(std::countr_zero(above));
     Chunk* bin = arena.bin(index);
     Chunk* chunk = View::prev_link(bin);
     if (chunk != bin) {
@@ -464,7 +462,7 @@ Chunk* Allocator<L, Os>::take_next_bin(ArenaType& arena, const Request& request)
       return split_free(arena, chunk, request, request.policy <= kSmallPolicyMax);
     }
     // Only here is the bit of an empty bin cleared: frees need not look.
-    arena.bin_map[index / 32] &= ~(1U << (index % 32));
+    arena.bin_map[index / 64] &= ~(uint64_t{1} << (index % 64));
     ++index;
   }
   return nullptr;

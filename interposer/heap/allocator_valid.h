@@ -107,7 +107,7 @@ const char* Allocator<L, Os>::fault_in_bins(ArenaType& arena, size_t* free_chunk
     if (const char* fault = fault_in_bin(arena, index, free_chunks)) return fault;
     if (index <= kUnsortedBin) continue;
     if (View::next_link(arena.bin(index)) != arena.bin(index) &&
-        (arena.bin_map[index / 32] >> (index % 32) & 1) == 0) {
+        (arena.bin_map[index / 64] >> (index % 64) & 1) == 0) {
       return "5: a bin with chunks is not in the map";
     }
     if (index > BinsOf::index(BinsOf::kSmallMax)) {

@@ -84,7 +84,7 @@ struct Arena {
   Chunk* last_remainder = nullptr;
   Chunk* fast[kFastBins] = {};
   Chunk* links[2 * kBinHeads] = {};  // Heads of the circular bin lists, next and previous.
-  uint32_t bin_map[kBinCount / 32] = {};
+  uint64_t bin_map[kBinCount / 64] = {};
   size_t system_bytes = 0;
   size_t system_bytes_max = 0;
   Arena* next = nullptr;       // All arenas, circular; set once, before others can see this one.

@@ -102,7 +102,7 @@ struct Request {
     return {policy_bytes(size), Layout::chunk_bytes(size), size};
   }
   // The flag that remembers the difference.
-  constexpr size_t slack_flag() const { return bytes == policy ? 0 : kSlack; }
+  constexpr size_t slack_flag() const { return (bytes - policy) / kAlignment * kSlack; }
 };
 
 // Typed access to the words of chunks. All static: a chunk carries no object.
