@@ -131,13 +131,15 @@ uintptr_t AddressSpace::brk(uintptr_t address, Cause cause) {
     call.bytes = static_cast<int64_t>(address) - static_cast<int64_t>(books_.break_at);
     call.ok = address >= break_begin_ && address <= break_limit_ && !refused(call);
     if (call.ok) set_break(address);
+    books_.break_owned = books_.break_at;
   }
   note(call);
   return books_.break_at;
 }
 
 uintptr_t AddressSpace::move_break_foreign(int64_t bytes) {
-  const uintptr_t address = books_.break_at + static_cast<uintptr_t>(bytes);
+  const uintptr_t wanted = books_.break_at + static_cast<uintptr_t>(bytes);
+  const uintptr_t address = bytes < 0 ? std::max(wanted, books_.break_owned) : wanted;
   if (address >= break_begin_ && address <= break_limit_) set_break(address);
   return books_.break_at;
 }

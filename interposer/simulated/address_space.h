@@ -90,7 +90,9 @@ class AddressSpace {
     refuse_ = std::move(refuse);
   }
 
-  // The program moves the break itself. Returns the new break. Not a call of the allocator.
+  // The program moves the break itself. Returns the new break. Not a call of the allocator. Memory
+  // of the allocator stays its own: a program that gave back what it got may find more above it
+  // here than it did.
   uintptr_t move_break_foreign(int64_t bytes);
 
   uint64_t calls(CallName name) const { return books_.calls[static_cast<size_t>(name)]; }
@@ -127,6 +129,7 @@ class AddressSpace {
   // All that a call can change, besides pages.
   struct Books {
     uintptr_t break_at = 0;
+    uintptr_t break_owned = 0;  // Where the allocator left it; below is the allocator's.
     Mappings mappings;
     GapSet gaps;
     size_t mapped_bytes = 0;

@@ -212,8 +212,8 @@ TraceBuilder& TraceBuilder::program_map(uint64_t address, uint64_t bytes, uint32
                  Origin::kProgram);
 }
 
-TraceBuilder& TraceBuilder::program_grow(uint64_t bytes) {
-  const uint64_t end = current().break_end += bytes;
+TraceBuilder& TraceBuilder::program_grow(int64_t bytes) {
+  const uint64_t end = current().break_end += static_cast<uint64_t>(bytes);
   return syscall(SyscallName::kBrk, "", static_cast<int64_t>(end), {end}, 0, Origin::kProgram);
 }
 

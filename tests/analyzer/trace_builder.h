@@ -54,7 +54,7 @@ class TraceBuilder {
   TraceBuilder& drop_pages(uint64_t address, uint64_t bytes);
   // The program's own.
   TraceBuilder& program_map(uint64_t address, uint64_t bytes, uint32_t stack = 0);
-  TraceBuilder& program_grow(uint64_t bytes);  // sbrk
+  TraceBuilder& program_grow(int64_t bytes);  // sbrk
 
   TraceBuilder& fault(uint64_t address, uint64_t ip = 0);
   // Pages from `address` on, one fault each.

@@ -148,6 +148,17 @@ TEST_F(WhatIfTest, TheProgramsOwnBreakIsRespected) {
   EXPECT_EQ(calls(trace), "brk ?; brk 135168; brk 229376; brk 8192");
 }
 
+// Goal: a program that gives its own memory back takes none of the heap's, although the heap has
+// grown meanwhile where it had not in the recording.
+TEST_F(WhatIfTest, TheProgramTakesNoMemoryOfTheHeap) {
+  TraceBuilder trace;
+  trace.grow(135168).alloc(0x7000, 130000, stack_).program_grow(4096);
+  trace.alloc(0x40000, 100000, stack_).program_grow(-4096).alloc(0x90000, 130000, stack_);
+  EXPECT_EQ(calls(trace), "brk ?; brk 135168; brk 229376; brk 8192");
+  trace.alloc(0xc0000, 100000, stack_);
+  EXPECT_EQ(calls(trace), "brk ?; brk 135168; brk 229376; brk 8192; brk 225280");
+}
+
 // Goal: what got no memory gets none in the model: the same refused calls, and no block.
 TEST_F(WhatIfTest, FailedCallsFail) {
   TraceBuilder trace;
