@@ -120,6 +120,7 @@ class Comparison {
   void run_other(const Op& op, const OpResult& expected);
   void start_thread(uint64_t number);
   void end_thread(uint64_t number);
+  void go_on_in_child();
   void compare_info(const std::vector<uint64_t>& expected);
   void check_contents(const Op& op, const Block& old, size_t kept) const;
   static void check_zero(const void* block, size_t bytes);
@@ -239,6 +240,9 @@ void Comparison::run_other(const Op& op, const OpResult& expected) {
     case kOpThreadEnd:
       end_thread(op.a);
       break;
+    case kOpFork:
+      go_on_in_child();
+      break;
     default:
       if (const uintptr_t now = script_.skip_foreign_op()) model_->note_break(now);
   }
@@ -264,6 +268,14 @@ void Comparison::end_thread(uint64_t number) {
   model_->thread_exit(thread.state);
   thread.alive = false;
   model_->release(*thread_, thread.dtv);
+}
+
+// Only the calling thread is there, but libc does not count itself single-threaded again. What the
+// others allocated stays.
+void Comparison::go_on_in_child() {
+  model_->fork_prepare(*thread_);
+  model_->fork_child(*thread_);
+  for (size_t i = 1; i < kThreadsMax; ++i) threads_[i].alive = false;
 }
 
 void Comparison::compare_info(const std::vector<uint64_t>& expected) {

@@ -19,6 +19,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "tests/interposer/heap/differential/protocol.h"
@@ -40,7 +41,7 @@ static char stacks[kThreadsMax][kThreadStackBytes] __attribute__((aligned(64)));
 static struct Shared* shared;
 
 // Exit statuses tell the tester where it ended; there is no stdio to say it with.
-enum { kNoSharedMemory = 90, kNoSeccomp = 91, kUnknownOp = 92, kNoThread = 93 };
+enum { kNoSharedMemory = 90, kNoSeccomp = 91, kUnknownOp = 92, kNoThread = 93, kNoFork = 94 };
 
 static void trace_memory_calls(void) {
   const struct sock_filter code[] = {
@@ -136,6 +137,19 @@ static void end_thread(uint64_t number) {
   give_turn(0);
 }
 
+// The child has the heap and this thread. The parent ends as it does.
+static void go_on_in_child(void) {
+  const pid_t child = fork();
+  if (child < 0) _exit(kNoFork);
+  if (child > 0) {
+    int status = 0;
+    if (waitpid(child, &status, 0) != child) _exit(kNoFork);
+    if (WIFSIGNALED(status)) abort();
+    _exit(WEXITSTATUS(status));
+  }
+  for (size_t i = 0; i < kThreadsMax; ++i) threads[i].alive = 0;
+}
+
 static void run_in(uint32_t number, const struct Op* op, uint64_t index) {
   if (number >= kThreadsMax || !threads[number].alive) {
     run(op, index);
@@ -185,6 +199,9 @@ static uint64_t run_other(const struct Op* op) {
       return 0;
     case kOpThreadEnd:
       end_thread(op->a);
+      return 0;
+    case kOpFork:
+      go_on_in_child();
       return 0;
     default:
       _exit(kUnknownOp);

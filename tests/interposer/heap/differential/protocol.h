@@ -43,6 +43,7 @@ enum OpKind {
   kOpForeignMapping,  // Somebody else's mapping of a bytes, which shifts all later ones.
   kOpThreadStart,     // Thread a begins, made by thread 0.
   kOpThreadEnd,       // Thread a ends; thread 0 waits for it.
+  kOpFork,            // Thread 0 forks; the child goes on, alone.
   kOpKindEnd
 };
 

@@ -359,6 +359,10 @@ void Maker::change_thread() {
     threads_.push_back(next);
     add(kOpThreadStart, 0, next);
   }
+  if (one_in(60) && !limited_) {
+    threads_ = {0};
+    add(kOpFork, 0);
+  }
   thread_ = pick(threads_);
 }
 
@@ -414,6 +418,8 @@ std::string call_text(const Op& op) {
       return fmt::format("RLIMIT_AS {} bytes above now", op.a);
     case kOpUnlimit:
       return "no RLIMIT_AS";
+    case kOpFork:
+      return "fork";
     case kOpThreadStart:
       return fmt::format("thread {} begins", op.a);
     case kOpThreadEnd:

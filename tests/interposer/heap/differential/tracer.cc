@@ -118,8 +118,8 @@ void Tracer::follow(pid_t driver, Recording* recording) {
     recording->failure = describe_end(status);
     return;
   }
-  const uint64_t options =
-      PTRACE_O_TRACESECCOMP | PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE | PTRACE_O_EXITKILL;
+  const uint64_t options = PTRACE_O_TRACESECCOMP | PTRACE_O_TRACESYSGOOD | PTRACE_O_TRACECLONE |
+                           PTRACE_O_TRACEFORK | PTRACE_O_EXITKILL;
   if (trace(PTRACE_SETOPTIONS, driver, 0, options) != 0) {
     recording->failure = std::string("cannot trace: ") + std::strerror(errno);
     kill(driver, SIGKILL);
