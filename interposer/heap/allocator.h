@@ -235,6 +235,12 @@ class Allocator {
   // True while no call has initialised the allocator: it then owns nothing.
   bool is_untouched() const { return !__atomic_load_n(&initialised_, __ATOMIC_ACQUIRE); }
 
+  // The rules of settings().glibc_version.
+  const GlibcRules& rules() {
+    ensure_initialised();
+    return rules_;
+  }
+
   Os& os() { return os_; }
 
   // Walks all arenas and tests the invariants of arena.h, and the cache of `thread` if given. Slow;
@@ -258,12 +264,29 @@ class Allocator {
   // allocator_cache.h
   void ensure_initialised();
   [[gnu::noinline]] void initialise();
-  void ensure_cache(ThreadState& thread);
+  void ensure_cache(ThreadState& thread, size_t policy);
   [[gnu::noinline]] void create_cache(ThreadState& thread);
+  [[gnu::noinline]] void create_cache_inside(ThreadState& thread, ArenaType& arena);
+  Request cache_request(size_t size) const;
+  bool adopt_cache(ThreadState& thread, Chunk* chunk);
+  bool is_born_by_free(size_t policy) const;
   bool is_cacheable(size_t policy) const { return policy <= cache_policy_max_; }
   bool cache_has_room(const ThreadState& thread, size_t chunk_bytes) const;
   bool cache_push(ThreadState& thread, Chunk* chunk, size_t chunk_bytes);
   Chunk* cache_pop(ThreadState& thread, size_t chunk_bytes);
+
+  // allocator_large_cache.h
+  bool is_cacheable_at_all(size_t policy) const {
+    return is_cacheable(policy) || policy <= cache_large_max_;
+  }
+  static size_t large_index(size_t policy);
+  static FreeEntry* take_entry(FreeEntry** head, FreeEntry* before);
+  template <class Wanted>
+  Chunk* cache_find(ThreadState& thread, const Request& request, const Wanted& wanted);
+  [[gnu::noinline]] bool large_push(ThreadState& thread, Chunk* chunk);
+  [[gnu::noinline]] Chunk* large_pop(ThreadState& thread, const Request& request);
+  Chunk* cache_pop_aligned(ThreadState& thread, size_t alignment, const Request& request);
+  void release_large(ThreadState& thread, Cache* cache);
 
   // allocator_take.h: a request against one arena, lock held.
   void* allocate_uncached(ThreadState& thread, const Request& request);
@@ -366,6 +389,7 @@ class Allocator {
   void free_fast(ArenaType& arena, Chunk* chunk, size_t bytes);
   void free_merging(ArenaType& arena, Chunk* chunk, size_t bytes);
   size_t merge_and_file(ArenaType& arena, Chunk* chunk, size_t bytes, bool consolidating);
+  void give_back_after(ArenaType& arena, size_t merged_bytes);
   [[gnu::noinline]] void consolidate(ArenaType& arena);
   static void unlink(Chunk* chunk);
   void push_unsorted(ArenaType& arena, Chunk* chunk, size_t bytes);
@@ -379,9 +403,11 @@ class Allocator {
   Chunk* move_chunk(ThreadState& thread, ArenaType& arena, Chunk* old, const Request& request,
                     const ReleaseObserver& observer);
   void split_tail(ThreadState& thread, ArenaType& arena, Chunk* chunk, const Request& request);
+  void merge_tail(ArenaType& arena, Chunk* chunk, const Request& request);
+  bool keeps_block(const Chunk* chunk, size_t size) const;
   Chunk* take_aligned(ThreadState& thread, ArenaType& arena, size_t alignment,
                       const Request& wanted, const Request& padded);
-  static size_t lead_to(size_t alignment, const Chunk* chunk);
+  size_t lead_to(size_t alignment, const Chunk* chunk) const;
   Chunk* align_mapped(size_t alignment, Chunk* chunk);
 
   // allocator_nested.h: calls of a signal handler that interrupted its own thread in an arena.
@@ -455,12 +481,14 @@ class Allocator {
   uintptr_t main_end_ = 0;
   size_t cache_policy_max_ = 0;  // Largest nb that is cached; 0 before the first call.
   size_t cache_count_ = 0;       // Blocks per cache bin.
+  size_t cache_large_max_ = 0;   // Largest nb in the large cache bins; 0: they are not used.
   uint64_t initialised_ = 0;
   uint32_t admin_depth_ = 0;  // Administrative functions that hold an arena's lock; atomic.
 
   uintptr_t main_base_ = 0;  // The first address the main arena ever got; under its lock.
   Settings settings_ =
-      kNoSettings;  // mmap_threshold and trim_threshold change at any time: relaxed atomics.
+      kNoSettings;    // mmap_threshold and trim_threshold change at any time: relaxed atomics.
+  GlibcRules rules_;  // Of settings_.glibc_version; fixed by the first call.
   uintptr_t break_ = 0;
   size_t mapped_count_ = 0;  // Live mapped blocks; these four are relaxed atomics, as statistics.
   size_t mapped_bytes_ = 0;
@@ -573,7 +601,7 @@ template <class Layout, OperatingSystem Os>
 inline void Allocator<Layout, Os>::release_past_cache(ThreadState& thread, void* block) {
   Chunk* chunk = View::of_block(block);
   // What check_slow() asks besides, release_in_arena() asks too.
-  if (View::size(chunk) < room_at(chunk)) [[likely]] {
+  if (View::size(chunk) < room_at(chunk) && cache_large_max_ == 0) [[likely]] {
     release_in_arena(thread, chunk);
   } else {
     release_uncached(thread, block);

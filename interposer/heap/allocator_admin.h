@@ -33,6 +33,7 @@ void Allocator<L, Os>::thread_exit(ThreadState& thread) {
       release_slow(thread, View::of_block(entry));
     }
   }
+  release_large(thread, cache);
   release_slow(thread, View::of_block(cache));
   leave_arena(thread);
 }
@@ -153,6 +154,7 @@ bool Allocator<L, Os>::set_option(int parameter, int value) {
   const auto wide = static_cast<size_t>(static_cast<ptrdiff_t>(value));
   switch (parameter) {
     case kMxfast:
+      if (!rules_.has_fastbins) return true;
       if (value < 0 || value > 160) return false;
       settings_.fast_chunk_max = value > 7 ? base::align_down(wide + 8, kAlignment) : 0;
       break;
@@ -165,6 +167,7 @@ bool Allocator<L, Os>::set_option(int parameter, int value) {
       settings_.threshold_is_dynamic = false;
       break;
     case kMmapThreshold:
+      if (rules_.threshold_is_bounded && wide > kDynamicThresholdMax) return false;
       __atomic_store_n(&settings_.mmap_threshold, wide, __ATOMIC_RELAXED);
       settings_.threshold_is_dynamic = false;
       break;

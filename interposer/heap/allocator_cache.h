@@ -25,7 +25,12 @@ void Allocator<L, Os>::initialise() {
   base::LockGuard guard(init_lock_);
   if (initialised_) return;
   settings_ = os_.initial_settings();
+  rules_ = glibc_rules(settings_.glibc_version);
   cache_policy_max_ = policy_bytes(settings_.cache_request_max);
+  if (settings_.cache_request_max > kCacheRequestMax) {
+    cache_large_max_ = cache_policy_max_;
+    cache_policy_max_ = policy_bytes(kCacheRequestMax);
+  }
   cache_count_ = settings_.cache_count;
   main_.init_bins();
   main_.next = &main_;
@@ -35,40 +40,85 @@ void Allocator<L, Os>::initialise() {
   __atomic_store_n(&initialised_, 1, __ATOMIC_RELEASE);
 }
 
+// For a request of `policy` bytes.
 template <class L, OperatingSystem Os>
-inline void Allocator<L, Os>::ensure_cache(ThreadState& thread) {
+inline void Allocator<L, Os>::ensure_cache(ThreadState& thread, size_t policy) {
   // Who has a cache has called before: one question for both.
   if (thread.owned != nullptr) [[likely]]
     return;
   ensure_initialised();
-  if (!thread.ended) create_cache(thread);
+  if (thread.ended) return;
+  if (rules_.cache_birth == CacheBirth::kAnyCall ||
+      (rules_.cache_birth == CacheBirth::kCacheableRequest && is_cacheable_at_all(policy))) {
+    create_cache(thread);
+  } else if (thread.arena == nullptr && is_single_threaded()) {
+    attach_arena(thread, 0, nullptr);  // The main arena is the first thread's.
+  }
+}
+
+// Whether a thread's free of such a chunk makes its cache, if it has none.
+template <class L, OperatingSystem Os>
+bool Allocator<L, Os>::is_born_by_free(size_t policy) const {
+  return rules_.cache_birth == CacheBirth::kAnyCall ||
+         (rules_.cache_birth == CacheBirth::kFirstUse && is_cacheable_at_all(policy));
+}
+
+// The cache as a request for `size` bytes: ours may need more of them, but decides by the same
+// number.
+template <class L, OperatingSystem Os>
+Request Allocator<L, Os>::cache_request(size_t size) const {
+  constexpr size_t kBytes = base::align_up(offsetof(Cache, large), kAlignment) + View::kHeaderBytes;
+  constexpr size_t kLargeBytes = base::align_up(sizeof(Cache), kAlignment) + View::kHeaderBytes;
+  static_assert(kBytes >= 656 && kBytes - 656 <= L::kSlackMax && kLargeBytes <= 768);
+  const size_t policy = policy_bytes(size);
+  const size_t bytes = rules_.has_large_cache ? kLargeBytes : kBytes;
+  return {policy, bytes > policy ? bytes : policy, size};
 }
 
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::create_cache(ThreadState& thread) {
-  // glibc's struct is a chunk of nb 656 in the arena; ours may need more bytes but decides by the
-  // same number.
-  constexpr size_t kBytes = base::align_up(sizeof(Cache), kAlignment) + View::kHeaderBytes;
-  static_assert(kBytes >= Cache::kPolicyBytes && kBytes - Cache::kPolicyBytes <= L::kSlackMax);
-  if (is_nested(thread)) return;
-  const Request request{Cache::kPolicyBytes, kBytes, Cache::kPolicyBytes - View::kHeaderBytes};
+  const bool only_once = rules_.cache_birth == CacheBirth::kFirstUse;
+  if (only_once && cache_count_ == 0) thread.ended = true;
+  if (thread.ended || is_nested(thread)) return;
+  const Request request = cache_request(rules_.cache_bytes);
   // Also the only thread must have an arena of its own by the time there are several.
+  const auto take_from = [&](ArenaType& arena) { return take(thread, arena, request); };
   ArenaType* own = thread.arena;
   if (own == nullptr) own = attach_arena(thread, request.user, nullptr);
-  // Unlike all other requests, this one tries a second arena even without other threads.
-  Chunk* chunk = serve_from_one(thread, own, request, false,
-                                [&](ArenaType& arena) { return take(thread, arena, request); });
-  if (chunk == nullptr) return;  // The next call tries again.
+  // Not another one by what this finds in the bins.
+  thread.ended = only_once;
+  // At first, unlike all other requests, this one tried a second arena even without other threads.
+  Chunk* chunk = rules_.cache_birth == CacheBirth::kAnyCall
+                     ? serve_from_one(thread, own, request, false, take_from)
+                     : serve(thread, request, request.user, take_from);
+  if (chunk == nullptr) return;  // The next call tries again, unless this was the only try.
+  thread.ended = false;
+  if (!adopt_cache(thread, chunk)) release_slow(thread, chunk);
+}
+
+// The same where a request finds blocks that the cache could keep. Lock held.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::create_cache_inside(ThreadState& thread, ArenaType& arena) {
+  if (thread.ended || rules_.cache_birth != CacheBirth::kFirstUse) return;
+  thread.ended = true;  // For good, where this fails; and not another one inside.
+  if (cache_count_ == 0) return;
+  // glibc asks for the size of its chunk here.
+  Chunk* chunk = take(thread, arena, cache_request(policy_bytes(rules_.cache_bytes)));
+  if (chunk == nullptr) return;
+  thread.ended = false;
+  if (!adopt_cache(thread, chunk)) free_past_cache(arena, chunk);
+}
+
+// False: a signal handler of this thread was faster.
+template <class L, OperatingSystem Os>
+bool Allocator<L, Os>::adopt_cache(ThreadState& thread, Chunk* chunk) {
   void* memory = View::block(chunk);
-  std::memset(memory, 0, sizeof(Cache));
-  if (thread.owned != nullptr) {
-    // A signal handler of this thread was faster.
-    release_slow(thread, chunk);
-    return;
-  }
+  std::memset(memory, 0, rules_.has_large_cache ? sizeof(Cache) : offsetof(Cache, large));
+  if (thread.owned != nullptr) return false;
   thread.owned = static_cast<Cache*>(memory);
   base::compiler_barrier();
   thread.cache = thread.owned;
+  return true;
 }
 
 template <class L, OperatingSystem Os>

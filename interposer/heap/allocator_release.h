@@ -136,12 +136,16 @@ void Allocator<L, Os>::check_mapped_chunk(const Chunk* chunk, Use use) {
   const size_t head = View::head(chunk);
   const size_t offset = front_offset(chunk);
   const uintptr_t begin = base::address_of(chunk) - offset;
-  const size_t length = (head & ~kFlagMask) + offset;
+  const size_t length = View::mapped_bytes(chunk) + offset;
   const size_t in_page = base::address_of(View::block(chunk)) & (base::kPageBytes - 1);
   const bool good = (head & kIsMapped) != 0 && offset <= base::address_of(chunk) &&
                     base::is_aligned(begin | length, base::kPageBytes) &&
                     length >= base::kPageBytes && (in_page & (in_page - 1)) == 0;
   if (!good) fatal_size(chunk, use);
+  if (View::mark(chunk) == kFreedMark) {
+    base::fatal(use == Use::kFree ? "free(): double free detected in tcache 2"
+                                  : "realloc(): invalid pointer");
+  }
 }
 
 template <class L, OperatingSystem Os>
@@ -163,18 +167,19 @@ bool Allocator<L, Os>::release_uncached(ThreadState& thread, void* block) {
 
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::release_slow(ThreadState& thread, Chunk* chunk) {
-  if ((View::head(chunk) & kIsMapped) != 0) {
-    release_mapped(chunk);
-    return;
-  }
-  if (thread.owned == nullptr && !thread.ended) {
-    // The first call of a thread makes its cache, be it a free.
+  const bool is_mapped = (View::head(chunk) & kIsMapped) != 0;
+  const size_t policy = View::policy_size(chunk);
+  const bool may_be_cached = !is_mapped || rules_.mapped_blocks_are_cached;
+  if (thread.owned == nullptr && !thread.ended && may_be_cached && is_born_by_free(policy)) {
     create_cache(thread);
-    if (is_cacheable(View::policy_size(chunk)) && cache_push(thread, chunk, View::size(chunk))) {
-      return;
-    }
+    if (is_cacheable(policy) && cache_push(thread, chunk, View::size(chunk))) return;
   }
-  release_in_arena(thread, chunk);
+  if (cache_large_max_ != 0 && may_be_cached && large_push(thread, chunk)) return;
+  if (is_mapped) {
+    release_mapped(chunk);
+  } else {
+    release_in_arena(thread, chunk);
+  }
 }
 
 template <class L, OperatingSystem Os>
@@ -214,12 +219,14 @@ void Allocator<L, Os>::release_merging(ThreadState& thread, Chunk* chunk) {
                  [=, this](ArenaType& arena) { free_merging(arena, chunk, View::size(chunk)); });
 }
 
-// Frees what the allocator itself split off: like the program's own free, the cache comes first.
-// Lock held.
+// Frees what the allocator itself split off: where the version has it so, the cache comes first as
+// for the program's own free. Lock held.
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::free_chunk(ThreadState& thread, ArenaType& arena, Chunk* chunk) {
-  if (is_cacheable(View::policy_size(chunk)) && cache_push(thread, chunk, View::size(chunk)))
+  if (rules_.internal_frees_are_cached && is_cacheable(View::policy_size(chunk)) &&
+      cache_push(thread, chunk, View::size(chunk))) {
     return;
+  }
   free_past_cache(arena, chunk);
 }
 
@@ -273,8 +280,13 @@ void Allocator<L, Os>::free_merging(ArenaType& arena, Chunk* chunk, size_t bytes
   // Stays readable where the chunk is merged into the one before: a second free of it is then
   // recognised.
   View::set_mark(chunk, kFreedMark);
-  const size_t merged = merge_and_file(arena, chunk, bytes, false);
-  if (merged < kConsolidateBytes) return;
+  give_back_after(arena, merge_and_file(arena, chunk, bytes, false));
+}
+
+// What a free does besides, if it made so large a free chunk.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::give_back_after(ArenaType& arena, size_t merged_bytes) {
+  if (merged_bytes < kConsolidateBytes) return;
   if (arena.has_fast_chunks) consolidate(arena);
   if (&arena != &main_) {
     trim_heap(arena);  // Even where the top is small: its heap may have become empty.
@@ -284,8 +296,8 @@ void Allocator<L, Os>::free_merging(ArenaType& arena, Chunk* chunk, size_t bytes
   if (arena.top_bytes() >= threshold) trim_top(arena, settings_.top_pad);
 }
 
-// Merges a chunk with its free neighbours; the result goes to the front of the unsorted list or
-// becomes the top. Returns its size.
+// Merges a chunk with its free neighbours; the result becomes the top or goes to the front of the
+// unsorted list or, where the version has it so, of its small bin. Returns its size.
 template <class L, OperatingSystem Os>
 size_t Allocator<L, Os>::merge_and_file(ArenaType& arena, Chunk* chunk, size_t bytes,
                                         bool consolidating) {
@@ -312,7 +324,13 @@ size_t Allocator<L, Os>::merge_and_file(ArenaType& arena, Chunk* chunk, size_t b
     bytes += View::size(next);
     unlink(next);
   }
-  push_unsorted(arena, chunk, bytes);
+  if (rules_.small_frees_are_filed && BinsOf::is_small(bytes) && !consolidating) {
+    View::set_head(chunk, bytes | kPrevInUse);
+    View::set_foot(chunk, bytes);
+    file_in_bin(arena, chunk);
+  } else {
+    push_unsorted(arena, chunk, bytes);
+  }
   return bytes;
 }
 

@@ -22,15 +22,21 @@ void* Allocator<L, Os>::reallocate(ThreadState& thread, void* old, size_t size,
   Chunk* chunk = View::of_block(old);
   if (size > kRequestMax) {
     // A thread's first call makes its cache even so, but not for a mapped block.
-    if ((View::head(chunk) & kIsMapped) == 0) ensure_cache(thread);
+    const bool is_mapped = (View::head(chunk) & kIsMapped) != 0;
+    if (!is_mapped && rules_.cache_birth == CacheBirth::kAnyCall) ensure_cache(thread, 0);
     errno = ENOMEM;
     return nullptr;
+  }
+  if (keeps_block(chunk, size)) {
+    observer(old);
+    View::set_mark(chunk, 0);
+    return old;
   }
   const Request request = Request::of<L>(size);
   if ((View::head(chunk) & kIsMapped) != 0) {
     return reallocate_mapped(thread, chunk, request, observer);
   }
-  ensure_cache(thread);
+  if (rules_.cache_birth == CacheBirth::kAnyCall) ensure_cache(thread, request.policy);
   ArenaType& arena = arena_of_chunk(chunk);
   if (is_nested(thread)) [[unlikely]] {
     void* fresh = reallocate_nested(thread, chunk, request, observer);
@@ -53,8 +59,24 @@ void* Allocator<L, Os>::reallocate(ThreadState& thread, void* old, size_t size,
   if (fresh == nullptr) return nullptr;
   copy_data(os_, fresh, old, View::usable(chunk));
   observer(old);
-  release_checked(thread, old);
+  if (rules_.internal_frees_are_cached) {
+    release_checked(thread, old);
+  } else {
+    release_in_arena(thread, chunk);
+  }
   return fresh;
+}
+
+// Whether the block is handed back before anything else is asked.
+template <class L, OperatingSystem Os>
+bool Allocator<L, Os>::keeps_block(const Chunk* chunk, size_t size) const {
+  const ReallocKeeps keeps = rules_.realloc_keeps;
+  const size_t usable = View::policy_usable(chunk);
+  if (keeps == ReallocKeeps::kNothing || size > usable || size > View::usable(chunk)) return false;
+  if (usable - size < kAlignment) return true;
+  const bool is_mapped = (View::head(chunk) & kIsMapped) != 0;
+  return keeps == ReallocKeeps::kPaddingOrMappedPage && is_mapped &&
+         usable - size <= base::kPageBytes;
 }
 
 // A mapped block stays one, however small it becomes, unless the kernel refuses.
@@ -63,7 +85,8 @@ void* Allocator<L, Os>::reallocate_mapped(ThreadState& thread, Chunk* old, const
                                           const ReleaseObserver& observer) {
   if (Chunk* moved = remap_block(old, request, observer)) return View::block(moved);
   void* block = View::block(old);
-  if (View::size(old) - 8 >= request.policy) {
+  if (rules_.mapped_has_tail ? request.user <= View::usable(old)
+                             : request.policy <= View::size(old) - 8) {
     View::set_mark(old, 0);
     return block;
   }
@@ -171,6 +194,11 @@ void* Allocator<L, Os>::allocate_aligned(ThreadState& thread, size_t alignment, 
     return nullptr;
   }
   ensure_initialised();
+  if (rules_.cache_birth != CacheBirth::kAnyCall) ensure_cache(thread, wanted.policy);
+  if (rules_.aligned_uses_cache && is_cacheable_at_all(wanted.policy)) {
+    Chunk* cached = cache_pop_aligned(thread, alignment, wanted);
+    if (cached != nullptr) return View::block(cached);
+  }
   const Request padded = Request::of<L>(sum);
   // A first arena is made for the bytes that are asked for, a second one for the block alone.
   const Request retried = {padded.policy, padded.bytes, size};
@@ -199,19 +227,44 @@ Chunk* Allocator<L, Os>::take_aligned(ThreadState& thread, ArenaType& arena, siz
     Chunk* aligned = View::after(chunk, lead);
     View::set_head(aligned, (View::size(chunk) - lead) | kPrevInUse | flag);
     View::set_head(chunk, lead | (View::head(chunk) & kPrevInUse) | flag);
-    free_chunk(thread, arena, chunk);
+    if (rules_.aligned_rest_merges) {
+      free_merging(arena, chunk, lead);
+    } else {
+      free_chunk(thread, arena, chunk);
+    }
     chunk = aligned;
   }
-  if (View::size(chunk) > wanted.bytes + kMinChunk) split_tail(thread, arena, chunk, wanted);
+  if (rules_.aligned_rest_merges) {
+    merge_tail(arena, chunk, wanted);
+  } else if (View::size(chunk) > wanted.bytes + kMinChunk) {
+    split_tail(thread, arena, chunk, wanted);
+  }
   return hand_out(arena, chunk, wanted);
 }
 
-// Bytes to cut off in front so that the rest is aligned: 0, or enough for a chunk.
+// split_tail() for versions that merge at once, also what is no chunk by itself.
 template <class L, OperatingSystem Os>
-size_t Allocator<L, Os>::lead_to(size_t alignment, const Chunk* chunk) {
+void Allocator<L, Os>::merge_tail(ArenaType& arena, Chunk* chunk, const Request& request) {
+  const size_t bytes = View::size(chunk);
+  const size_t rest_bytes = bytes - request.bytes;
+  if (rest_bytes == 0) return;
+  const Chunk* next = View::after(chunk, bytes);
+  const bool next_is_free = next == arena.top || !View::in_use(next);
+  if (rest_bytes < kMinChunk && (rules_.aligned_short_tail_stays || !next_is_free)) return;
+  Chunk* rest = View::after(chunk, request.bytes);
+  View::set_head(chunk, request.bytes | (View::head(chunk) & kFlagMask));
+  View::set_head(rest, rest_bytes | kPrevInUse);
+  give_back_after(arena, merge_and_file(arena, rest, rest_bytes, false));
+}
+
+// Bytes to cut off in front so that the rest is aligned: 0, or enough for a chunk where that must
+// be one.
+template <class L, OperatingSystem Os>
+size_t Allocator<L, Os>::lead_to(size_t alignment, const Chunk* chunk) const {
   const uintptr_t block = base::address_of(View::block(chunk));
   const size_t lead = base::align_up(block, alignment) - block;
-  return lead == 0 || lead >= kMinChunk ? lead : lead + alignment;
+  const bool is_tight = rules_.aligned_mapping_is_tight && (View::head(chunk) & kIsMapped) != 0;
+  return lead == 0 || lead >= kMinChunk || is_tight ? lead : lead + alignment;
 }
 
 // Nothing of a mapping is given back: the chunk remembers where it starts. nullptr: no memory for
@@ -228,7 +281,7 @@ Chunk* Allocator<L, Os>::align_mapped(size_t alignment, Chunk* chunk) {
     return nullptr;
   }
   View::set_prev_size(aligned, lead);
-  View::set_head(aligned, bytes | kIsMapped | kSlack);
+  View::set_head(aligned, bytes | kIsMapped | kSlack | (View::head(chunk) & kMappedTail));
   View::set_mark(aligned, 0);
   return aligned;
 }

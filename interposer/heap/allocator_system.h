@@ -37,8 +37,9 @@ Chunk* Allocator<L, Os>::take_from_system(ThreadState& thread, ArenaType& arena,
 template <class L, OperatingSystem Os>
 Chunk* Allocator<L, Os>::map_block(const Request& request) {
   // Both layouts need 16 bytes before the block, and nb leaves 8 of them: no borrowing behind the
-  // end of a mapping.
-  const size_t length = base::align_up(request.policy + 8, base::kPageBytes);
+  // end of a mapping. With a tail, what is borrowed lies in the mapping.
+  const size_t tail = rules_.mapped_has_tail ? kMappedTailBytes : 0;
+  const size_t length = base::align_up(request.policy + (tail != 0 ? tail : 8), base::kPageBytes);
   if (length <= request.policy) return nullptr;
   void* memory = os_.mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
                           Cause::kMapBlock);
@@ -48,7 +49,7 @@ Chunk* Allocator<L, Os>::map_block(const Request& request) {
     return nullptr;
   }
   auto* chunk = static_cast<Chunk*>(memory);
-  View::set_head(chunk, length | kIsMapped);
+  View::set_head(chunk, (length - tail) | kIsMapped | (tail != 0 ? kMappedTail : 0));
   View::set_mark(chunk, 0);
   count_mapping(length);
   return chunk;
@@ -93,7 +94,7 @@ void Allocator<L, Os>::raise_threshold(size_t mapped_chunk_bytes) {
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::unmap_block(Chunk* chunk) {
   const size_t offset = front_offset(chunk);
-  const size_t length = View::size(chunk) + offset;
+  const size_t length = View::mapped_bytes(chunk) + offset;
   __atomic_sub_fetch(&mapped_count_, 1, __ATOMIC_RELAXED);
   __atomic_sub_fetch(&mapped_bytes_, length, __ATOMIC_RELAXED);
   os_.munmap(View::at(chunk, -static_cast<ptrdiff_t>(offset)), length, Cause::kUnmapBlock);
@@ -105,8 +106,10 @@ Chunk* Allocator<L, Os>::remap_block(Chunk* chunk, const Request& request,
                                      const ReleaseObserver& observer) {
   const size_t offset = front_offset(chunk);
   const size_t flags = View::head(chunk) & kFlagMask;
-  const size_t old_length = View::size(chunk) + offset;
-  const size_t new_length = base::align_up(request.policy + offset + 8, base::kPageBytes);
+  const size_t tail = View::mapped_bytes(chunk) - View::size(chunk);
+  const size_t old_length = View::mapped_bytes(chunk) + offset;
+  const size_t new_length =
+      base::align_up(request.policy + offset + (tail != 0 ? tail : 8), base::kPageBytes);
   observer(View::block(chunk));
   if (new_length == old_length) {
     View::set_mark(chunk, 0);
@@ -125,10 +128,11 @@ Chunk* Allocator<L, Os>::remap_block(Chunk* chunk, const Request& request,
   HL_CHECK(page_map_.set(os_, base::address_of(moved), PageState::kMapped));
   // Not everything that an Os moves has contents.
   if (offset != 0) View::set_prev_size(moved, offset);
-  View::set_head(moved, (new_length - offset) | flags);
+  View::set_head(moved, (new_length - offset - tail) | flags);
   View::set_mark(moved, 0);
+  // glibc, too, forgets the old tail in this sum: it grows by 16 at each resize.
   const size_t total =
-      __atomic_add_fetch(&mapped_bytes_, new_length - old_length, __ATOMIC_RELAXED);
+      __atomic_add_fetch(&mapped_bytes_, new_length - old_length + tail, __ATOMIC_RELAXED);
   if (total > __atomic_load_n(&mapped_bytes_max_, __ATOMIC_RELAXED)) {
     __atomic_store_n(&mapped_bytes_max_, total, __ATOMIC_RELAXED);
   }
@@ -179,16 +183,21 @@ bool Allocator<L, Os>::grow_top(ThreadState& thread, ArenaType& arena, size_t ch
 }
 
 // The break cannot move: a mapping takes its place, and the arena is never contiguous again.
-// glibc 2.36 swaps two arguments here, so the first such mapping is a multiple of 1 MiB and later
-// ones are as small as the request allows.
 template <class L, OperatingSystem Os>
 uintptr_t Allocator<L, Os>::map_fallback(ArenaType& arena, size_t* bytes, size_t old_bytes,
                                          size_t chunk_bytes) {
-  constexpr size_t kFirstUnit = 1024 * 1024;
+  constexpr size_t kLargeUnit = 1024 * 1024;
+  const bool is_swapped = rules_.fallback_size == FallbackSize::kSwapped;
+  const size_t unit = is_swapped ? kLargeUnit : base::kPageBytes;
+  const size_t least = is_swapped ? base::kPageBytes : kLargeUnit;
   const size_t asked = *bytes;
   size_t length = asked;
-  if (arena.contiguous) length = base::align_up(length + old_bytes, kFirstUnit);
-  if (length < base::kPageBytes) length = base::kPageBytes;
+  if (rules_.fallback_size == FallbackSize::kWithoutOldTop) {
+    length = base::align_up(chunk_bytes + settings_.top_pad + kMinChunk, unit);
+  } else if (arena.contiguous) {
+    length = base::align_up(length + old_bytes, unit);
+  }
+  if (length < least) length = least;
   if (length <= chunk_bytes) return 0;
   void* memory = os_.mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
                           Cause::kFallbackTop);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How a request that the cache could not serve is served from an arena, in glibc 2.36's order:
+// How a request that the cache could not serve is served from an arena, in glibc's order:
 //   fastbin, exact small bin, unsorted list (filing what does not fit), own large bin, next larger
 //   bin, top, system.
 // On the way, chunks of exactly the requested size go to the thread's cache until its bin is full.
@@ -24,11 +24,14 @@ void* Allocator<L, Os>::allocate_slow(ThreadState& thread, size_t size) {
     errno = ENOMEM;
     return nullptr;
   }
-  ensure_cache(thread);
   const Request request = Request::of<L>(size);
+  ensure_cache(thread, request.policy);
   // Not only the fast path's misses come here: the cache may have been in use, or its head damaged.
   if (is_cacheable(request.policy)) {
     Chunk* cached = cache_pop(thread, request.bytes);
+    if (cached != nullptr) return View::block(cached);
+  } else if (request.policy <= cache_large_max_) [[unlikely]] {
+    Chunk* cached = large_pop(thread, request);
     if (cached != nullptr) return View::block(cached);
   }
   return allocate_uncached(thread, request);
@@ -103,8 +106,16 @@ void* Allocator<L, Os>::allocate_zeroed(ThreadState& thread, size_t count, size_
     errno = ENOMEM;
     return nullptr;
   }
-  ensure_cache(thread);
   const Request request = Request::of<L>(bytes);
+  ensure_cache(thread, request.policy);
+  if (rules_.zeroed_uses_cache && is_cacheable_at_all(request.policy)) {
+    Chunk* cached = is_cacheable(request.policy) ? cache_pop(thread, request.bytes)
+                                                 : large_pop(thread, request);
+    if (cached != nullptr) {
+      clear_data(os_, View::block(cached), View::usable(cached));
+      return View::block(cached);
+    }
+  }
   Chunk* old_top = nullptr;
   size_t dirty_bytes = 0;  // How much of old_top may hold old data.
   Chunk* chunk = serve(thread, request, bytes, [&](ArenaType& arena) {
@@ -269,7 +280,11 @@ Chunk* Allocator<L, Os>::take_small(ThreadState& thread, ArenaType& arena, const
   };
   Chunk* taken = pop();
   if (taken == nullptr) return nullptr;
-  if (is_cacheable(request.policy)) fill_cache(thread, arena, request, pop);
+  if (is_cacheable(request.policy)) {
+    if (thread.owned == nullptr) [[unlikely]]
+      create_cache_inside(thread, arena);
+    fill_cache(thread, arena, request, pop);
+  }
   return taken;
 }
 
@@ -319,6 +334,8 @@ Chunk* Allocator<L, Os>::take_unsorted(ThreadState& thread, ArenaType& arena,
     View::next_link(before) = unsorted;
     if (bytes == request.bytes) {
       View::set_prev_in_use(View::after(chunk, bytes));
+      if (thread.owned == nullptr) [[unlikely]]
+        create_cache_inside(thread, arena);
       if (!cacheable || !cache_has_room(thread, bytes)) return chunk;
       cache_push(thread, hand_out(arena, chunk, request), bytes);
       cached_one = true;

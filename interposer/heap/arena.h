@@ -155,11 +155,11 @@ struct FreeEntry {
 };
 
 // Freed blocks kept for the thread that freed them. Allocated from the arena as glibc does, as a
-// chunk of nb 656.
+// chunk with glibc's nb.
 template <class Layout>
 struct ThreadCache {
   static constexpr size_t kBins = 64 + Layout::kSlackMax / kAlignment;
-  static constexpr size_t kPolicyBytes = 656;
+  static constexpr size_t kLargeBins = 12;
 
   static constexpr size_t index(size_t chunk_bytes) {
     return (chunk_bytes - kMinChunk) / kAlignment;
@@ -167,6 +167,9 @@ struct ThreadCache {
 
   uint16_t counts[kBins] = {};
   FreeEntry* entries[kBins] = {};
+  // Sizes above those, by powers of two, smallest first; see allocator_large_cache.h. Where the
+  // version has none, the chunk ends before them.
+  FreeEntry* large[kLargeBins] = {};
 };
 
 // What the allocator keeps per thread. Its owner puts it where it likes: the shim in initial-exec
@@ -184,7 +187,7 @@ struct Thread {
   Arena<Layout>* arena = nullptr;        // Where this thread allocates; null: none yet.
   FreeEntry* deferred = nullptr;         // Freed by signal handlers that could not take the lock.
   bool in_arena = false;                 // This thread holds an arena's lock, or waits for it.
-  bool ended = false;                    // thread_exit() ran: no cache any more.
+  bool ended = false;                    // No cache any more: thread_exit() ran, or none was had.
   bool fork_locked = false;              // fork_prepare() of this thread took the locks.
 };
 

@@ -64,7 +64,7 @@ struct GlibcRules {
   bool mapped_has_tail = false;  // A mapped chunk ends 16 bytes before its mapping, like any other
                                  // chunk before its successor's header.
   uint16_t cache_count = 0;      // Blocks per size by default (tcache_count).
-  uint16_t cache_policy_bytes = 0;  // nb of the request for a thread's cache.
+  uint16_t cache_bytes = 0;      // What a thread's cache asks its arena for.
   // Tunables.
   bool tunables_are_strict = false;  // A value with junk behind the digits is not taken; of equal
                                      // names only the last counts; a string that ends in a bare
@@ -88,7 +88,7 @@ constexpr GlibcRules glibc_rules(unsigned version) {
   rules.internal_frees_are_cached = true;
   rules.has_fastbins = true;
   rules.cache_count = 7;
-  rules.cache_policy_bytes = 656;
+  rules.cache_bytes = 640;
   if (version >= 235) {
     rules.threshold_is_bounded = false;
     rules.has_hugetlb = true;
@@ -120,7 +120,7 @@ constexpr GlibcRules glibc_rules(unsigned version) {
     rules.cache_birth = CacheBirth::kCacheableRequest;
     rules.internal_frees_are_cached = false;
     rules.has_large_cache = true;
-    rules.cache_policy_bytes = 768;
+    rules.cache_bytes = 760;
     rules.hugetlb_keeps_heaps = true;
   }
   if (version >= 243) {

@@ -44,6 +44,10 @@ inline constexpr size_t kIsMapped = 2;  // A mapping of its own.
 inline constexpr size_t kNonMain = 4;   // Belongs to a secondary arena.
 inline constexpr size_t kSlack =
     8;  // In an arena: nb is chunk size - 16. In a mapping: a front offset is stored.
+// In a mapping, where the version says so: 16 bytes behind the chunk belong to the mapping, too.
+// The block may use 8 of them, as in an arena.
+inline constexpr size_t kMappedTail = 4;
+inline constexpr size_t kMappedTailBytes = 16;
 inline constexpr size_t kFlagMask = 15;
 
 // glibc's chunk size for a request (its request2size): the number that every policy constant is
@@ -172,7 +176,17 @@ struct ChunkView {
   // Bytes the program may use.
   static size_t usable(const Chunk* chunk) {
     const size_t value = head(chunk);
-    return (value & ~kFlagMask) - kHeaderBytes + ((value & kIsMapped) != 0 ? 0 : Layout::kBorrowed);
+    const size_t bytes = (value & ~kFlagMask) - kHeaderBytes;
+    if ((value & kIsMapped) == 0) return bytes + Layout::kBorrowed;
+    return bytes + ((value & kMappedTail) != 0 ? 8 : 0);
+  }
+  // The same for the program on glibc: its own layout's for this chunk.
+  static size_t policy_usable(const Chunk* chunk) {
+    return (head(chunk) & kIsMapped) != 0 ? usable(chunk) : policy_size(chunk) - 8;
+  }
+  // Of the mapping of a mapped chunk: what lies behind the chunk's start.
+  static size_t mapped_bytes(const Chunk* chunk) {
+    return size(chunk) + ((head(chunk) & kMappedTail) != 0 ? kMappedTailBytes : 0);
   }
 
  private:
