@@ -74,6 +74,7 @@ class TracedOs {
   bool is_single_threaded() { return heap::DirectOs().is_single_threaded(); }
   size_t cpu_count() { return heap::DirectOs().cpu_count(); }
   bool release_by_remap() { return heap::DirectOs().release_by_remap(); }
+  heap::HugePages huge_pages(size_t requested) { return heap::read_huge_pages(requested); }
   void on_policy(heap::PolicyKind kind, uint64_t old_value, uint64_t new_value) {
     trace::note_policy(static_cast<uint8_t>(kind), old_value, new_value);
   }

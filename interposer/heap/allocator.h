@@ -353,13 +353,19 @@ class Allocator {
   // allocator_system.h: memory from and to the system, main arena and mapped blocks.
   [[gnu::noinline]] Chunk* take_from_system(ThreadState& thread, ArenaType& arena,
                                             const Request& request);
-  [[gnu::noinline]] Chunk* map_block(const Request& request);
+  [[gnu::noinline]] Chunk* map_block(const Request& request, bool may_be_huge = true);
+  Chunk* map_block_in(const Request& request, size_t page_bytes);
+  uintptr_t map_pages(size_t length, size_t page_bytes, Cause cause);
+  void configure_huge_pages();
+  void advise_huge(uintptr_t begin, size_t bytes);
   bool grow_top(ThreadState& thread, ArenaType& arena, size_t chunk_bytes);
   void adopt_memory(ThreadState& thread, ArenaType& arena, uintptr_t begin, size_t bytes,
                     bool from_break);
   uintptr_t end_new_part(ArenaType& arena, uintptr_t begin, size_t bytes, bool from_break);
   void fence_old_top(ThreadState& thread, ArenaType& arena, Chunk* old_top, size_t old_bytes);
   uintptr_t map_fallback(ArenaType& arena, size_t* bytes, size_t old_bytes, size_t chunk_bytes);
+  size_t fallback_bytes(const ArenaType& arena, size_t asked, size_t old_bytes, size_t chunk_bytes,
+                        size_t page_bytes) const;
   [[gnu::noinline]] bool trim_top(ArenaType& arena, size_t pad);
   bool release_pages(ArenaType& arena);
   uintptr_t move_break(ptrdiff_t increment, Cause cause);
@@ -489,6 +495,11 @@ class Allocator {
   Settings settings_ =
       kNoSettings;    // mmap_threshold and trim_threshold change at any time: relaxed atomics.
   GlibcRules rules_;  // Of settings_.glibc_version; fixed by the first call.
+  // allocator_huge.h; all fixed by the first call, and zero where huge pages are not asked for.
+  size_t huge_bytes_ = 0;      // Pages of the pool that large requests try to get.
+  size_t thp_bytes_ = 0;       // The break moves in steps of this.
+  bool thp_advises_ = false;   // New memory of that size is advised to be huge.
+  bool break_is_off_ = false;  // The break is never moved: a mapping may have huge pages.
   uintptr_t break_ = 0;
   size_t mapped_count_ = 0;  // Live mapped blocks; these four are relaxed atomics, as statistics.
   size_t mapped_bytes_ = 0;

@@ -32,6 +32,7 @@ void Allocator<L, Os>::initialise() {
     cache_policy_max_ = policy_bytes(kCacheRequestMax);
   }
   cache_count_ = settings_.cache_count;
+  if (settings_.hugetlb != 0) configure_huge_pages();
   main_.init_bins();
   main_.next = &main_;
   main_.contiguous = true;

@@ -10,6 +10,7 @@
 #include "interposer/heap/allocator_arenas.h"
 #include "interposer/heap/allocator_cache.h"
 #include "interposer/heap/allocator_heaps.h"
+#include "interposer/heap/allocator_huge.h"
 #include "interposer/heap/allocator_large_cache.h"
 #include "interposer/heap/allocator_nested.h"
 #include "interposer/heap/allocator_release.h"

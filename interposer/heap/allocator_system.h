@@ -29,27 +29,35 @@ Chunk* Allocator<L, Os>::take_from_system(ThreadState& thread, ArenaType& arena,
   }
   if (grow_arena(thread, arena, request.bytes)) return take_top(arena, request);
   // Too large for a heap: mapped whatever the settings say.
-  return prefers_mapping ? nullptr : map_block(request);
+  return prefers_mapping ? nullptr : map_block(request, false);
 }
 
 // ---- Mapped blocks.
 
 template <class L, OperatingSystem Os>
-Chunk* Allocator<L, Os>::map_block(const Request& request) {
+Chunk* Allocator<L, Os>::map_block(const Request& request, bool may_be_huge) {
+  if (may_be_huge && huge_bytes_ != 0 && request.policy >= huge_bytes_) {
+    if (Chunk* chunk = map_block_in(request, huge_bytes_)) return chunk;
+  }
+  return map_block_in(request, base::kPageBytes);
+}
+
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::map_block_in(const Request& request, size_t page_bytes) {
   // Both layouts need 16 bytes before the block, and nb leaves 8 of them: no borrowing behind the
   // end of a mapping. With a tail, what is borrowed lies in the mapping.
   const size_t tail = rules_.mapped_has_tail ? kMappedTailBytes : 0;
-  const size_t length = base::align_up(request.policy + (tail != 0 ? tail : 8), base::kPageBytes);
+  const size_t length = base::align_up(request.policy + (tail != 0 ? tail : 8), page_bytes);
   if (length <= request.policy) return nullptr;
-  void* memory = os_.mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                          Cause::kMapBlock);
-  if (memory == nullptr) return nullptr;
-  if (!page_map_.set(os_, base::address_of(memory), PageState::kMapped)) {
-    os_.munmap(memory, length, Cause::kUnmapBlock);
+  const uintptr_t begin = map_pages(length, page_bytes, Cause::kMapBlock);
+  if (begin == 0) return nullptr;
+  auto* chunk = reinterpret_cast<Chunk*>(begin);
+  if (!page_map_.set(os_, begin, PageState::kMapped)) {
+    os_.munmap(chunk, length, Cause::kUnmapBlock);
     return nullptr;
   }
-  auto* chunk = static_cast<Chunk*>(memory);
-  View::set_head(chunk, (length - tail) | kIsMapped | (tail != 0 ? kMappedTail : 0));
+  const size_t huge = page_bytes != base::kPageBytes ? kMappedHuge : 0;
+  View::set_head(chunk, (length - tail) | kIsMapped | (tail != 0 ? kMappedTail | huge : 0));
   View::set_mark(chunk, 0);
   count_mapping(length);
   return chunk;
@@ -108,8 +116,9 @@ Chunk* Allocator<L, Os>::remap_block(Chunk* chunk, const Request& request,
   const size_t flags = View::head(chunk) & kFlagMask;
   const size_t tail = View::mapped_bytes(chunk) - View::size(chunk);
   const size_t old_length = View::mapped_bytes(chunk) + offset;
+  const size_t page_bytes = (flags & kMappedHuge) != 0 ? huge_bytes_ : base::kPageBytes;
   const size_t new_length =
-      base::align_up(request.policy + offset + (tail != 0 ? tail : 8), base::kPageBytes);
+      base::align_up(request.policy + offset + (tail != 0 ? tail : 8), page_bytes);
   observer(View::block(chunk));
   if (new_length == old_length) {
     View::set_mark(chunk, 0);
@@ -123,6 +132,10 @@ Chunk* Allocator<L, Os>::remap_block(Chunk* chunk, const Request& request,
   if (memory == nullptr) {
     page_map_.set(os_, base::address_of(chunk), PageState::kMapped);
     return nullptr;
+  }
+  // The advice moves with the pages, as later versions know.
+  if (!rules_.thp_serves_always || old_length < thp_bytes_) {
+    advise_huge(base::address_of(memory), new_length);
   }
   Chunk* moved = View::after(static_cast<Chunk*>(memory), offset);
   HL_CHECK(page_map_.set(os_, base::address_of(moved), PageState::kMapped));
@@ -145,6 +158,7 @@ Chunk* Allocator<L, Os>::remap_block(Chunk* chunk, const Request& request,
 // refused. No system call for an increment of 0 once the break is known.
 template <class L, OperatingSystem Os>
 uintptr_t Allocator<L, Os>::move_break(ptrdiff_t increment, Cause cause) {
+  if (break_is_off_) return 0;
   uintptr_t old = known_break();
   if (old == 0) {
     old = os_.brk(0, Cause::kQueryBreak);
@@ -167,11 +181,19 @@ bool Allocator<L, Os>::grow_top(ThreadState& thread, ArenaType& arena, size_t ch
   size_t bytes = chunk_bytes + settings_.top_pad + kMinChunk;
   // Contiguous memory continues the old top; otherwise the new part must hold the chunk alone.
   if (arena.contiguous) bytes -= old_bytes;
-  bytes = base::align_up(bytes, base::kPageBytes);
+  if (thp_bytes_ != 0) {
+    // Earlier versions count from 0 before the first question.
+    if (rules_.thp_serves_always) move_break(0, Cause::kNone);
+    bytes = base::align_up(known_break() + bytes, thp_bytes_) - known_break();
+  } else {
+    bytes = base::align_up(bytes, base::kPageBytes);
+  }
   const auto increment = static_cast<ptrdiff_t>(bytes);
   uintptr_t begin = increment > 0 ? move_break(increment, Cause::kGrowTop) : 0;
   const bool from_break = begin != 0;
-  if (!from_break) {
+  if (from_break) {
+    advise_huge(begin, bytes);
+  } else {
     begin = map_fallback(arena, &bytes, old_bytes, chunk_bytes);
     if (begin == 0) return false;
   }
@@ -186,32 +208,41 @@ bool Allocator<L, Os>::grow_top(ThreadState& thread, ArenaType& arena, size_t ch
 template <class L, OperatingSystem Os>
 uintptr_t Allocator<L, Os>::map_fallback(ArenaType& arena, size_t* bytes, size_t old_bytes,
                                          size_t chunk_bytes) {
-  constexpr size_t kLargeUnit = 1024 * 1024;
-  const bool is_swapped = rules_.fallback_size == FallbackSize::kSwapped;
-  const size_t unit = is_swapped ? kLargeUnit : base::kPageBytes;
-  const size_t least = is_swapped ? base::kPageBytes : kLargeUnit;
   const size_t asked = *bytes;
-  size_t length = asked;
-  if (rules_.fallback_size == FallbackSize::kWithoutOldTop) {
-    length = base::align_up(chunk_bytes + settings_.top_pad + kMinChunk, unit);
-  } else if (arena.contiguous) {
-    length = base::align_up(length + old_bytes, unit);
+  size_t length = 0;
+  uintptr_t begin = 0;
+  for (const size_t page_bytes : {huge_bytes_, base::kPageBytes}) {
+    if (page_bytes == 0 || begin != 0) continue;
+    length = fallback_bytes(arena, asked, old_bytes, chunk_bytes, page_bytes);
+    if (length > chunk_bytes) begin = map_pages(length, page_bytes, Cause::kFallbackTop);
   }
-  if (length < least) length = least;
-  if (length <= chunk_bytes) return 0;
-  void* memory = os_.mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                          Cause::kFallbackTop);
-  if (memory == nullptr) return 0;
-  const uintptr_t begin = base::address_of(memory);
+  if (begin == 0) return 0;
   if (!page_map_.set_range(os_, begin, begin + length, PageState::kArena)) {
     page_map_.set_range(os_, begin, begin + length, PageState::kForeign);
-    os_.munmap(memory, length, Cause::kFallbackTop);
+    os_.munmap(base::pointer_to(begin), length, Cause::kFallbackTop);
     return 0;
   }
   arena.contiguous = false;
   *bytes = length;
   os_.on_policy(PolicyKind::kTopFallback, asked, length);
   return begin;
+}
+
+template <class L, OperatingSystem Os>
+size_t Allocator<L, Os>::fallback_bytes(const ArenaType& arena, size_t asked, size_t old_bytes,
+                                        size_t chunk_bytes, size_t page_bytes) const {
+  constexpr size_t kLargeUnit = 1024 * 1024;
+  const bool is_huge = page_bytes != base::kPageBytes;
+  const bool is_swapped = rules_.fallback_size == FallbackSize::kSwapped && !is_huge;
+  const size_t unit = is_swapped ? kLargeUnit : page_bytes;
+  const size_t least = is_swapped || is_huge ? page_bytes : kLargeUnit;
+  size_t length = asked;
+  if (rules_.fallback_size == FallbackSize::kWithoutOldTop) {
+    length = base::align_up(chunk_bytes + settings_.top_pad + kMinChunk, unit);
+  } else if (arena.contiguous) {
+    length = base::align_up(asked + old_bytes, unit);
+  }
+  return length < least ? least : length;
 }
 
 // New memory continues the top, or becomes the new top while the old one is fenced off and freed.
@@ -257,6 +288,7 @@ uintptr_t Allocator<L, Os>::end_new_part(ArenaType& arena, uintptr_t begin, size
   // Refused: the first step alone is used. It holds the chunk only if the caller is lucky;
   // take_top() finds out.
   if (second == 0) return begin + bytes;
+  advise_huge(second, correction);
   arena.system_bytes += correction;
   return second + correction;
 }
@@ -287,7 +319,8 @@ bool Allocator<L, Os>::trim_top(ArenaType& arena, size_t pad) {
   // break is, and adds to a top that ends there.
   const size_t area = top_bytes - kMinChunk - 1;
   if (area <= pad) return false;
-  const size_t extra = base::align_down(area - pad, base::kPageBytes);
+  const size_t unit = thp_bytes_ != 0 ? thp_bytes_ : base::kPageBytes;
+  const size_t extra = base::align_down(area - pad, unit);
   if (extra == 0) return false;
   const uintptr_t top_end = base::address_of(arena.top) + top_bytes;
   if (move_break(0, Cause::kNone) != top_end) return false;

@@ -32,6 +32,7 @@ struct DirectOs {
     return !base::sys::failed(base::sys::mprotect(address, length, protection));
   }
   void on_policy(PolicyKind, uint64_t, uint64_t) {}
+  HugePages huge_pages(size_t requested) { return read_huge_pages(requested); }
   // libc's own answer, false until it is initialised.
   bool is_single_threaded() { return __libc_single_threaded != 0; }
   size_t cpu_count() { return online_cpus(); }

@@ -74,7 +74,6 @@ struct GlibcRules {
   bool has_enable_secure = false;    // glibc.rtld.enable_secure=1 voids all tunables.
   // glibc.malloc.hugetlb.
   bool has_hugetlb = false;
-  bool thp_mode_is_read = false;  // Before: read, but never recognised, so that 1 has no effect.
   bool hugetlb_sets_threshold = false;  // Huge pages: the mmap threshold becomes one page of them.
   bool hugetlb_keeps_heaps = false;     // Heaps stay 64 MiB; else four huge pages.
   bool thp_serves_always = false;  // Kernel mode "always" counts: the break moves in huge pages,
@@ -102,7 +101,6 @@ constexpr GlibcRules glibc_rules(unsigned version) {
     rules.aligned_uses_cache = true;
     rules.aligned_needs_power_of_two = true;
     rules.aligned_rest_merges = true;
-    rules.thp_mode_is_read = true;
   }
   if (version >= 239) {
     rules.tunables_are_strict = true;

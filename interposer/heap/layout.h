@@ -48,6 +48,7 @@ inline constexpr size_t kSlack =
 // The block may use 8 of them, as in an arena.
 inline constexpr size_t kMappedTail = 4;
 inline constexpr size_t kMappedTailBytes = 16;
+inline constexpr size_t kMappedHuge = 1;  // In a mapping, likewise: it has pages of the huge pool.
 inline constexpr size_t kFlagMask = 15;
 
 // glibc's chunk size for a request (its request2size): the number that every policy constant is

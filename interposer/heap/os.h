@@ -21,12 +21,16 @@
 //                               access to be given back, because memory is accounted strictly
 //                               (overcommit_memory 2) or the process is privileged. Asked at most
 //                               once, at the first release. (false)
+//   HugePages huge_pages(size_t requested)
+//                               see huge_pages.h. Asked at the first call, only where the settings
+//                               want huge pages. (none)
 #pragma once
 
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
 
+#include "interposer/heap/huge_pages.h"
 #include "interposer/heap/settings.h"
 
 namespace heapledger::heap {
@@ -49,14 +53,15 @@ enum class Cause : uint8_t {
   kDestroyHeap = 12,   // A heap is unmapped.
   kReleasePages = 13,  // malloc_trim drops the pages of free chunks.
   kRegistry = 14,      // The allocator's own table of mapped blocks grows; see page_map.h.
+  kAdviseHuge = 15,    // New memory is to have transparent huge pages.
 };
-inline constexpr unsigned kCauseCount = 15;
+inline constexpr unsigned kCauseCount = 16;
 
 constexpr const char* cause_name(Cause cause) {
   constexpr const char* kNames[kCauseCount] = {
-      "none",      "query break", "grow top",     "align foreign", "fallback top",
-      "map block", "unmap block", "remap block",  "trim top",      "new heap",
-      "grow heap", "trim heap",   "destroy heap", "release pages", "registry"};
+      "none",         "query break",   "grow top", "align foreign", "fallback top", "map block",
+      "unmap block",  "remap block",   "trim top", "new heap",      "grow heap",    "trim heap",
+      "destroy heap", "release pages", "registry", "advise huge"};
   const auto index = static_cast<unsigned>(cause);
   return index < kCauseCount ? kNames[index] : "unknown";
 }

@@ -17,6 +17,7 @@ struct Machine {
   Settings settings;            // Read at the allocator's first call.
   bool single_threaded = true;  // Until the modelled process starts its second thread.
   size_t cpus = 1;
+  HugePages huge_pages;
 };
 
 struct ModelOs {
@@ -45,6 +46,7 @@ struct ModelOs {
   void on_write(const void* address, size_t bytes) { machine->space.touch(address, bytes); }
   bool is_single_threaded() { return machine->single_threaded; }
   size_t cpu_count() { return machine->cpus; }
+  HugePages huge_pages(size_t) { return machine->huge_pages; }
 };
 static_assert(OperatingSystem<ModelOs>);
 
