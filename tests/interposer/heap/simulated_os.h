@@ -61,6 +61,7 @@ class SimulatedSpace {
   Settings settings;
   size_t cpu_count = 2;
   bool release_by_remap = false;
+  HugePages huge_pages;  // What the machine has.
   std::vector<PolicyEvent> policy;
 
  private:
@@ -97,6 +98,7 @@ struct SimulatedOs {
   }
   size_t cpu_count() { return space->cpu_count; }
   bool release_by_remap() { return space->release_by_remap; }
+  HugePages huge_pages(size_t) { return space->huge_pages; }
   void on_policy(PolicyKind kind, uint64_t old_value, uint64_t new_value) {
     space->note_policy({kind, old_value, new_value});
   }
