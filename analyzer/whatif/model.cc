@@ -192,8 +192,9 @@ class ModelOf : public Model {
   void begin_own_part(uint32_t forking_thread, ThreadState& by) {
     heap_->fork_prepare(by);
     heap_->fork_child(by);
+    // libc does not become single-threaded again: a child of several threads keeps to the arena of
+    // the one that forked (seen with glibc 2.36).
     first_thread_ = forking_thread;
-    machine_.single_threaded = true;
     inherited_ = {};
     for (size_t i = 0; i < heap::kCallNames; ++i) {
       inherited_.calls[i] = machine_.space.calls(static_cast<heap::CallName>(i));
