@@ -19,6 +19,7 @@ WITHOUT_GLIBC = {
     "handlers_that_allocate": "main: 1\nhandler: 1\nwork: 1\n",
     "handlers_on_another_stack": "main: 1\nhandler: 1\n",
     "blocks_of_another_libc": "loaded: 1\nusable: 1\nusable: 1\nusable: 1\nusable: 1\nresized: 7\nwork: 1\nwork: 1\n",
+    "handlers_in_threads": "threads: 4\nhandlers: 1\nwork: 1\n",
     "jumps_out_of_handlers": "jumps: 300\nwork: 1\n",
 }
 

@@ -484,6 +484,68 @@ void handlers_on_another_stack() {
   say("handler", handler_failed == 0);
 }
 
+// The same in threads, each of which is interrupted in its own arena, or on its way to another's.
+constexpr int kInterrupted = 4;
+thread_local Churn* thread_churn = nullptr;
+std::atomic<int> thread_handled[kInterrupted];
+thread_local std::atomic<int>* my_handled = nullptr;
+void allocate_in_thread_handler(int) {
+  const int saved_errno = errno;
+  if (!thread_churn->run(4)) handler_failed = 1;
+  my_handled->fetch_add(1);
+  errno = saved_errno;
+}
+std::atomic<bool> enough{false};
+void* churn_with_handlers(void* argument) {
+  const auto index = reinterpret_cast<uintptr_t>(argument);
+  Churn in_handler(static_cast<unsigned>(index) + 50);
+  Churn own(static_cast<unsigned>(index));
+  thread_churn = &in_handler;
+  my_handled = &thread_handled[index];
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGUSR1);
+  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+  bool well = true;
+  while (!enough) well = own.run(100) && well;
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  own.finish();
+  in_handler.finish();
+  return well ? number(index + 1) : nullptr;
+}
+void handlers_in_threads() {
+  struct sigaction action = {};
+  action.sa_handler = allocate_in_thread_handler;
+  action.sa_flags = SA_RESTART;
+  sigaction(SIGUSR1, &action, nullptr);
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGUSR1);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);  // Inherited, until a thread is ready.
+  pthread_t threads[kInterrupted];
+  for (uintptr_t i = 0; i < kInterrupted; ++i) {
+    threads[i] = start(churn_with_handlers, number(i));
+  }
+  for (int least = 0; least < 300; usleep(50)) {
+    least = 1 << 30;
+    for (int i = 0; i < kInterrupted; ++i) {
+      pthread_kill(threads[i], SIGUSR1);
+      const int handled_here = thread_handled[i];
+      if (handled_here < least) least = handled_here;
+    }
+  }
+  enough = true;
+  int well = 0;
+  for (uintptr_t i = 0; i < kInterrupted; ++i) {
+    void* result = nullptr;
+    pthread_join(threads[i], &result);
+    well += result == number(i + 1);
+  }
+  say("threads", well);
+  say("handlers", handler_failed == 0);
+  say("work", work(5000, 2));
+}
+
 sigjmp_buf way_out;
 volatile sig_atomic_t may_jump = 0;
 void jump_out(int) {
@@ -725,6 +787,7 @@ constexpr Section kSections[] = {
     SECTION(closed_descriptors),
     SECTION(handlers_that_allocate),
     SECTION(handlers_on_another_stack),
+    SECTION(handlers_in_threads),
     SECTION(jumps_out_of_handlers),
     SECTION(forks_among_threads),
     SECTION(forks_with_handlers_that_allocate),

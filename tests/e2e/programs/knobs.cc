@@ -3,7 +3,8 @@
 // seen of malloc's settings from outside: where blocks land, how the heap grows and shrinks, what
 // freed blocks wait where. Only numbers that a larger header does not change.
 // knobs views WHAT: the statistics functions over a heap in a known state.
-// knobs arenas THREADS: how many arenas so many threads make.
+// knobs arenas THREADS: how many arenas so many threads make, at a time and one after the other,
+// and how many a forked child has before and after it makes threads of its own.
 #include <errno.h>
 #include <malloc.h>
 #include <pthread.h>
@@ -11,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <initializer_list>
@@ -235,23 +237,7 @@ void view(const char* what) {
 
 // ---- Arenas.
 
-pthread_barrier_t all_here;
-void* wait_with_a_block(void*) {
-  free(make(2000));
-  pthread_barrier_wait(&all_here);  // Counted between these.
-  pthread_barrier_wait(&all_here);
-  return nullptr;
-}
-void count_arenas(unsigned threads) {
-  pthread_barrier_init(&all_here, nullptr, threads + 1);
-  pthread_attr_t attributes;
-  pthread_attr_init(&attributes);
-  pthread_attr_setstacksize(&attributes, 128 << 10);
-  for (unsigned i = 0; i < threads; ++i) {
-    pthread_t thread;
-    if (pthread_create(&thread, &attributes, wait_with_a_block, nullptr) != 0) abort();
-  }
-  pthread_barrier_wait(&all_here);
+void print_arenas(const char* when) {
   char* text = nullptr;
   size_t size = 0;
   FILE* file = open_memstream(&text, &size);
@@ -259,7 +245,51 @@ void count_arenas(unsigned threads) {
   fclose(file);
   int arenas = 0;
   for (const char* at = text; (at = strstr(at, "<heap nr=")) != nullptr; ++at) ++arenas;
-  printf("arenas: %d\n", arenas);
+  free(text);
+  printf("%s: %d\n", when, arenas);
+  fflush(stdout);
+}
+
+pthread_barrier_t all_here;
+void* wait_with_a_block(void*) {
+  free(make(2000));
+  pthread_barrier_wait(&all_here);  // Counted between these.
+  pthread_barrier_wait(&all_here);
+  return nullptr;
+}
+void* use_a_block(void*) {
+  free(make(2000));
+  return nullptr;
+}
+pthread_t start_small(void* (*run)(void*)) {
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  pthread_attr_setstacksize(&attributes, 128 << 10);
+  pthread_t thread;
+  if (pthread_create(&thread, &attributes, run, nullptr) != 0) abort();
+  return thread;
+}
+void many_at_a_time(unsigned threads, const char* when) {
+  pthread_barrier_init(&all_here, nullptr, threads + 1);
+  for (unsigned i = 0; i < threads; ++i) start_small(wait_with_a_block);
+  pthread_barrier_wait(&all_here);
+  print_arenas(when);
+}
+void count_arenas(unsigned threads) {
+  for (int i = 0; i < 5; ++i) pthread_join(start_small(use_a_block), nullptr);
+  print_arenas("one after the other");
+  many_at_a_time(threads, "at a time");
+  const pid_t child = fork();
+  if (child == 0) {
+    print_arenas("in a child");
+    for (int i = 0; i < 5; ++i) pthread_join(start_small(use_a_block), nullptr);
+    print_arenas("one after the other in it");
+    many_at_a_time(threads + 4, "at a time in it");
+    _exit(0);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  printf("status: %d\n", status);
   fflush(stdout);
   _exit(0);
 }
