@@ -141,8 +141,8 @@ class CallScope {
 
   struct Announced {
     schema::EventKind kind = schema::EventKind::kPad;  // kPad: nothing is announced.
-    const void* block = nullptr;
-    uint64_t size = 0;
+    const void* block;  // Like `size` not set where nothing is: scopes are made for every call.
+    uint64_t size;
   };
 
   ThreadRing* ring_;
