@@ -93,7 +93,7 @@ bool Allocator<L, Os>::grow_heap(HeapType* heap, size_t bytes) {
     }
     heap->committed = wanted;
   }
-  heap->bytes = wanted;
+  heap->set_bytes(wanted);
   return true;
 }
 
@@ -211,7 +211,7 @@ bool Allocator<L, Os>::shrink_heap(HeapType* heap, size_t bytes) {
   } else {
     os_.madvise(end, bytes, MADV_DONTNEED, Cause::kTrimHeap);
   }
-  heap->bytes = kept;
+  heap->set_bytes(kept);
   return true;
 }
 

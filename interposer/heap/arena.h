@@ -134,7 +134,9 @@ struct Heap {
       kAlignment);
 
   uintptr_t begin() const { return base::address_of(this); }
-  uintptr_t end() const { return begin() + bytes; }
+  // Relaxed, without the lock: a live block never lies in what shrinking takes or growing adds.
+  uintptr_t end() const { return begin() + __atomic_load_n(&bytes, __ATOMIC_RELAXED); }
+  void set_bytes(size_t value) { __atomic_store_n(&bytes, value, __ATOMIC_RELAXED); }
   Chunk* first_chunk() const {
     return reinterpret_cast<Chunk*>(begin() +
                                     (previous == nullptr ? kFirstChunkAt : kHeapHeaderBytes));
