@@ -32,6 +32,7 @@ Heap<L>* Allocator<L, Os>::reserve_heap(size_t bytes) {
     os_.munmap(memory, kHeapBytesMax, Cause::kNewHeap);
     return nullptr;
   }
+  advise_huge(begin, in_use);
   return new (memory) HeapType{nullptr, nullptr, in_use, in_use};
 }
 
