@@ -60,11 +60,6 @@ Script::~Script() {
   for (const auto& [memory, length] : registries_) sys::munmap(memory, length);
 }
 
-bool Script::overcommit_is_strict() {
-  std::ifstream file("/proc/sys/vm/overcommit_memory");
-  return file.get() == '2';
-}
-
 // The call the model is about to make, as text, beside the recorded one.
 const SystemCall& Script::expect(long number, std::initializer_list<uint64_t> args) {
   SystemCall made;

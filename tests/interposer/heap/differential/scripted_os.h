@@ -9,13 +9,12 @@
 // the model is then given up. Single-threaded.
 #pragma once
 
-#include <sys/sysinfo.h>
-
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "interposer/heap/machine.h"
 #include "interposer/heap/os.h"
 #include "tests/interposer/heap/differential/tracer.h"
 
@@ -50,8 +49,6 @@ class Script {
   bool madvise(void* address, size_t length, int advice);
   bool mprotect(void* address, size_t length, int protection);
   void* map_registry(size_t length);
-
-  static bool overcommit_is_strict();
 
   Settings settings;
   bool has_threads = false;  // As libc knows it: from the first pthread_create on, for ever.
@@ -90,8 +87,10 @@ struct ScriptedOs {
   }
   void on_policy(PolicyKind, uint64_t, uint64_t) {}
   bool is_single_threaded() { return !script->has_threads; }
-  unsigned cpu_count() { return static_cast<unsigned>(get_nprocs()); }
-  bool release_by_remap() { return script->overcommit_is_strict(); }
+  // The driver runs on this machine.
+  size_t cpu_count() { return online_cpus(); }
+  bool release_by_remap() { return must_release_by_remap(); }
+  HugePages huge_pages(size_t requested) { return read_huge_pages(requested); }
 };
 static_assert(OperatingSystem<ScriptedOs>);
 

@@ -170,6 +170,8 @@ void Maker::draw_tunables() {
   if (one_in(6)) append("trim_threshold", log_uniform(4096, 4 * kMiB));
   if (one_in(6)) append("top_pad", one_in(3) ? 0 : log_uniform(16, kMiB));
   if (one_in(6)) append("mmap_max", below(6));
+  // The pool's heaps of other sizes, for threads, are not modelled.
+  if (one_in(6)) append("hugetlb", with_threads_ ? below(2) : one_in(3) ? 2 * kMiB : below(3));
   if (!text.empty()) sequence_.environment.push_back("GLIBC_TUNABLES=" + text);
 }
 
