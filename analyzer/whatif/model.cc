@@ -140,6 +140,13 @@ class ModelOf : public Model {
     if (!is_mapped) machine_.space.touch(end, Heap::kHeaderBytes);
   }
 
+  // How far the program's own step of the break goes here: a program that gave back what it got may
+  // find more of the heap above it than it did, and the heap's memory stays the heap's.
+  int64_t foreign_step(const Op& op) const {
+    const auto step = static_cast<int64_t>(op.size);
+    return std::max(step, -static_cast<int64_t>(machine_.space.foreign_break_bytes()));
+  }
+
   void release(ThreadState& by, uint32_t number) {
     void* at = std::exchange(block(number), nullptr);
     if (at != nullptr) heap_->release_checked(by, at);
@@ -167,7 +174,7 @@ class ModelOf : public Model {
         heap_->thread_exit(by);
         break;
       case OpKind::kForeignBreak:
-        heap_->note_break(machine_.space.move_break_foreign(static_cast<int64_t>(op.size)));
+        heap_->note_break(machine_.space.move_break_foreign(foreign_step(op)));
         break;
       case OpKind::kSetOption:
         heap_->set_option(static_cast<int>(op.block), static_cast<int>(op.size));

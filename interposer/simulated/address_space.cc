@@ -138,8 +138,7 @@ uintptr_t AddressSpace::brk(uintptr_t address, Cause cause) {
 }
 
 uintptr_t AddressSpace::move_break_foreign(int64_t bytes) {
-  const uintptr_t wanted = books_.break_at + static_cast<uintptr_t>(bytes);
-  const uintptr_t address = bytes < 0 ? std::max(wanted, books_.break_owned) : wanted;
+  const uintptr_t address = books_.break_at + static_cast<uintptr_t>(bytes);
   if (address >= break_begin_ && address <= break_limit_) set_break(address);
   return books_.break_at;
 }

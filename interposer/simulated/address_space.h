@@ -90,10 +90,11 @@ class AddressSpace {
     refuse_ = std::move(refuse);
   }
 
-  // The program moves the break itself. Returns the new break. Not a call of the allocator. Memory
-  // of the allocator stays its own: a program that gave back what it got may find more above it
-  // here than it did.
+  // The program moves the break itself, by so many bytes, into the allocator's memory too if told
+  // so. Returns the new break. Not a call of the allocator.
   uintptr_t move_break_foreign(int64_t bytes);
+  // How much of the break's end is the program's own: above where the allocator left it.
+  size_t foreign_break_bytes() const { return books_.break_at - books_.break_owned; }
 
   uint64_t calls(CallName name) const { return books_.calls[static_cast<size_t>(name)]; }
   size_t held_bytes() const { return break_bytes_held() + books_.mapped_bytes; }
