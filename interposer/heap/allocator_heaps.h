@@ -40,11 +40,11 @@ Heap<L>* Allocator<L, Os>::reserve_heap(size_t bytes) {
 // back, unless the addresses behind the previous heap are remembered and still free. 0: refused.
 template <class L, OperatingSystem Os>
 uintptr_t Allocator<L, Os>::reserve_aligned() {
-  constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | (rules_.heaps_are_noreserve ? MAP_NORESERVE : 0);
   constexpr size_t kBytes = kHeapBytesMax;
   auto reserve = [&](uintptr_t hint, size_t bytes) {
     return base::address_of(
-        os_.mmap(base::pointer_to(hint), bytes, PROT_NONE, kFlags, Cause::kNewHeap));
+        os_.mmap(base::pointer_to(hint), bytes, PROT_NONE, flags, Cause::kNewHeap));
   };
   auto give_back = [&](uintptr_t begin, size_t bytes) {
     if (bytes != 0) os_.munmap(base::pointer_to(begin), bytes, Cause::kNewHeap);
@@ -206,7 +206,7 @@ bool Allocator<L, Os>::shrink_heap(HeapType* heap, size_t bytes) {
   const size_t kept = heap->bytes - bytes;
   void* end = base::pointer_to(heap->begin() + kept);
   if (releases_by_remap()) {
-    constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+    constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
     if (os_.mmap(end, bytes, PROT_NONE, kFlags, Cause::kTrimHeap) == nullptr) return false;
     heap->committed = kept;
   } else {

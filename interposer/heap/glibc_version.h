@@ -7,6 +7,11 @@
 // A version means the head of its release branch, which is what distributions ship. That makes some
 // differences of the first tarballs vanish: arenas are counted by online CPUs in every branch,
 // 2.37's realloc keeps blocks by 2.38's rule, 2.38's memalign does not search bins.
+//
+// Not modelled: the memory of 2.43's secondary arenas begins 96 bytes earlier, since glibc's arena
+// has no fastbins there; with hugetlb, the other sizes that heaps then have: four huge pages before
+// 2.42, steps of huge pages from 2.43 on, and pages of the pool.
+//
 // Facts: glibc's sources and NEWS; 2.36, 2.41 and 2.43 were also compared call by call with
 // Debian's libraries (tests/interposer/heap).
 #pragma once

@@ -105,7 +105,7 @@ class Comparison {
     std::vector<const char*> entries;
     for (const std::string& entry : sequence.environment) entries.push_back(entry.c_str());
     entries.push_back(nullptr);
-    Settings settings = default_settings(running_glibc_version());
+    Settings settings = default_settings(sequence.glibc_version);
     apply_environment(&settings, entries.data());
     return settings;
   }
@@ -148,6 +148,12 @@ void* Comparison::align(const Op& op, int* error) {
     return nullptr;
   }
   const size_t alignment = op.kind == kOpValloc ? base::kPageBytes : op.b;
+  const bool is_power_of_two = op.b != 0 && (op.b & (op.b - 1)) == 0;
+  if (op.kind == kOpAlignedAlloc && !is_power_of_two &&
+      model_->rules().aligned_needs_power_of_two) {
+    *error = EINVAL;
+    return nullptr;
+  }
   void* block = model_->allocate_aligned(*thread_, alignment, op.a);
   *error = is_posix ? (block == nullptr ? ENOMEM : 0) : errno;
   return block;

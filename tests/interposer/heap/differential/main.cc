@@ -5,6 +5,9 @@
 //
 //   heap_differential [--seeds N] [--first-seed N] [--ops N] [--threads] [--dump]
 //   heap_differential --trace FILE --process N
+//   heap_differential --driver FILE --glibc 2.43   another glibc: FILE is glibc_driver.c linked
+//   with
+//       -Wl,--dynamic-linker=DIR/ld-linux-x86-64.so.2 -Wl,-rpath=DIR, DIR holding that version
 //
 // CI runs 1,000 seeds, and 500 with threads. The long run, by hand, half an hour each:
 //   heap_differential --seeds 100000; heap_differential --threads --seeds 100000
@@ -49,6 +52,8 @@ struct Options {
   std::string trace;
   int64_t process = 0;
   bool dump = false;
+  std::string driver;  // Empty: the one beside this program, on the system's glibc.
+  std::string glibc = gnu_get_libc_version();
 };
 
 // Beside this program.
@@ -113,7 +118,8 @@ void report(Tracer* tracer, const Sequence& sequence, Divergence divergence) {
 
 // The calls of a recorded program instead of random ones.
 int run_recorded(Tracer* tracer, const Options& options) {
-  const Sequence sequence = recorded_sequence(options.trace, options.process);
+  Sequence sequence = recorded_sequence(options.trace, options.process);
+  sequence.glibc_version = parse_glibc_version(options.glibc.c_str());
   const Recording recording = tracer->run(sequence);
   if (!recording.failure.empty()) throw std::runtime_error(recording.failure);
   if (options.dump) print_sequence(sequence, recording);
@@ -127,16 +133,16 @@ int run_recorded(Tracer* tracer, const Options& options) {
 }
 
 int run(const Options& options) {
-  const unsigned version = parse_glibc_version(gnu_get_libc_version());
+  const uint16_t version = parse_glibc_version(options.glibc.c_str());
   if (version < kGlibcOldest || version > kGlibcNewest) {
-    fmt::print("skipped: there is no model of glibc {}\n", gnu_get_libc_version());
+    fmt::print("skipped: there is no model of glibc {}\n", options.glibc);
     return 0;
   }
   if (const std::string taken = driver_addresses_taken(); !taken.empty()) {
     fmt::print(stderr, "heap_differential: addresses: not free here: {}\n", taken);
     return 1;
   }
-  Tracer tracer(driver_path());
+  Tracer tracer(options.driver.empty() ? driver_path() : options.driver);
   if (!options.trace.empty()) return run_recorded(&tracer, options);
   const auto begin = std::chrono::steady_clock::now();
   uint64_t calls = 0;
@@ -145,7 +151,8 @@ int run(const Options& options) {
   uint64_t seeds = 0;
   uint64_t aborted = 0;
   for (uint64_t seed = options.first_seed; seed < options.first_seed + options.seeds; ++seed) {
-    const Sequence sequence = make_sequence(seed, options.ops, options.threads);
+    Sequence sequence = make_sequence(seed, options.ops, options.threads);
+    sequence.glibc_version = version;
     const Recording recording = tracer.run(sequence);
     if (!recording.failure.empty()) {
       fmt::print(stderr, "heap_differential: seed {}: {}\n", seed, recording.failure);
@@ -182,6 +189,8 @@ int main(int argc, char** argv) {
   app.add_flag("--threads", options.threads, "sequences of several threads");
   app.add_option("--trace", options.trace, "the calls of a recorded program instead");
   app.add_option("--process", options.process, "its row in the trace's table of processes");
+  app.add_option("--driver", options.driver, "glibc_driver, linked with another glibc");
+  app.add_option("--glibc", options.glibc, "that glibc's version");
   app.add_flag("--dump", options.dump, "print each sequence and glibc's system calls");
   CLI11_PARSE(app, argc, argv);
   try {

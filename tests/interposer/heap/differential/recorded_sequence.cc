@@ -79,7 +79,7 @@ class Converter {
     sequence_.ops.push_back({static_cast<uint16_t>(kind), 0, slot, a, b});
   }
 
-  Sequence sequence_ = {0, {}, {}, 1};
+  Sequence sequence_ = {0, {}, {}, 1, kGlibcDefault};
   std::vector<uint32_t> slot_of_;  // By block.
   std::vector<uint32_t> free_;
 };

@@ -86,11 +86,11 @@ struct ScriptedOs {
     return script->mprotect(address, length, protection);
   }
   void on_policy(PolicyKind, uint64_t, uint64_t) {}
+  HugePages huge_pages(size_t requested) { return read_huge_pages(requested); }
   bool is_single_threaded() { return !script->has_threads; }
   // The driver runs on this machine.
   size_t cpu_count() { return online_cpus(); }
   bool release_by_remap() { return must_release_by_remap(); }
-  HugePages huge_pages(size_t requested) { return read_huge_pages(requested); }
 };
 static_assert(OperatingSystem<ScriptedOs>);
 

@@ -163,7 +163,8 @@ void Maker::draw_tunables() {
     text += fmt::format("{}glibc.malloc.{}={}", text.empty() ? "" : ":", name, value);
   };
   if (one_in(2)) append("tcache_count", one_in(3) ? 0 : log_uniform(1, one_in(4) ? 65535 : 30));
-  if (one_in(3)) append("tcache_max", below(1100));  // Above 1032 it is ignored.
+  // Above 1032 it is ignored before 2.42.
+  if (one_in(3)) append("tcache_max", one_in(2) ? below(1100) : log_uniform(kKiB, 8 * kMiB));
   if (one_in(4)) append("tcache_unsorted_limit", below(10));
   if (one_in(3)) append("mxfast", below(180));  // Above 160 likewise.
   if (one_in(6)) append("mmap_threshold", log_uniform(4096, 4 * kMiB));

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "interposer/heap/glibc_version.h"
 #include "tests/interposer/heap/differential/protocol.h"
 
 namespace heapledger::heap::differential {
@@ -20,7 +21,8 @@ struct Sequence {
   uint64_t seed = 0;
   std::vector<std::string> environment;  // NAME=value; the driver gets nothing else.
   std::vector<Op> ops;
-  uint32_t slot_count = 0;  // Slots of the calls are below this.
+  uint32_t slot_count = 0;                 // Slots of the calls are below this.
+  uint16_t glibc_version = kGlibcDefault;  // Of the driver, hence of the model.
 };
 
 // With threads: several take turns, each call is made by one of them while the others wait.
