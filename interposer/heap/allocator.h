@@ -626,7 +626,7 @@ template <class Layout, OperatingSystem Os>
   Cache* cache = thread.cache;
   if (cache == nullptr) return false;
   const size_t index = Cache::index(chunk_bytes);
-  thread.cache = nullptr;  // As in allocate().
+  thread.cache = nullptr;  // As in allocate_cached().
   base::compiler_barrier();
   const bool has_room = cache->counts[index] < cache_count_;
   if (has_room) {

@@ -3,12 +3,15 @@
 // The data structures of the allocator, as in glibc: an arena with its bins, and a thread's cache.
 //
 // Where a free chunk can be:
-//   thread cache   LIFO lists per chunk size, 7 deep, no lock; chunks keep looking allocated to
-//   their neighbours fastbins       LIFO lists per small chunk size; likewise not merged unsorted
-//   bin 1: everything just freed or split off, looked through oldest first small bins     one chunk
-//   size each, oldest taken first large bins     ranges of sizes, sorted descending; the chunks
-//   that are the first of their size are linked among themselves too top            the chunk that
-//   ends the arena; never in a bin
+//
+// - thread cache: LIFO lists per chunk size, 7 deep, no lock; its chunks keep looking allocated to
+//   their neighbours;
+// - fastbins: LIFO lists per small chunk size; likewise not merged;
+// - unsorted, bin 1: everything just freed or split off, looked through oldest first;
+// - small bins: one chunk size each, oldest taken first;
+// - large bins: ranges of sizes, sorted descending; the chunks that are the first of their size are
+//   linked among themselves too;
+// - top: the chunk that ends the arena; never in a bin.
 //
 // Invariants, checked by Allocator::arena_is_valid():
 //   1. chunks tile each part of the arena without gaps; sizes are multiples of 16, at least 32
