@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "interposer/trace/recipe_table.h"
+
+#include <sys/mman.h>
+
+#include "interposer/base/bits.h"
+#include "interposer/base/sys.h"
+#include "interposer/trace/eh_frame.h"
+#include "interposer/trace/own_calls.h"
+#include "interposer/trace/region.h"
+
+namespace heapledger::trace {
+namespace {
+
+constexpr int32_t kOffsetMax = 1 << 29;  // Of second-level entries, exclusive; either sign.
+constexpr unsigned kAreaShift = 16;
+
+// Sets a bit that stays set. Seq_cst: before the entry that it stands for, in who forgets' eyes.
+void set_bit(std::atomic<uint64_t>* words, uint64_t word, uint64_t bit) {
+  const uint64_t mask = uint64_t{1} << bit;
+  if ((words[word].load(std::memory_order_seq_cst) & mask) == 0) {
+    words[word].fetch_or(mask, std::memory_order_seq_cst);
+  }
+}
+
+bool fits(int32_t offset) { return offset > -kOffsetMax && offset < kOffsetMax; }
+
+uint64_t to_word(const Recipe& recipe) {
+  constexpr uint64_t kMask = (uint64_t{1} << 30) - 1;
+  return static_cast<uint64_t>(recipe.type) |
+         (static_cast<uint64_t>(recipe.cfa_offset) & kMask) << 4 |
+         (static_cast<uint64_t>(recipe.rbp_offset) & kMask) << 34;
+}
+
+Recipe from_word(uint64_t word) {
+  const auto signed_word = static_cast<int64_t>(word);
+  return {static_cast<RecipeType>(word & 15),
+          static_cast<int32_t>(static_cast<int64_t>(word << 30) >> 34),
+          static_cast<int32_t>(signed_word >> 34)};
+}
+
+}  // namespace
+
+constinit RecipeTable g_recipes;
+
+void RecipeTable::attach(void* memory, Compile compile) noexcept {
+  auto* words = static_cast<std::atomic<uint64_t>*>(memory);
+  compile_ = compile;
+  second_ = reinterpret_cast<Second*>(words + kFirstEntries);
+  areas_ = reinterpret_cast<std::atomic<uint64_t>*>(second_ + kSecondEntries);
+  pages_ = areas_ + kAreaWords;
+  first_ = words;
+}
+
+// ---- Lookup.
+
+PackedRecipe RecipeTable::find_slow(uintptr_t at) noexcept {
+  if (at >> 48 != 0) return PackedRecipe(static_cast<uint64_t>(RecipeType::kNoCfi));
+  const uint64_t hash = hash_of(at);
+  const std::atomic<uint64_t>* bucket = first_ + (hash >> 52) * kBucketEntries;
+  for (size_t i = 0; i < kBucketEntries; ++i) {
+    const uint64_t bits = bucket[i].load(std::memory_order_acquire) ^ hash << 12;  // See find().
+    if (bits - 1 < kRecipeMask) return PackedRecipe(bits);
+  }
+  Recipe recipe = find_second(at);
+  if (recipe.type == RecipeType::kNone) recipe = compile_and_keep(at);
+  return PackedRecipe::pack(recipe);
+}
+
+Recipe RecipeTable::find_wide(uintptr_t at) noexcept {
+  const Recipe recipe = find_second(at);
+  return recipe.type == RecipeType::kNone ? compile_and_keep(at) : recipe;
+}
+
+Recipe RecipeTable::find_second(uintptr_t at) const noexcept {
+  const size_t home = hash_of(at) >> 46;
+  static_assert(kSecondEntries == size_t{1} << 18);
+  for (size_t i = 0; i < kSecondProbes; ++i) {
+    const Second& entry = second_[(home + i) % kSecondEntries];
+    const uint64_t address = entry.address.load(std::memory_order_relaxed);
+    if (address == 0) return {};
+    if (address != at) continue;
+    // Relaxed above: whatever the recipe is, it is this address's (invariant 2).
+    const uint64_t word = entry.recipe.load(std::memory_order_acquire);
+    if (word != 0) return from_word(word);
+  }
+  return {};
+}
+
+// ---- Insertion.
+
+std::atomic<uint64_t>* RecipeTable::insert(uintptr_t at, const Recipe& recipe) noexcept {
+  const uint64_t area = at >> kAreaShift;
+  set_bit(areas_, area / 64 % kAreaWords, area % 64);
+  const PackedRecipe packed = PackedRecipe::pack(recipe);
+  if (packed.type() == RecipeType::kWide) return insert_second(at, to_word(recipe));
+  return insert_first(at, packed.bits() ^ hash_of(at) << 12);
+}
+
+std::atomic<uint64_t>* RecipeTable::insert_first(uintptr_t at, uint64_t word) noexcept {
+  const uint64_t hash = hash_of(at);
+  std::atomic<uint64_t>* bucket = first_ + (hash >> 52) * kBucketEntries;
+  const size_t home = hash >> 49;
+  for (size_t i = 0; i < kBucketEntries; ++i) {
+    std::atomic<uint64_t>& place = bucket[(home + i) % kBucketEntries];
+    uint64_t empty = 0;
+    // Seq_cst: the look at the generation and the holds afterwards must not come before it.
+    if (place.compare_exchange_strong(empty, word, std::memory_order_seq_cst)) return &place;
+    if (empty == word) return nullptr;  // Another thread was faster.
+  }
+  return insert_second(at, to_word(PackedRecipe(word & kRecipeMask).unpacked()));
+}
+
+std::atomic<uint64_t>* RecipeTable::insert_second(uintptr_t at, uint64_t recipe) noexcept {
+  const size_t home = hash_of(at) >> 46;
+  for (size_t i = 0; i < kSecondProbes; ++i) {
+    const size_t index = (home + i) % kSecondEntries;
+    Second& entry = second_[index];
+    uint64_t address = entry.address.load(std::memory_order_relaxed);
+    if (address == 0) {
+      // Relaxed: the two words of an entry need no order (invariant 2).
+      entry.address.compare_exchange_strong(address, at, std::memory_order_relaxed);
+      if (address == 0) address = at;
+    }
+    if (address != at) continue;
+    const size_t page = index * sizeof(Second) / base::kPageBytes;
+    set_bit(pages_, page / 64, page % 64);
+    uint64_t empty = 0;
+    const bool mine =
+        entry.recipe.compare_exchange_strong(empty, recipe, std::memory_order_seq_cst);
+    return mine ? &entry.recipe : nullptr;
+  }
+  return nullptr;  // Full: compiled anew each time.
+}
+
+Recipe RecipeTable::compile_and_keep(uintptr_t at) noexcept {
+  const uint32_t before = generation();
+  Recipe recipe = compile_(at);
+  if (!fits(recipe.cfa_offset) || !fits(recipe.rbp_offset)) recipe = {RecipeType::kOther, 0, 0};
+  if (at == 0 || holds_.load(std::memory_order_seq_cst) != 0) return recipe;
+  std::atomic<uint64_t>* place = insert(at, recipe);
+  if (place == nullptr) return recipe;
+  // Invariant 3. Whatever is there by now, to take it away loses nothing but time.
+  const bool stale = generation_.load(std::memory_order_seq_cst) != before ||
+                     holds_.load(std::memory_order_seq_cst) != 0;
+  if (stale) place->store(0, std::memory_order_seq_cst);
+  return recipe;
+}
+
+// ---- Forgetting.
+
+bool RecipeTable::may_know(uintptr_t start, uintptr_t end) const noexcept {
+  if (start >= end) return false;
+  const uint64_t first = start >> kAreaShift;
+  const uint64_t last = (end - 1) >> kAreaShift;
+  if (last - first >= kAreaWords * 64) return true;
+  for (uint64_t area = first; area <= last; ++area) {
+    const uint64_t word = areas_[area / 64 % kAreaWords].load(std::memory_order_seq_cst);
+    if (word == 0) {
+      area |= 63;  // None of these 64.
+    } else if ((word >> area % 64 & 1) != 0) {
+      return true;
+    }
+  }
+  return false;
+}
+
+template <class Goes>
+void RecipeTable::forget_second(Goes goes) noexcept {
+  constexpr size_t kPerPage = base::kPageBytes / sizeof(Second);
+  for (size_t page = 0; page < kPageWords * 64; ++page) {
+    if ((pages_[page / 64].load(std::memory_order_seq_cst) >> page % 64 & 1) == 0) continue;
+    for (Second* entry = second_ + page * kPerPage; entry != second_ + (page + 1) * kPerPage;
+         ++entry) {
+      const uint64_t recipe = entry->recipe.load(std::memory_order_seq_cst);
+      if (recipe != 0 && goes(entry->address.load(std::memory_order_relaxed), recipe)) {
+        entry->recipe.store(0, std::memory_order_seq_cst);
+      }
+    }
+  }
+}
+
+void RecipeTable::forget(uintptr_t start, uintptr_t end) noexcept {
+  // First, so that an insert under way either is seen below or sees this.
+  generation_.fetch_add(1, std::memory_order_seq_cst);
+  const auto goes = [=](uintptr_t address, uint64_t recipe) {
+    return (address >= start && address < end) ||
+           static_cast<RecipeType>(recipe & 15) == RecipeType::kNoCfi;
+  };
+  for (size_t i = 0; i < kFirstEntries; ++i) {
+    const uint64_t word = first_[i].load(std::memory_order_seq_cst);
+    if (word == 0) continue;
+    // 12 bits of the bucket, 36 of the tag.
+    const uint64_t hash = uint64_t{i / kBucketEntries} << 52 | (word & ~kRecipeMask) >> 12;
+    if (goes(address_of_hash(hash), word)) first_[i].store(0, std::memory_order_seq_cst);
+  }
+  forget_second(goes);
+  // Once more: who looked meanwhile may have used what is gone now, and must not build on it.
+  generation_.fetch_add(1, std::memory_order_seq_cst);
+}
+
+size_t RecipeTable::count_first() const noexcept {
+  size_t count = 0;
+  for (size_t i = 0; i < kFirstEntries; ++i) {
+    if (first_[i].load(std::memory_order_relaxed) != 0) ++count;
+  }
+  return count;
+}
+
+size_t RecipeTable::count_second() const noexcept {
+  size_t count = 0;
+  for (size_t i = 0; i < kSecondEntries; ++i) {
+    if (second_[i].recipe.load(std::memory_order_relaxed) != 0) ++count;
+  }
+  return count;
+}
+
+// ---- The process's table.
+
+bool start_recipes() noexcept {
+  if (!can_compile() || mapping_allowance(RecipeTable::kBytes) < RecipeTable::kBytes) return false;
+  const long memory = own_mmap(nullptr, RecipeTable::kBytes, PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
+  if (base::sys::failed(memory)) return false;
+  auto* table = reinterpret_cast<void*>(memory);
+  own_madvise(table, RecipeTable::kBytes, MADV_DONTDUMP);
+  g_recipes.attach(table, compile_recipe);
+  return true;
+}
+
+void forget_code(uintptr_t start, uintptr_t end) noexcept {
+  if (g_recipes.attached()) g_recipes.forget(start, end);
+}
+
+}  // namespace heapledger::trace
