@@ -311,12 +311,13 @@ void Collector::on_launch(const json& message) {
   if (launched_pid_ == 0) {
     launched_pid_ = pid;
     quiet_since_ns_ = 0;
-    queue_.push(Launched{pid, value_of<std::string>(message, "exe", ""), command, reason});
+    queue_.push(
+        Launched{pid, value_of<std::string>(message, "exe", ""), command, reason, raw_now_ns()});
     if (!command.empty()) queue_.push(MetaNote{"command", command});
     watched_.watch(pid);
     attach_first(pid, PerfFaults::When::kOnExec);
   } else if (!reason.empty()) {
-    queue_.push(Launched{pid, "", "", reason});
+    queue_.push(Launched{pid, "", "", reason, raw_now_ns()});
   }
 }
 

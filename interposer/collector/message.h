@@ -46,6 +46,7 @@ struct Launched {
   std::string exe;
   std::string command;
   std::string reason;  // Not empty: it cannot be recorded.
+  int64_t raw_ns;      // When `record` said so: the writer may hear of it after the program's end.
 };
 
 // A new image said Hello.

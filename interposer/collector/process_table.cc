@@ -298,6 +298,8 @@ Process* ProcessTable::gone(pid_t pid, const ExitInfo& exit, int64_t time_ns) {
   process->over = true;
   const bool kernel_said = process->live_threads <= 0 && process->last_exit_ns != 0;
   process->end_ns = kernel_said ? process->last_exit_ns : time_ns;
+  // A fork's start may be the parent's own stamp, mapped; its end is a reading of the clock.
+  process->start_ns = std::min(process->start_ns.value_or(*process->end_ns), *process->end_ns);
   if (exit.known && WIFSIGNALED(exit.wait_status)) {
     process->ended_by = "signal";
     process->signal = WTERMSIG(exit.wait_status);

@@ -100,7 +100,7 @@ void Recorder::on(Window& window) {
 }
 
 void Recorder::on(Launched& news) {
-  processes_.launched(news, trace_ns(raw_now_ns()));
+  processes_.launched(news, trace_ns(news.raw_ns));
   notice_processes();
 }
 

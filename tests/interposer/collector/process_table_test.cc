@@ -26,7 +26,7 @@ class ProcessTableTest : public ::testing::Test {
     auto region = std::make_shared<Region>(++images, RegionLayout{4, 4, 4096}, RegionSettings{});
     return {region, pid, static_cast<uint32_t>(pid), ppid, exe, exe, 0};
   }
-  Process& launch() { return table.launched({kFirst, "/bin/prog", "prog", ""}, 10); }
+  Process& launch() { return table.launched({kFirst, "/bin/prog", "prog", "", 0}, 10); }
 
   FrameTable frames;
   std::set<pid_t> watched;
@@ -38,7 +38,7 @@ TEST_F(ProcessTableTest, LaunchExecAndHelloAreOneRowInEitherOrder) {
   // Goal: row 1 is the program, whichever news came first. Method: both orders.
   for (const bool exec_first : {true, false}) {
     ProcessTable fresh{frames, [](pid_t) {}};
-    fresh.launched({kFirst, "/bin/prog", "prog", ""}, 10);
+    fresh.launched({kFirst, "/bin/prog", "prog", "", 0}, 10);
     if (exec_first) fresh.kernel_exec(record(PerfKind::kExec, kFirst), 20);
     fresh.joined(hello(kFirst, 1, "/bin/prog"), 30);
     if (!exec_first) fresh.kernel_exec(record(PerfKind::kExec, kFirst), 20);
@@ -54,7 +54,7 @@ TEST_F(ProcessTableTest, ExecOfARecordedProcessEndsItsRowAndBeginsAnother) {
   // Goal: one row per image, linked, with the kernel's time. Method: both orders of exec and Hello.
   for (const bool exec_first : {true, false}) {
     ProcessTable fresh{frames, [](pid_t) {}};
-    fresh.launched({kFirst, "/bin/sh", "sh", ""}, 10);
+    fresh.launched({kFirst, "/bin/sh", "sh", "", 0}, 10);
     fresh.kernel_exec(record(PerfKind::kExec, kFirst), 20);
     Process& old = fresh.joined(hello(kFirst, 1, "/bin/sh"), 30);
     if (exec_first) fresh.kernel_exec(record(PerfKind::kExec, kFirst), 100);
@@ -76,7 +76,7 @@ TEST_F(ProcessTableTest, ForkThatClaimsASlotSharesItsParentsImage) {
   // Goal: forked rows. Method: the kernel's record before and after the claim.
   for (const bool kernel_first : {true, false}) {
     ProcessTable fresh{frames, [](pid_t) {}};
-    fresh.launched({kFirst, "/bin/sh", "sh", ""}, 10);
+    fresh.launched({kFirst, "/bin/sh", "sh", "", 0}, 10);
     Process& parent = fresh.joined(hello(kFirst, 1, "/bin/sh"), 30);
     if (kernel_first) fresh.kernel_fork(record(PerfKind::kFork, kChild, kFirst), 50);
     Process& child = fresh.forked(parent.region, 1, kChild, &parent, 48);
@@ -109,7 +109,7 @@ TEST_F(ProcessTableTest, ChildThatNeverSaysHelloGetsARowWithTheReason) {
   // does not exist any more, announced by the shim.
   for (const bool kernel : {true, false}) {
     ProcessTable fresh{frames, [](pid_t) {}};
-    fresh.launched({kFirst, "/bin/sh", "sh", ""}, 10);
+    fresh.launched({kFirst, "/bin/sh", "sh", "", 0}, 10);
     Process& parent = fresh.joined(hello(kFirst, 1, "/bin/sh"), 30);
     fresh.exec_announced(kChild, parent, "/no/such/static", "static -x", 55);
     if (kernel) {
@@ -193,10 +193,21 @@ TEST_F(ProcessTableTest, PidThatIsGivenOutAgainIsANewProcess) {
   EXPECT_EQ(&table.at(kChild, 85), &second);
 }
 
+TEST_F(ProcessTableTest, NoForkEndsBeforeItBegan) {
+  // Goal: durations are never negative. Method: a fork whose start, mapped from its parent's stamp,
+  // lies a little after the end that the observer read from the clock.
+  launch();
+  Process& parent = table.joined(hello(kFirst, 1, "/bin/sh"), 30);
+  const Process& child = table.forked(parent.region, 1, kChild, &parent, 52);
+  table.gone(kChild, {true, 0}, 50);
+  EXPECT_EQ(child.start_ns, 50);
+  EXPECT_EQ(child.end_ns, 50);
+}
+
 TEST_F(ProcessTableTest, LaunchToldTwiceIsOneRow) {
   // Goal: `record` may add a reason later. Method: launch, then the reason.
   launch();
-  table.launched({kFirst, "", "", "statically linked"}, 12);
+  table.launched({kFirst, "", "", "statically linked", 0}, 12);
   EXPECT_EQ(table.rows(), 1U);
   EXPECT_EQ(table.current(kFirst)->reason, "statically linked");
   EXPECT_EQ(table.current(kFirst)->exe, "/bin/prog");

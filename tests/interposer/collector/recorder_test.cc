@@ -223,6 +223,17 @@ TEST_F(RecorderTest, RingThatWasWrittenOverIsCountedNotFatal) {
   EXPECT_NEAR(static_cast<double>(events + lost), 3000, 150);
 }
 
+TEST_F(RecorderTest, AProgramBeginsWhenItWasLaunchedNotWhenTheWriterHeardOfIt) {
+  // Goal: a short program is over before a busy writer hears of its launch; its times are right all
+  // the same. Method: news of a second ago, handled now.
+  constexpr pid_t kShort = kPid + 1;
+  recorder_->handle(Launched{kShort, "/bin/short", "short", "", origin_ + 100});
+  recorder_->handle(ProcessGone{kShort, {true, 0}, origin_ + 3'000'100});
+  schema::Database db = finish();
+  EXPECT_EQ(db.query_int("SELECT end_ns - start_ns FROM process WHERE exe = '/bin/short'"),
+            3'000'000);
+}
+
 TEST_F(RecorderTest, FullDiskStopsTheRecordingAndLeavesAReadableFile) {
   // Goal: what was committed stays. Method: a file size limit by SQLite's own page limit.
   RingWriter ring(base(), 0);
