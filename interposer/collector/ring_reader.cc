@@ -30,8 +30,9 @@ std::byte* RawBytes::extend(size_t count) {
 RingReader::RingReader(RegionPtr region) : region_(std::move(region)) {}
 
 bool RingReader::drain(RawBytes& raw, std::vector<RingPiece>& pieces, size_t bytes_max) {
-  const uint32_t count = region_->ring_slots_used();
-  if (tails_.size() < count) tails_.resize(count);
+  // The high-water mark only grows; where it does not, it was written over.
+  if (tails_.size() < region_->ring_slots_used()) tails_.resize(region_->ring_slots_used());
+  const auto count = static_cast<uint32_t>(tails_.size());
   if (next_ >= count) next_ = 0;
   for (uint32_t i = 0; i < count; ++i) {
     const uint32_t slot = next_;
