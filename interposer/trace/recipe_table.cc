@@ -34,7 +34,7 @@ uint64_t to_word(const Recipe& recipe) {
 
 Recipe from_word(uint64_t word) {
   const auto signed_word = static_cast<int64_t>(word);
-  return {static_cast<RecipeType>(word & 15),
+  return {static_cast<RecipeType>(word & 7),
           static_cast<int32_t>(static_cast<int64_t>(word << 30) >> 34),
           static_cast<int32_t>(signed_word >> 34)};
 }
@@ -59,8 +59,9 @@ PackedRecipe RecipeTable::find_slow(uintptr_t at) noexcept {
   const uint64_t hash = hash_of(at);
   const std::atomic<uint64_t>* bucket = first_ + (hash >> 52) * kBucketEntries;
   for (size_t i = 0; i < kBucketEntries; ++i) {
-    const uint64_t bits = bucket[i].load(std::memory_order_acquire) ^ hash << 12;  // See find().
-    if (bits - 1 < kRecipeMask) return PackedRecipe(bits);
+    // Acquire: see find().
+    const uint64_t bits = bucket[i].load(std::memory_order_acquire) ^ hash << kTagShift;
+    if (is_live(bits)) return PackedRecipe(bits);
   }
   Recipe recipe = find_second(at);
   if (recipe.type == RecipeType::kNone) recipe = compile_and_keep(at);
@@ -72,78 +73,97 @@ Recipe RecipeTable::find_wide(uintptr_t at) noexcept {
   return recipe.type == RecipeType::kNone ? compile_and_keep(at) : recipe;
 }
 
+// Not the bits that chose the bucket: those of a full bucket would all begin at one place.
+size_t RecipeTable::second_home(uintptr_t at) noexcept {
+  const uint64_t hash = hash_of(at);
+  return (hash >> 46 ^ hash >> 28) % kSecondEntries;
+}
+
 Recipe RecipeTable::find_second(uintptr_t at) const noexcept {
-  const size_t home = hash_of(at) >> 46;
-  static_assert(kSecondEntries == size_t{1} << 18);
+  const size_t home = second_home(at);
   for (size_t i = 0; i < kSecondProbes; ++i) {
     const Second& entry = second_[(home + i) % kSecondEntries];
     const uint64_t address = entry.address.load(std::memory_order_relaxed);
     if (address == 0) return {};
     if (address != at) continue;
-    // Relaxed above: whatever the recipe is, it is this address's (invariant 2).
+    // Relaxed above: whatever the recipe is, it is this address's (invariant 3).
     const uint64_t word = entry.recipe.load(std::memory_order_acquire);
-    if (word != 0) return from_word(word);
+    if (word != 0 && (word & kSecondPending) == 0) return from_word(word);
   }
   return {};
 }
 
 // ---- Insertion.
 
-std::atomic<uint64_t>* RecipeTable::insert(uintptr_t at, const Recipe& recipe) noexcept {
-  const uint64_t area = at >> kAreaShift;
-  set_bit(areas_, area / 64 % kAreaWords, area % 64);
-  const PackedRecipe packed = PackedRecipe::pack(recipe);
-  if (packed.type() == RecipeType::kWide) return insert_second(at, to_word(recipe));
-  return insert_first(at, packed.bits() ^ hash_of(at) << 12);
+// A ticket, so that who makes its pending entry live can take no other's for it.
+uint64_t RecipeTable::take_ticket() noexcept {
+  return tickets_.fetch_add(1, std::memory_order_relaxed) & kRecipeMask;
 }
 
-std::atomic<uint64_t>* RecipeTable::insert_first(uintptr_t at, uint64_t word) noexcept {
+RecipeTable::Place RecipeTable::insert_first(uintptr_t at, PackedRecipe recipe) noexcept {
   const uint64_t hash = hash_of(at);
+  const uint64_t live = recipe.bits() ^ hash << kTagShift;
+  const uint64_t pending = take_ticket() ^ kPending ^ hash << kTagShift;
   std::atomic<uint64_t>* bucket = first_ + (hash >> 52) * kBucketEntries;
   const size_t home = hash >> 49;
   for (size_t i = 0; i < kBucketEntries; ++i) {
-    std::atomic<uint64_t>& place = bucket[(home + i) % kBucketEntries];
-    uint64_t empty = 0;
-    // Seq_cst: the look at the generation and the holds afterwards must not come before it.
-    if (place.compare_exchange_strong(empty, word, std::memory_order_seq_cst)) return &place;
-    if (empty == word) return nullptr;  // Another thread was faster.
+    std::atomic<uint64_t>& word = bucket[(home + i) % kBucketEntries];
+    uint64_t found = 0;
+    if (word.compare_exchange_strong(found, pending, std::memory_order_seq_cst)) {
+      return {&word, pending, live};
+    }
+    if (found == live) return {};  // Another thread was faster.
   }
-  return insert_second(at, to_word(PackedRecipe(word & kRecipeMask).unpacked()));
+  return insert_second(at, recipe.unpacked());
 }
 
-std::atomic<uint64_t>* RecipeTable::insert_second(uintptr_t at, uint64_t recipe) noexcept {
-  const size_t home = hash_of(at) >> 46;
+RecipeTable::Place RecipeTable::insert_second(uintptr_t at, const Recipe& recipe) noexcept {
+  const uint64_t live = to_word(recipe);
+  const uint64_t pending = take_ticket() << 4 | kSecondPending;
+  const size_t home = second_home(at);
   for (size_t i = 0; i < kSecondProbes; ++i) {
     const size_t index = (home + i) % kSecondEntries;
     Second& entry = second_[index];
     uint64_t address = entry.address.load(std::memory_order_relaxed);
     if (address == 0) {
-      // Relaxed: the two words of an entry need no order (invariant 2).
+      // Relaxed: the two words of an entry need no order (invariant 3).
       entry.address.compare_exchange_strong(address, at, std::memory_order_relaxed);
       if (address == 0) address = at;
     }
     if (address != at) continue;
     const size_t page = index * sizeof(Second) / base::kPageBytes;
     set_bit(pages_, page / 64, page % 64);
-    uint64_t empty = 0;
-    const bool mine =
-        entry.recipe.compare_exchange_strong(empty, recipe, std::memory_order_seq_cst);
-    return mine ? &entry.recipe : nullptr;
+    uint64_t found = 0;
+    if (entry.recipe.compare_exchange_strong(found, pending, std::memory_order_seq_cst)) {
+      return {&entry.recipe, pending, live};
+    }
+    if (found == live) return {};
   }
-  return nullptr;  // Full: compiled anew each time.
+  return {};  // Full: compiled anew each time.
+}
+
+RecipeTable::Place RecipeTable::insert(uintptr_t at, const Recipe& recipe) noexcept {
+  const uint64_t area = at >> kAreaShift;
+  set_bit(areas_, area / 64 % kAreaWords, area % 64);
+  const PackedRecipe packed = PackedRecipe::pack(recipe);
+  if (packed.type() == RecipeType::kWide) return insert_second(at, recipe);
+  return insert_first(at, packed);
 }
 
 Recipe RecipeTable::compile_and_keep(uintptr_t at) noexcept {
-  const uint32_t before = generation();
+  // Seq_cst throughout: invariant 2 is about the order of these and of forget()'s.
+  const uint32_t before = generation_.load(std::memory_order_seq_cst);
   Recipe recipe = compile_(at);
   if (!fits(recipe.cfa_offset) || !fits(recipe.rbp_offset)) recipe = {RecipeType::kOther, 0, 0};
   if (at == 0 || holds_.load(std::memory_order_seq_cst) != 0) return recipe;
-  std::atomic<uint64_t>* place = insert(at, recipe);
-  if (place == nullptr) return recipe;
-  // Invariant 3. Whatever is there by now, to take it away loses nothing but time.
-  const bool stale = generation_.load(std::memory_order_seq_cst) != before ||
-                     holds_.load(std::memory_order_seq_cst) != 0;
-  if (stale) place->store(0, std::memory_order_seq_cst);
+  const Place place = insert(at, recipe);
+  if (place.word == nullptr) return recipe;
+  const bool current = generation_.load(std::memory_order_seq_cst) == before &&
+                       holds_.load(std::memory_order_seq_cst) == 0;
+  // Fails where forget() came first, which emptied it.
+  uint64_t expected = place.pending;
+  place.word->compare_exchange_strong(expected, current ? place.live : 0,
+                                      std::memory_order_seq_cst);
   return recipe;
 }
 
@@ -173,7 +193,8 @@ void RecipeTable::forget_second(Goes goes) noexcept {
     for (Second* entry = second_ + page * kPerPage; entry != second_ + (page + 1) * kPerPage;
          ++entry) {
       const uint64_t recipe = entry->recipe.load(std::memory_order_seq_cst);
-      if (recipe != 0 && goes(entry->address.load(std::memory_order_relaxed), recipe)) {
+      const uint64_t address = entry->address.load(std::memory_order_relaxed);
+      if (recipe != 0 && goes(address, (recipe & kSecondPending) != 0, recipe)) {
         entry->recipe.store(0, std::memory_order_seq_cst);
       }
     }
@@ -181,18 +202,20 @@ void RecipeTable::forget_second(Goes goes) noexcept {
 }
 
 void RecipeTable::forget(uintptr_t start, uintptr_t end) noexcept {
-  // First, so that an insert under way either is seen below or sees this.
+  // First: an insert under way is either seen below or sees this (invariant 2).
   generation_.fetch_add(1, std::memory_order_seq_cst);
-  const auto goes = [=](uintptr_t address, uint64_t recipe) {
-    return (address >= start && address < end) ||
-           static_cast<RecipeType>(recipe & 15) == RecipeType::kNoCfi;
+  const auto goes = [=](uintptr_t address, bool pending, uint64_t recipe) {
+    return pending || (address >= start && address < end) ||
+           static_cast<RecipeType>(recipe & 7) == RecipeType::kNoCfi;
   };
   for (size_t i = 0; i < kFirstEntries; ++i) {
     const uint64_t word = first_[i].load(std::memory_order_seq_cst);
     if (word == 0) continue;
     // 12 bits of the bucket, 36 of the tag.
-    const uint64_t hash = uint64_t{i / kBucketEntries} << 52 | (word & ~kRecipeMask) >> 12;
-    if (goes(address_of_hash(hash), word)) first_[i].store(0, std::memory_order_seq_cst);
+    const uint64_t tag = word & ~(kPending | kRecipeMask);
+    const uint64_t hash = uint64_t{i / kBucketEntries} << 52 | tag >> kTagShift;
+    const bool pending = (word & kPending) != 0;
+    if (goes(address_of_hash(hash), pending, word)) first_[i].store(0, std::memory_order_seq_cst);
   }
   forget_second(goes);
   // Once more: who looked meanwhile may have used what is gone now, and must not build on it.

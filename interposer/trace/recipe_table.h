@@ -2,19 +2,20 @@
 // The recipes of the code addresses that were met so far, for all threads of the process.
 //
 // First level: 32768 words in buckets of 8, one cache line each. An odd factor modulo 2^48 turns an
-// address into 15 bits of place and 36 bits of tag, of which the upper 3 repeat the place within
-// the bucket; a bijection, so that a tag that matches is the address itself. Word: tag 36, recipe
-// 28; 0 is empty. An address may lie anywhere in its bucket, and mostly does where its hash says.
-// Second level, for recipes that do not fit and for full buckets: entries of two words, address and
-// recipe. Where that is full as well, recipes are compiled each time.
+// address into 12 bits of bucket and 36 bits of tag, of which the upper 3 say where in the bucket
+// to begin; a bijection, so that a tag that matches is the address itself. Word: tag 36, pending 1,
+// recipe 27 (while pending: its maker's ticket); 0 is empty. Second level, for recipes that do not
+// fit and for full buckets: entries of two words, address and recipe. Where that is full as well,
+// recipes are compiled each time.
 //
-// Invariants. 1. A word changes from empty to an entry (compare-and-swap) or from an entry to empty
-// (forget), so that a reader sees a whole entry or none; a handler may interrupt an insert and
-// insert the same: two equal entries, no harm. 2. The address of a second-level entry never changes
-// once it is there; only its recipe becomes 0 and something again. 3. An entry made from code
-// that was unloaded meanwhile is taken back by who made it: it compares generations after. Until
-// then it can be seen only by who returns to code that is gone. Private memory: a forked child has
-// a copy that goes its own way, as its modules do.
+// Invariants. 1. A word of the first level goes from empty to pending to live to empty, each by one
+// atomic operation; readers see live ones only. 2. An entry becomes live only if the generation is
+// still the one from before its recipe was compiled; forget() first raises the generation, then
+// empties pending and live entries. So no reader ever finds a recipe of code that was forgotten
+// before, however late its maker is. 3. The address of a second-level entry never changes once it
+// is there; only its recipe does, as in 1. 4. Who is interrupted in an insert, or never returns to
+// it, leaves a pending entry, which costs a place and nothing else: others take the next one.
+// Private memory: a forked child has a copy that goes its own way, as its modules do.
 //
 // Thread safety: any thread, any signal handler. No locks, no allocation, errno kept. Cost: 1-2 ns
 // where found, about 0.5 us where compiled.
@@ -58,9 +59,8 @@ class RecipeTable {
     // Acquire: nothing hangs on an entry's word, but an answer must not be older than the
     // generation its reader has seen.
     const uint64_t word = first_[hash >> 49].load(std::memory_order_acquire);
-    const uint64_t bits = word ^ hash << 12;
-    const bool found = (bits - 1 < kRecipeMask) & (at >> 48 == 0);
-    if (__builtin_expect(found, 1)) return PackedRecipe(bits);
+    const uint64_t bits = word ^ hash << kTagShift;
+    if (__builtin_expect(is_live(bits) & (at >> 48 == 0), 1)) return PackedRecipe(bits);
     return find_slow(at);
   }
 
@@ -97,22 +97,36 @@ class RecipeTable {
  private:
   struct Second {
     std::atomic<uint64_t> address;  // 0: free.
-    std::atomic<uint64_t> recipe;   // 0: not known, or forgotten. Type 4, offsets 30 bits each.
+    std::atomic<uint64_t> recipe;   // 0: none. Type 3, pending 1, offsets 30 bits each.
   };
 
   static constexpr uint64_t kAddressMask = (uint64_t{1} << 48) - 1;
   static constexpr uint64_t kRecipeMask = (uint64_t{1} << PackedRecipe::kBits) - 1;
+  static constexpr uint64_t kPending = uint64_t{1} << PackedRecipe::kBits;
+  static constexpr uint64_t kSecondPending = 8;
+  static constexpr unsigned kTagShift = 12;  // From a hash to its tag, above the pending bit.
   static constexpr uint64_t kFactor = 0x9e3779b97f4b;  // Odd; its bits look like chance.
   static constexpr uint64_t kInverse = inverse_of(kFactor) & kAddressMask;
   static_assert((kFactor * kInverse & kAddressMask) == 1);
   static constexpr size_t kSecondProbes = 64;
 
+  // Whether `bits`, an entry's word less the tag that was looked for, is that entry's recipe.
+  static bool is_live(uint64_t bits) noexcept { return bits - 1 < kRecipeMask; }
+
   __attribute__((noinline, cold)) PackedRecipe find_slow(uintptr_t at) noexcept;
+  static size_t second_home(uintptr_t at) noexcept;
   Recipe find_second(uintptr_t at) const noexcept;
   Recipe compile_and_keep(uintptr_t at) noexcept;
-  std::atomic<uint64_t>* insert_first(uintptr_t at, uint64_t word) noexcept;
-  std::atomic<uint64_t>* insert_second(uintptr_t at, uint64_t recipe) noexcept;
-  std::atomic<uint64_t>* insert(uintptr_t at, const Recipe& recipe) noexcept;
+  // A pending entry of who made it alone, to be made live; null: there is one already, or no room.
+  struct Place {
+    std::atomic<uint64_t>* word;
+    uint64_t pending;
+    uint64_t live;
+  };
+  uint64_t take_ticket() noexcept;
+  Place insert_first(uintptr_t at, PackedRecipe recipe) noexcept;
+  Place insert_second(uintptr_t at, const Recipe& recipe) noexcept;
+  Place insert(uintptr_t at, const Recipe& recipe) noexcept;
   template <class Goes>
   void forget_second(Goes goes) noexcept;
 
@@ -124,6 +138,7 @@ class RecipeTable {
   Compile compile_ = nullptr;
   std::atomic<uint32_t> generation_{0};  // Changes when code does, which is rare.
   alignas(64) std::atomic<uint32_t> holds_{0};
+  std::atomic<uint64_t> tickets_{0};  // No two inserts that overlap have the same one.
 };
 
 extern constinit RecipeTable g_recipes;
