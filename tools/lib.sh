@@ -7,11 +7,11 @@ fail() {
   exit 1
 }
 
-# Names of part 1, or of both parts, of tools/packages.txt.
+# Names of part 1, or of parts 1 and 2, of tools/packages.txt.
 packages_of() {
   case $1 in
     build) sed '/^# Part 2/,$d' tools/packages.txt ;;
-    test) cat tools/packages.txt ;;
+    test) sed '/^# Part 3/,$d' tools/packages.txt ;;
   esac | sed 's/#.*//' | tr -s ' \t' '\n' | sed '/^$/d'
 }
 
