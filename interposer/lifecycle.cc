@@ -312,7 +312,7 @@ void start_once() noexcept {
   const bool off = record != nullptr && strcmp(record, "off") == 0;
   if (!off && !base::is_secure()) {
     if (const char* why = begin_recording()) {
-      warn_untraced(why);
+      if (why != trace::kRecordingEnded) warn_untraced(why);
     } else {
       mode = Mode::kTraced;
       base::set_fatal_hook(trace::note_fatal);

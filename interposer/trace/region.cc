@@ -47,9 +47,10 @@ const char* connect_to(const char* name, int* result) {
               sizeof(kAnswerLimit));
   }
   *result = static_cast<int>(fd);
-  if (sys::failed(sys::connect(*result, reinterpret_cast<sockaddr*>(&address), size))) {
+  const long connected = sys::connect(*result, reinterpret_cast<sockaddr*>(&address), size);
+  if (sys::failed(connected)) {
     sys::close(*result);
-    return "the collector does not answer (has the recording ended?)";
+    return connected == -ECONNREFUSED ? kRecordingEnded : "the collector does not answer";
   }
   return nullptr;
 }
@@ -84,7 +85,7 @@ const char* exchange(int fd, int* region_fd, uint64_t* region_bytes) {
     return "the collector did not answer";
   }
   if (reply.wire_version != schema::kWireVersion) return "the collector is of another version";
-  if (reply.status != schema::HelloStatus::kOk) return "the recording has ended";
+  if (reply.status != schema::HelloStatus::kOk) return kRecordingEnded;
   return *region_fd < 0 ? "the collector sent no memory" : nullptr;
 }
 

@@ -29,6 +29,10 @@ struct Region {
 // open.
 const char* map_region(int fd, uint64_t region_bytes, Region* region) noexcept;
 
+// What join_session() answers where the recording was over before this image began (its collector
+// ended, was killed, or could write no more). Whoever recorded has said so; children need not.
+inline constexpr char kRecordingEnded[] = "the recording has ended";
+
 // Says Hello to the collector whose abstract socket is called `name`, and maps the region it hands
 // out. Null on success, else why not.
 const char* join_session(const char* name, Region* region) noexcept;

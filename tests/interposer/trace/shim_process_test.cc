@@ -290,27 +290,33 @@ TEST(Shim, ADeadCollectorReleasesTheProgram) {
   EXPECT_GT(collector.region().process(0).events_lost.load(), 100000U);
 }
 
-// Goal: where recording is not possible the program runs, with one line on stderr, or none if
-// quiet.
-TEST(Shim, ARefusedSessionIsOneLine) {
+// Goal: a child that begins after the recording has ended runs as without us: `record` has told of
+// that once. Method: a collector that refuses, and one that is gone.
+TEST(Shim, ChildrenOfARecordingThatEndedSayNothing) {
   FakeCollector collector;
   collector.refuse();
-  const RunResult loud = run_recorded(collector, {victim("manners"), "errno"});
-  EXPECT_EQ(loud.status, 0);
-  EXPECT_EQ(loud.err, "heapledger: not recorded: the recording has ended\n");
-  const RunResult quiet =
-      run_recorded(collector, {victim("manners"), "errno"}, {{"HEAPLEDGER_QUIET", "1"}});
-  EXPECT_EQ(quiet.status, 0);
-  EXPECT_EQ(quiet.err, "");
-}
-
-TEST(Shim, AnUnreachableSessionIsOneLine) {
-  const RunResult result =
+  const RunResult refused = run_recorded(collector, {victim("manners"), "errno"});
+  EXPECT_EQ(refused.status, 0);
+  EXPECT_EQ(refused.err, "");
+  const RunResult alone =
       run({victim("manners"), "errno"},
           {{"LD_PRELOAD", HEAPLEDGER_SHIM}, {schema::kSessionVariable, "heapledger-nobody"}});
-  EXPECT_EQ(result.status, 0);
-  EXPECT_EQ(result.err,
-            "heapledger: not recorded: the collector does not answer (has the recording ended?)\n");
+  EXPECT_EQ(alone.status, 0);
+  EXPECT_EQ(alone.err, "");
+}
+
+// Goal: where recording is not possible the program runs, with one line on stderr, or none if
+// quiet. Method: a session that no socket can have.
+TEST(Shim, ASessionThatCannotBeIsOneLine) {
+  const std::string name(200, 'x');
+  Environment environment = {{"LD_PRELOAD", HEAPLEDGER_SHIM}, {schema::kSessionVariable, name}};
+  const RunResult loud = run({victim("manners"), "errno"}, environment);
+  EXPECT_EQ(loud.status, 0);
+  EXPECT_EQ(loud.err, "heapledger: not recorded: HEAPLEDGER_SESSION is not a name\n");
+  environment["HEAPLEDGER_QUIET"] = "1";
+  const RunResult quiet = run({victim("manners"), "errno"}, environment);
+  EXPECT_EQ(quiet.status, 0);
+  EXPECT_EQ(quiet.err, "");
 }
 
 TEST(Shim, RecordOffIsTheAllocatorAlone) {
