@@ -132,6 +132,7 @@ HL_EXPORT int dl_iterate_phdr(int (*callback)(dl_phdr_info*, size_t, void*), voi
 
 HL_EXPORT int dlclose(void* handle) noexcept {
   trace::LoaderScope loader;
+  trace::UnloadScope unload;
   const int result = real().dlclose(handle);
   scan(__builtin_return_address(0));
   return result;

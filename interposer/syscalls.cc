@@ -14,6 +14,7 @@
 #include "interposer/heap.h"
 #include "interposer/lifecycle.h"
 #include "interposer/trace/own_calls.h"
+#include "interposer/trace/recipe_table.h"
 #include "interposer/trace/recorder.h"
 
 #define HL_EXPORT extern "C" __attribute__((visibility("default")))
@@ -23,6 +24,7 @@ namespace {
 using heapledger::g_heap;
 using heapledger::real;
 using heapledger::base::address_of;
+using heapledger::base::kPageBytes;
 using heapledger::schema::Origin;
 using heapledger::schema::SyscallName;
 namespace trace = heapledger::trace;
@@ -57,8 +59,18 @@ auto record(SyscallName name, const uint64_t (&args)[6], const void* caller, Wor
   return result;
 }
 
+// What lies in this range is about to go, perhaps code: how to walk through it must be forgotten
+// before other code can come there. mprotect is no such occasion: what unwind information says does
+// not depend on it, and code without any (a JIT compiler's) has no recipe to go stale.
+void forget_code_in(const void* address, size_t length) {
+  const uintptr_t start = heapledger::base::align_down(address_of(address), kPageBytes);
+  const uintptr_t end = heapledger::base::align_up(address_of(address) + length, kPageBytes);
+  if (start < end) trace::forget_code_if_known(start, end);
+}
+
 void* record_mmap(void* address, size_t length, int protection, int flags, int fd, off_t offset,
                   const void* caller) {
+  if ((flags & MAP_FIXED) != 0) forget_code_in(address, length);
   return record(
       SyscallName::kMmap,
       {address_of(address), length, word(protection), word(flags), word(fd), word(offset)}, caller,
@@ -94,6 +106,7 @@ HL_EXPORT void* mmap64(void* address, size_t length, int protection, int flags, 
 }
 
 HL_EXPORT int munmap(void* address, size_t length) noexcept {
+  forget_code_in(address, length);
   return record(SyscallName::kMunmap, {address_of(address), length}, __builtin_return_address(0),
                 [=] { return real().munmap(address, length); });
 }
@@ -106,7 +119,9 @@ HL_EXPORT void* mremap(void* address, size_t old_length, size_t new_length, int 
     va_start(arguments, flags);
     new_address = va_arg(arguments, void*);
     va_end(arguments);
+    forget_code_in(new_address, new_length);
   }
+  forget_code_in(address, old_length);
   return record(SyscallName::kMremap,
                 {address_of(address), old_length, new_length, word(flags), address_of(new_address)},
                 __builtin_return_address(0),

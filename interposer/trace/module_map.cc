@@ -9,6 +9,7 @@
 #include "interposer/base/lock.h"
 #include "interposer/base/sys.h"
 #include "interposer/trace/own_calls.h"
+#include "interposer/trace/recipe_table.h"
 #include "interposer/trace/stack_capture.h"
 
 namespace heapledger::trace {
@@ -25,6 +26,7 @@ struct Module {
   ModuleEvent event;  // As reported; start 0: this place is free.
   bool seen;
   bool reported;
+  bool at_start;  // Was there before the program's first instruction: it never goes.
   bool unloaded;  // Its range stays on record: code may come to lie there again.
   char path[kPathMax];
 };
@@ -32,6 +34,18 @@ struct Module {
 struct Table {
   Module* modules = nullptr;  // kModulesMax, reserved; pages come as they are used.
   size_t count = 0;
+  bool scanned = false;  // At least once.
+};
+
+// The smallest range that covers several.
+struct Hull {
+  uintptr_t start = UINTPTR_MAX;
+  uintptr_t end = 0;
+
+  void add(const ModuleEvent& module) {
+    if (module.start < start) start = module.start;
+    if (module.end > end) end = module.end;
+  }
 };
 
 constinit base::Lock g_lock;
@@ -131,16 +145,43 @@ int on_module(dl_phdr_info* info, size_t, void*) {
   }
   if (g_table.count == kModulesMax) return 1;
   if (reuses_range) distrust_fast_walk();
+  // An unload that nobody told us of may have left recipes here (libc unloads its own gconv files).
+  forget_code_if_known(event.start, event.end);
   Module& added = g_table.modules[g_table.count];
   added.event = event;
   added.seen = true;
   added.reported = added.unloaded = false;
+  added.at_start = !g_table.scanned;
   name_module(&added, info->dlpi_name, g_table.count == 0);
   ++g_table.count;
   return 0;
 }
 
+// Before the events are written, which takes stacks. Even where no recipe is left of what went,
+// walks that led through it must not be built upon: the generation has to rise.
+void forget_unloaded() {
+  Hull gone;
+  for (size_t i = 0; i < g_table.count; ++i) {
+    const Module& module = g_table.modules[i];
+    if (!module.unloaded && !module.seen) gone.add(module.event);
+  }
+  if (gone.end != 0) forget_code(gone.start, gone.end);
+}
+
 }  // namespace
+
+UnloadScope::UnloadScope() noexcept {
+  hold_recipes();
+  base::LockGuard guard(g_lock);
+  Hull may_go;
+  for (size_t i = 0; i < g_table.count; ++i) {
+    const Module& module = g_table.modules[i];
+    if (!module.unloaded && !module.at_start) may_go.add(module.event);
+  }
+  if (may_go.end != 0) forget_code_if_known(may_go.start, may_go.end);
+}
+
+UnloadScope::~UnloadScope() { allow_recipes(); }
 
 void scan_modules(IterateModules iterate, CallScope& scope) noexcept {
   base::LockGuard guard(g_lock);
@@ -149,6 +190,8 @@ void scan_modules(IterateModules iterate, CallScope& scope) noexcept {
   if (!ready) return;
   for (size_t i = 0; i < g_table.count; ++i) g_table.modules[i].seen = false;
   iterate(on_module, nullptr);
+  g_table.scanned = true;
+  forget_unloaded();
   // Written only now: the loader's lock is not held while we wait for room.
   for (size_t i = 0; i < g_table.count; ++i) {
     Module& module = g_table.modules[i];
@@ -183,6 +226,9 @@ CodeRange module_around(IterateModules iterate, uintptr_t address) noexcept {
   return search.found;
 }
 
-void reset_module_lock() noexcept { g_lock.reset(); }
+void reset_module_lock() noexcept {
+  g_lock.reset();
+  reset_recipe_holds();
+}
 
 }  // namespace heapledger::trace

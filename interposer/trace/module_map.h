@@ -22,10 +22,22 @@ using IterateModules = int (*)(int (*)(dl_phdr_info*, size_t, void*), void*);
 // difference.
 void scan_modules(IterateModules iterate, CallScope& scope) noexcept;
 
+// While one exists, files are being unloaded, nobody knows which: the recipes of all that came
+// after the start are forgotten first, and none are kept until the scan at the end has seen what
+// went. Else another thread could load a file where one just went, and walk its code by the old
+// recipes.
+class UnloadScope {
+ public:
+  UnloadScope() noexcept;
+  ~UnloadScope();
+  UnloadScope(const UnloadScope&) = delete;
+  UnloadScope& operator=(const UnloadScope&) = delete;
+};
+
 // Where the module that contains `address` is mapped; empty: none does.
 CodeRange module_around(IterateModules iterate, uintptr_t address) noexcept;
 
-// In a forked child: the thread that may have held the lock does not exist.
+// In a forked child: threads that may have held the lock, or an UnloadScope, do not exist.
 void reset_module_lock() noexcept;
 
 }  // namespace heapledger::trace

@@ -185,29 +185,8 @@ bool RecipeTable::may_know(uintptr_t start, uintptr_t end) const noexcept {
   return false;
 }
 
-template <class Goes>
-void RecipeTable::forget_second(Goes goes) noexcept {
-  constexpr size_t kPerPage = base::kPageBytes / sizeof(Second);
-  for (size_t page = 0; page < kPageWords * 64; ++page) {
-    if ((pages_[page / 64].load(std::memory_order_seq_cst) >> page % 64 & 1) == 0) continue;
-    for (Second* entry = second_ + page * kPerPage; entry != second_ + (page + 1) * kPerPage;
-         ++entry) {
-      const uint64_t recipe = entry->recipe.load(std::memory_order_seq_cst);
-      const uint64_t address = entry->address.load(std::memory_order_relaxed);
-      if (recipe != 0 && goes(address, (recipe & kSecondPending) != 0, recipe)) {
-        entry->recipe.store(0, std::memory_order_seq_cst);
-      }
-    }
-  }
-}
-
-void RecipeTable::forget(uintptr_t start, uintptr_t end) noexcept {
-  // First: an insert under way is either seen below or sees this (invariant 2).
-  generation_.fetch_add(1, std::memory_order_seq_cst);
-  const auto goes = [=](uintptr_t address, bool pending, uint64_t recipe) {
-    return pending || (address >= start && address < end) ||
-           static_cast<RecipeType>(recipe & 7) == RecipeType::kNoCfi;
-  };
+template <class Visit>
+void RecipeTable::for_each(Visit visit) const noexcept {
   for (size_t i = 0; i < kFirstEntries; ++i) {
     const uint64_t word = first_[i].load(std::memory_order_seq_cst);
     if (word == 0) continue;
@@ -215,11 +194,49 @@ void RecipeTable::forget(uintptr_t start, uintptr_t end) noexcept {
     const uint64_t tag = word & ~(kPending | kRecipeMask);
     const uint64_t hash = uint64_t{i / kBucketEntries} << 52 | tag >> kTagShift;
     const bool pending = (word & kPending) != 0;
-    if (goes(address_of_hash(hash), pending, word)) first_[i].store(0, std::memory_order_seq_cst);
+    if (!visit(first_[i], address_of_hash(hash), pending, word & kRecipeTypes)) return;
   }
-  forget_second(goes);
+  constexpr size_t kPerPage = base::kPageBytes / sizeof(Second);
+  for (size_t page = 0; page < kPageWords * 64; ++page) {
+    if ((pages_[page / 64].load(std::memory_order_seq_cst) >> page % 64 & 1) == 0) continue;
+    for (Second* entry = second_ + page * kPerPage; entry != second_ + (page + 1) * kPerPage;
+         ++entry) {
+      const uint64_t word = entry->recipe.load(std::memory_order_seq_cst);
+      if (word == 0) continue;
+      const uint64_t address = entry->address.load(std::memory_order_relaxed);
+      const bool pending = (word & kSecondPending) != 0;
+      if (!visit(entry->recipe, address, pending, word & kRecipeTypes)) return;
+    }
+  }
+}
+
+bool RecipeTable::knows(uintptr_t start, uintptr_t end) const noexcept {
+  bool found = false;
+  for_each([&](std::atomic<uint64_t>&, uintptr_t address, bool, uint64_t) {
+    found = address >= start && address < end;
+    return !found;
+  });
+  return found;
+}
+
+void RecipeTable::forget(uintptr_t start, uintptr_t end) noexcept {
+  // First: an insert under way is either seen below or sees this (invariant 2).
+  generation_.fetch_add(1, std::memory_order_seq_cst);
+  for_each([=](std::atomic<uint64_t>& word, uintptr_t address, bool pending, uint64_t type) {
+    const bool goes = pending || (address >= start && address < end) ||
+                      type == static_cast<uint64_t>(RecipeType::kNoCfi);
+    if (goes) word.store(0, std::memory_order_seq_cst);
+    return true;
+  });
   // Once more: who looked meanwhile may have used what is gone now, and must not build on it.
   generation_.fetch_add(1, std::memory_order_seq_cst);
+}
+
+void RecipeTable::allow_inserts() noexcept {
+  uint32_t holds = holds_.load(std::memory_order_relaxed);
+  // 0: this is a child that was forked meanwhile.
+  while (holds != 0 && !holds_.compare_exchange_weak(holds, holds - 1, std::memory_order_seq_cst)) {
+  }
 }
 
 size_t RecipeTable::count_first() const noexcept {
@@ -254,5 +271,13 @@ bool start_recipes() noexcept {
 void forget_code(uintptr_t start, uintptr_t end) noexcept {
   if (g_recipes.attached()) g_recipes.forget(start, end);
 }
+
+void forget_code_if_any(uintptr_t start, uintptr_t end) noexcept {
+  if (g_recipes.knows(start, end)) g_recipes.forget(start, end);
+}
+
+void hold_recipes() noexcept { g_recipes.hold_inserts(); }
+void allow_recipes() noexcept { g_recipes.allow_inserts(); }
+void reset_recipe_holds() noexcept { g_recipes.reset_holds(); }
 
 }  // namespace heapledger::trace

@@ -70,8 +70,10 @@ class RecipeTable {
   // Code in [start, end) goes, or came: its entries go, and all that say "no information"; then the
   // generation rises.
   void forget(uintptr_t start, uintptr_t end) noexcept;
-  // False: forget() for this range would find nothing. Cheap.
+  // False: there are no entries in this range. Cheap; true far too often, for ranges near code.
   bool may_know(uintptr_t start, uintptr_t end) const noexcept;
+  // Whether there are, pending ones included; as slow as forget().
+  bool knows(uintptr_t start, uintptr_t end) const noexcept;
 
   uint32_t generation() const noexcept {
     // Acquire: pairs with the release in forget().
@@ -80,7 +82,7 @@ class RecipeTable {
 
   // While not zero, nothing is inserted: code is being unloaded, nobody knows yet which.
   void hold_inserts() noexcept { holds_.fetch_add(1, std::memory_order_seq_cst); }
-  void allow_inserts() noexcept { holds_.fetch_sub(1, std::memory_order_seq_cst); }
+  void allow_inserts() noexcept;
   // In a forked child: the threads that held are not there.
   void reset_holds() noexcept { holds_.store(0, std::memory_order_relaxed); }
 
@@ -102,6 +104,7 @@ class RecipeTable {
 
   static constexpr uint64_t kAddressMask = (uint64_t{1} << 48) - 1;
   static constexpr uint64_t kRecipeMask = (uint64_t{1} << PackedRecipe::kBits) - 1;
+  static constexpr uint64_t kRecipeTypes = 7;  // The type's bits, of what is kept at all.
   static constexpr uint64_t kPending = uint64_t{1} << PackedRecipe::kBits;
   static constexpr uint64_t kSecondPending = 8;
   static constexpr unsigned kTagShift = 12;  // From a hash to its tag, above the pending bit.
@@ -127,8 +130,9 @@ class RecipeTable {
   Place insert_first(uintptr_t at, PackedRecipe recipe) noexcept;
   Place insert_second(uintptr_t at, const Recipe& recipe) noexcept;
   Place insert(uintptr_t at, const Recipe& recipe) noexcept;
-  template <class Goes>
-  void forget_second(Goes goes) noexcept;
+  // Calls visit(word, address, pending, recipe) for all entries until it returns false.
+  template <class Visit>
+  void for_each(Visit visit) const noexcept;
 
   // Read by every lookup, written never again: apart from what changes.
   std::atomic<uint64_t>* first_ = nullptr;
@@ -151,7 +155,18 @@ inline PackedRecipe recipe_at(uintptr_t at) noexcept { return g_recipes.find(at)
 inline Recipe wide_recipe(uintptr_t at) noexcept { return g_recipes.find_wide(at); }
 inline uint32_t code_generation() noexcept { return g_recipes.generation(); }
 
-// See RecipeTable::forget. Does nothing where there is no table.
+// See RecipeTable::forget, hold_inserts and the others. They do nothing where there is no table.
 void forget_code(uintptr_t start, uintptr_t end) noexcept;
+void hold_recipes() noexcept;
+void allow_recipes() noexcept;
+void reset_recipe_holds() noexcept;
+
+__attribute__((noinline, cold)) void forget_code_if_any(uintptr_t start, uintptr_t end) noexcept;
+// The same for a range that hardly ever has code in it: 2 ns where it has not.
+inline void forget_code_if_known(uintptr_t start, uintptr_t end) noexcept {
+  if (g_recipes.attached() && __builtin_expect(g_recipes.may_know(start, end), 0)) {
+    forget_code_if_any(start, end);
+  }
+}
 
 }  // namespace heapledger::trace
