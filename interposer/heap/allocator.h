@@ -140,9 +140,9 @@ class Allocator {
   // free for a pointer that check() accepted. Null is not allowed.
   void release_checked(ThreadState& thread, void* block);
 
-  // check() and release_checked() in one, for a block that goes to the thread's cache: then kDone.
-  // kPast: it looks like a live block, but goes past the cache. kUnfit: any pointer, null too.
-  // Nothing was done after these two.
+  // check() and release_checked() in one, for a block that goes to the thread's cache or, where
+  // that is full, to a fastbin: then kDone. kPast: it looks like a live block, but goes elsewhere.
+  // kUnfit: any pointer, null too. Nothing was done after these two.
   enum class Cached : uint8_t { kDone, kPast, kUnfit };
   Cached release_cached(ThreadState& thread, void* block);
   // The rest of release() after kPast.
@@ -263,6 +263,7 @@ class Allocator {
 
   // allocator_cache.h
   void ensure_initialised();
+  void note_fast_limit();
   [[gnu::noinline]] void initialise();
   void ensure_cache(ThreadState& thread, size_t policy);
   [[gnu::noinline]] void create_cache(ThreadState& thread);
@@ -318,6 +319,7 @@ class Allocator {
   void check_unsorted(ArenaType& arena, Chunk* chunk);
   void fill_new(Chunk* chunk, const Request& request);
   Chunk* hand_out(ArenaType& arena, Chunk* chunk, const Request& request);
+  void remember_request(ArenaType& arena, Chunk* chunk, const Request& request);
   size_t dirty_top_bytes(ArenaType& arena);
 
   // allocator_arenas.h
@@ -392,6 +394,8 @@ class Allocator {
   void release_locked(ThreadState& thread, Chunk* chunk, const Free& free_in);
   void free_chunk(ThreadState& thread, ArenaType& arena, Chunk* chunk);
   void free_past_cache(ArenaType& arena, Chunk* chunk);
+  bool release_unlocked(ThreadState& thread, Chunk* chunk, size_t head);
+  void push_fast(ArenaType& arena, Chunk* chunk, size_t bytes);
   void free_fast(ArenaType& arena, Chunk* chunk, size_t bytes);
   void free_merging(ArenaType& arena, Chunk* chunk, size_t bytes);
   size_t merge_and_file(ArenaType& arena, Chunk* chunk, size_t bytes, bool consolidating);
@@ -418,7 +422,11 @@ class Allocator {
 
   // allocator_nested.h: calls of a signal handler that interrupted its own thread in an arena.
   bool is_nested(const ThreadState& thread);
-  bool is_single_threaded();
+  // True while no other thread exists that could want a lock. Without an opinion of the Os: false.
+  [[gnu::always_inline]] bool is_single_threaded() {
+    if constexpr (requires(Os os) { os.is_single_threaded(); }) return os_.is_single_threaded();
+    return false;
+  }
   bool is_interrupted(const ArenaType& arena);
   [[gnu::noinline]] void* reallocate_nested(ThreadState& thread, Chunk* old, const Request& request,
                                             const ReleaseObserver& observer);
@@ -485,9 +493,10 @@ class Allocator {
   uintptr_t main_begin_ =
       0;  // The break area the main arena spans, foreign gaps included; written under its lock.
   uintptr_t main_end_ = 0;
-  size_t cache_policy_max_ = 0;  // Largest nb that is cached; 0 before the first call.
-  size_t cache_count_ = 0;       // Blocks per cache bin.
-  size_t cache_large_max_ = 0;   // Largest nb in the large cache bins; 0: they are not used.
+  size_t cache_policy_max_ = 0;   // Largest nb that is cached; 0 before the first call.
+  size_t cache_count_ = 0;        // Blocks per cache bin.
+  size_t cache_large_max_ = 0;    // Largest nb in the large cache bins; 0: they are not used.
+  size_t fast_unlocked_max_ = 0;  // Largest nb that release_unlocked() takes; relaxed.
   uint64_t initialised_ = 0;
   uint32_t admin_depth_ = 0;  // Administrative functions that hold an arena's lock; atomic.
 
@@ -593,10 +602,68 @@ template <class Layout, OperatingSystem Os>
       [[unlikely]] {
     return Cached::kUnfit;
   }
-  if (!is_cacheable(View::policy_size_of(head))) return Cached::kPast;
+  const size_t policy = View::policy_size_of(head);
+  if (!is_cacheable(policy)) return Cached::kPast;
   // Asked before the cache is taken: a signal handler in between costs exactness, nothing else.
-  if (cache->counts[Cache::index(bytes)] >= cache_count_) return Cached::kPast;
+  if (cache->counts[Cache::index(bytes)] >= cache_count_) {
+    const bool is_fast = policy <= __atomic_load_n(&fast_unlocked_max_, __ATOMIC_RELAXED);
+    return is_fast && release_unlocked(thread, chunk, head) ? Cached::kDone : Cached::kPast;
+  }
   return cache_push(thread, chunk, bytes) ? Cached::kDone : Cached::kPast;
+}
+
+// A free into a fastbin, for a chunk in the break or a heap: it takes no lock, so that those who
+// wait for it are not many. False, and nothing done: in a signal handler, or where something is
+// wrong with the chunk behind; release_fast() knows what then.
+template <class Layout, OperatingSystem Os>
+[[gnu::always_inline]] inline bool Allocator<Layout, Os>::release_unlocked(ThreadState& thread,
+                                                                           Chunk* chunk,
+                                                                           size_t head) {
+  const size_t bytes = head & ~kFlagMask;
+  const size_t room = room_at(chunk);
+  if (bytes >= room || thread.in_arena || thread.deferred != nullptr) [[unlikely]]
+    return false;
+  const size_t next_bytes = View::size(View::after(chunk, bytes));
+  ArenaType& arena = arena_of_chunk(chunk);
+  if (next_bytes - kFenceBytes >= room - bytes) [[unlikely]]
+    return false;
+  if (arena.first_fast(BinsOf::fast_index(bytes)) == chunk) [[unlikely]]
+    return false;
+  if (!is_single_threaded()) {
+    push_fast(arena, chunk, bytes);
+    return true;
+  }
+  if (__atomic_load_n(&admin_depth_, __ATOMIC_RELAXED) != 0) [[unlikely]]
+    return false;
+  const ArenaScope<Layout> scope(thread, arena, true);
+  push_fast(arena, chunk, bytes);
+  return true;
+}
+
+// With the arena's lock or without; without other threads, inside an ArenaScope.
+template <class Layout, OperatingSystem Os>
+[[gnu::always_inline]] inline void Allocator<Layout, Os>::push_fast(ArenaType& arena, Chunk* chunk,
+                                                                    size_t bytes) {
+  Chunk** bin = &arena.fast[BinsOf::fast_index(bytes)];
+  auto* entry = static_cast<FreeEntry*>(View::block(chunk));
+  const auto link_to = [&](const Chunk* first) {
+    entry->set_next(first == nullptr ? nullptr : static_cast<FreeEntry*>(View::block(first)));
+  };
+  View::set_mark(chunk, kFreedMark);
+  Chunk* first = __atomic_load_n(bin, __ATOMIC_RELAXED);
+  link_to(first);
+  if (is_single_threaded()) {
+    __atomic_store_n(bin, chunk, __ATOMIC_RELAXED);
+    arena.set_may_have_fast(true);
+    return;
+  }
+  // Release: pairs with the acquire in first_fast(). That `first` may have been taken and put back
+  // meanwhile does no harm: it is the first again.
+  while (
+      !__atomic_compare_exchange_n(bin, &first, chunk, true, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) {
+    link_to(first);
+  }
+  if (!arena.may_have_fast()) arena.set_may_have_fast(true);
 }
 
 template <class Layout, OperatingSystem Os>

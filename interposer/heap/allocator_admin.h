@@ -157,6 +157,7 @@ bool Allocator<L, Os>::set_option(int parameter, int value) {
       if (!rules_.has_fastbins) return true;
       if (value < 0 || value > 160) return false;
       settings_.fast_chunk_max = value > 7 ? base::align_down(wide + 8, kAlignment) : 0;
+      note_fast_limit();
       break;
     case kTrimThreshold:
       __atomic_store_n(&settings_.trim_threshold, wide, __ATOMIC_RELAXED);
@@ -177,6 +178,7 @@ bool Allocator<L, Os>::set_option(int parameter, int value) {
       break;
     case kPerturb:
       settings_.perturb = value;
+      note_fast_limit();
       break;
     case kArenaTest:
       if (value > 0) settings_.arena_test = wide;
@@ -221,7 +223,7 @@ template <class L, OperatingSystem Os>
 SizeClass Allocator<L, Os>::sum_fast(ArenaType& arena, size_t index) {
   SizeClass sum;
   const size_t bytes = (index + 2) * kAlignment;
-  for (Chunk* chunk = arena.fast[index]; chunk != nullptr;) {
+  for (Chunk* chunk = arena.first_fast(index); chunk != nullptr;) {
     sum.from = sum.to = bytes;
     sum.bytes += bytes;
     ++sum.count;

@@ -32,6 +32,7 @@ void Allocator<L, Os>::initialise() {
     cache_policy_max_ = policy_bytes(kCacheRequestMax);
   }
   cache_count_ = settings_.cache_count;
+  note_fast_limit();
   if (settings_.hugetlb != 0) configure_huge_pages();
   main_.init_bins();
   main_.next = &main_;
@@ -39,6 +40,14 @@ void Allocator<L, Os>::initialise() {
   free_arenas_ = &main_;  // The first thread to ask gets it.
   arena_count_ = 1;
   __atomic_store_n(&initialised_, 1, __ATOMIC_RELEASE);
+}
+
+// What is to be overwritten when it is freed, or may belong in a large cache bin, takes the long
+// way.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::note_fast_limit() {
+  const bool is_direct = settings_.perturb == 0 && cache_large_max_ == 0;
+  __atomic_store_n(&fast_unlocked_max_, is_direct ? settings_.fast_chunk_max : 0, __ATOMIC_RELAXED);
 }
 
 // For a request of `policy` bytes.

@@ -13,13 +13,6 @@
 
 namespace heapledger::heap {
 
-// True while no other thread exists that could want a lock. Without an opinion of the Os: false.
-template <class L, OperatingSystem Os>
-inline bool Allocator<L, Os>::is_single_threaded() {
-  if constexpr (requires(Os os) { os.is_single_threaded(); }) return os_.is_single_threaded();
-  return false;
-}
-
 // The administrative functions hold the lock itself, without the thread's flag: alone in the
 // process, that can only be this thread.
 template <class L, OperatingSystem Os>

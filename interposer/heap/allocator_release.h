@@ -114,7 +114,7 @@ void Allocator<L, Os>::fatal_double_free(const Chunk* chunk, Use use) {
   const ArenaType& arena = arena_at(chunk);
   const size_t policy = View::policy_size(chunk);
   if (policy >= kMinChunk && policy <= settings_.fast_chunk_max &&
-      arena.fast[BinsOf::fast_index(View::size(chunk))] == chunk) {
+      arena.first_fast(BinsOf::fast_index(View::size(chunk))) == chunk) {
     base::fatal("double free or corruption (fasttop)");
   }
   if (is_cacheable(policy)) base::fatal("free(): double free detected in tcache 2");
@@ -209,6 +209,11 @@ inline void Allocator<L, Os>::release_locked(ThreadState& thread, Chunk* chunk,
 // Apart from merging, which needs many registers.
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::release_fast(ThreadState& thread, Chunk* chunk) {
+  const size_t head = View::head(chunk);
+  if (View::policy_size_of(head) <= __atomic_load_n(&fast_unlocked_max_, __ATOMIC_RELAXED) &&
+      in_break_or_heap(base::address_of(chunk)) && release_unlocked(thread, chunk, head)) {
+    return;
+  }
   release_locked(thread, chunk,
                  [=, this](ArenaType& arena) { free_fast(arena, chunk, View::size(chunk)); });
 }
@@ -241,7 +246,8 @@ void Allocator<L, Os>::free_past_cache(ArenaType& arena, Chunk* chunk) {
   }
 }
 
-// Fast chunks are neither merged nor do they trigger anything, even where they touch the top.
+// Fast chunks are neither merged nor do they trigger anything, even where they touch the top. Lock
+// held.
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::free_fast(ArenaType& arena, Chunk* chunk, size_t bytes) {
   const size_t next_bytes = View::size(View::after(chunk, bytes));
@@ -251,14 +257,10 @@ void Allocator<L, Os>::free_fast(ArenaType& arena, Chunk* chunk, size_t bytes) {
   if (settings_.perturb != 0) {
     fill_data(os_, View::block(chunk), settings_.perturb, bytes - View::kHeaderBytes);
   }
-  Chunk*& head = arena.fast[BinsOf::fast_index(bytes)];
-  if (head == chunk) base::fatal("double free or corruption (fasttop)");
-  if (head != nullptr && View::size(head) != bytes) base::fatal("invalid fastbin entry (free)");
-  View::set_mark(chunk, kFreedMark);
-  auto* entry = static_cast<FreeEntry*>(View::block(chunk));
-  entry->set_next(head == nullptr ? nullptr : static_cast<FreeEntry*>(View::block(head)));
-  head = chunk;
-  arena.has_fast_chunks = true;
+  const Chunk* first = arena.first_fast(BinsOf::fast_index(bytes));
+  if (first == chunk) base::fatal("double free or corruption (fasttop)");
+  if (first != nullptr && View::size(first) != bytes) base::fatal("invalid fastbin entry (free)");
+  push_fast(arena, chunk, bytes);
 }
 
 template <class L, OperatingSystem Os>
@@ -287,7 +289,7 @@ void Allocator<L, Os>::free_merging(ArenaType& arena, Chunk* chunk, size_t bytes
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::give_back_after(ArenaType& arena, size_t merged_bytes) {
   if (merged_bytes < kConsolidateBytes) return;
-  if (arena.has_fast_chunks) consolidate(arena);
+  if (arena.may_have_fast()) consolidate(arena);
   if (&arena != &main_) {
     trim_heap(arena);  // Even where the top is small: its heap may have become empty.
     return;
@@ -390,10 +392,11 @@ void Allocator<L, Os>::unlink(Chunk* chunk) {
 // Merges all fast chunks with their neighbours, smallest sizes first.
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::consolidate(ArenaType& arena) {
-  arena.has_fast_chunks = false;
+  arena.set_may_have_fast(false);
   for (size_t index = 0; index < ArenaType::kFastBins; ++index) {
-    Chunk* chunk = arena.fast[index];
-    arena.fast[index] = nullptr;
+    if (arena.first_fast(index) == nullptr) continue;
+    // Acquire, as in first_fast(): others may have pushed meanwhile.
+    Chunk* chunk = __atomic_exchange_n(&arena.fast[index], nullptr, __ATOMIC_ACQUIRE);
     while (chunk != nullptr) {
       if (!base::is_aligned(base::address_of(chunk), kAlignment)) {
         base::fatal("malloc_consolidate(): unaligned fastbin chunk detected");

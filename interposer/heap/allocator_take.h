@@ -160,9 +160,15 @@ size_t Allocator<L, Os>::dirty_top_bytes(ArenaType& arena) {
 // marked live.
 template <class L, OperatingSystem Os>
 Chunk* Allocator<L, Os>::hand_out(ArenaType& arena, Chunk* chunk, const Request& request) {
-  View::set_head(chunk, (View::head(chunk) & ~kSlack) | request.slack_flag() | arena.chunk_flag);
+  remember_request(arena, chunk, request);
   View::set_mark(chunk, 0);
   return chunk;
+}
+
+template <class L, OperatingSystem Os>
+inline void Allocator<L, Os>::remember_request(ArenaType& arena, Chunk* chunk,
+                                               const Request& request) {
+  View::set_head(chunk, (View::head(chunk) & ~kSlack) | request.slack_flag() | arena.chunk_flag);
 }
 
 template <class L, OperatingSystem Os>
@@ -195,7 +201,7 @@ Chunk* Allocator<L, Os>::take_free(ThreadState& thread, ArenaType& arena, const 
   }
   if (request.policy <= kSmallPolicyMax) {
     if (Chunk* chunk = take_small(thread, arena, request)) return chunk;
-  } else if (arena.has_fast_chunks) {
+  } else if (arena.may_have_fast()) {
     consolidate(arena);
   }
   for (;;) {
@@ -207,7 +213,7 @@ Chunk* Allocator<L, Os>::take_free(ThreadState& thread, ArenaType& arena, const 
     if (Chunk* chunk = take_top(arena, request)) return chunk;
     // Fast chunks may merge to something large enough: once more from the unsorted list, where they
     // go.
-    if (!arena.has_fast_chunks) return nullptr;
+    if (!arena.may_have_fast()) return nullptr;
     consolidate(arena);
   }
 }
@@ -226,7 +232,7 @@ inline void Allocator<L, Os>::fill_cache(ThreadState& thread, ArenaType& arena,
   while (count < cache_count_) {
     Chunk* more = pop();
     if (more == nullptr) break;
-    hand_out(arena, more, request);
+    remember_request(arena, more, request);
     View::set_mark(more, kFreedMark);
     auto* entry = static_cast<FreeEntry*>(View::block(more));
     entry->set_next(cache->entries[index]);
@@ -242,20 +248,31 @@ template <class L, OperatingSystem Os>
 Chunk* Allocator<L, Os>::take_fast(ThreadState& thread, ArenaType& arena, const Request& request) {
   const size_t index = BinsOf::fast_index(request.bytes);
   auto pop = [&](const char* misaligned) -> Chunk* {
-    Chunk* chunk = arena.fast[index];
-    if (chunk == nullptr) return nullptr;
-    if (!base::is_aligned(base::address_of(chunk), kAlignment)) base::fatal(misaligned);
-    if (View::size(chunk) != request.bytes) base::fatal("malloc(): memory corruption (fast)");
-    auto* next = static_cast<FreeEntry*>(View::block(chunk))->next();
-    // With other threads, glibc looks at the next one already here.
-    if (!base::is_aligned(base::address_of(next), kAlignment) && !is_single_threaded()) {
-      base::fatal("malloc(): unaligned fastbin chunk detected");
+    Chunk* chunk = arena.first_fast(index);
+    for (;;) {
+      if (chunk == nullptr) return nullptr;
+      if (!base::is_aligned(base::address_of(chunk), kAlignment)) base::fatal(misaligned);
+      auto* next = static_cast<FreeEntry*>(View::block(chunk))->next();
+      Chunk* rest = next == nullptr ? nullptr : View::of_block(next);
+      if (is_single_threaded()) {
+        __atomic_store_n(&arena.fast[index], rest, __ATOMIC_RELAXED);
+        return chunk;
+      }
+      // With other threads, glibc looks at the next one already here.
+      if (!base::is_aligned(base::address_of(next), kAlignment)) {
+        base::fatal("malloc(): unaligned fastbin chunk detected");
+      }
+      // Others may push, but only this thread takes: the link that was read stays right. Acquire,
+      // as in first_fast().
+      if (__atomic_compare_exchange_n(&arena.fast[index], &chunk, rest, true, __ATOMIC_ACQUIRE,
+                                      __ATOMIC_ACQUIRE)) {
+        return chunk;
+      }
     }
-    arena.fast[index] = next == nullptr ? nullptr : View::of_block(next);
-    return chunk;
   };
   Chunk* taken = pop("malloc(): unaligned fastbin chunk detected 2");
   if (taken == nullptr) return nullptr;
+  if (View::size(taken) != request.bytes) base::fatal("malloc(): memory corruption (fast)");
   if (is_cacheable(request.policy)) {
     fill_cache(thread, arena, request,
                [&] { return pop("malloc(): unaligned fastbin chunk detected 3"); });

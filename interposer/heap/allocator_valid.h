@@ -160,8 +160,8 @@ const char* Allocator<L, Os>::fault_in_sizes(ArenaType& arena, size_t index) {
 template <class L, OperatingSystem Os>
 const char* Allocator<L, Os>::fault_in_fast_bins(ArenaType& arena) {
   for (size_t index = 0; index < ArenaType::kFastBins; ++index) {
-    for (Chunk* chunk = arena.fast[index]; chunk != nullptr;) {
-      if (!arena.has_fast_chunks) return "4: fast chunks nobody knows of";
+    for (Chunk* chunk = arena.first_fast(index); chunk != nullptr;) {
+      if (is_single_threaded() && !arena.may_have_fast()) return "4: fast chunks nobody knows of";
       if (BinsOf::fast_index(View::size(chunk)) != index) return "4: wrong fastbin";
       if (!View::in_use(chunk)) return "3: a fast chunk looks free";
       auto* next = static_cast<FreeEntry*>(View::block(chunk))->next();

@@ -28,7 +28,8 @@
 //   holds the Arena itself; every allocated chunk in them has kNonMain
 //
 // Thread safety: an arena's fields belong to the holder of its lock, but for the three of the lists
-// of arenas (see there). A Thread belongs to its thread.
+// of arenas (see there) and the fastbins: any thread may push to those at any time, without the
+// lock; only its holder takes from them. A Thread belongs to its thread.
 #pragma once
 
 #include <cstddef>
@@ -78,14 +79,16 @@ struct Arena {
   static constexpr size_t kBinHeads = kBinCount - 1 + Bins<Layout>::kShift;
 
   base::Lock lock;
-  bool contiguous = false;       // Memory comes from the break, without a gap so far as we know.
-  bool has_fast_chunks = false;  // Some fastbin may be non-empty.
-  bool busy = false;             // Inside an ArenaScope: lists may be half-way through a change.
-  uint8_t chunk_flag = 0;        // Of all chunks it hands out: kNonMain, or 0 in the main arena.
+  bool contiguous = false;  // Memory comes from the break, without a gap so far as we know.
+  // Some fastbin may be non-empty; a hint: set just after a push, so that it may come late.
+  // Relaxed.
+  bool has_fast_chunks = false;
+  bool busy = false;       // Inside an ArenaScope: lists may be half-way through a change.
+  uint8_t chunk_flag = 0;  // Of all chunks it hands out: kNonMain, or 0 in the main arena.
   Chunk* top = nullptr;
   // What the latest split for a small request left: further small requests are cut from it.
   Chunk* last_remainder = nullptr;
-  Chunk* fast[kFastBins] = {};
+  Chunk* fast[kFastBins] = {};       // Atomic.
   Chunk* links[2 * kBinHeads] = {};  // Heads of the circular bin lists, next and previous.
   uint64_t bin_map[kBinCount / 64] = {};
   size_t system_bytes = 0;
@@ -99,6 +102,12 @@ struct Arena {
   Chunk* bin(size_t index) {
     return reinterpret_cast<Chunk*>(base::address_of(&links[2 * (index - 1)]) -
                                     static_cast<size_t>(Layout::kLinkAt));
+  }
+  // Acquire: pairs with the release in push_fast(), so that the chunk's link can be followed.
+  Chunk* first_fast(size_t index) const { return __atomic_load_n(&fast[index], __ATOMIC_ACQUIRE); }
+  bool may_have_fast() const { return __atomic_load_n(&has_fast_chunks, __ATOMIC_RELAXED); }
+  void set_may_have_fast(bool value) {
+    __atomic_store_n(&has_fast_chunks, value, __ATOMIC_RELAXED);
   }
   size_t top_bytes() const { return top == nullptr ? 0 : ChunkView<Layout>::size(top); }
 
