@@ -2,9 +2,11 @@
 #include "interposer/collector/collector.h"
 
 #include <fmt/format.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
@@ -25,7 +27,8 @@ namespace {
 
 using nlohmann::json;
 
-constexpr size_t kBacklogBytesMax = 256U << 20;
+// The thread that packs gives way to the program: with this it gets a tenth of a busy processor.
+constexpr int kPackingNice = 10;
 constexpr int64_t kLookEveryNs = 20'000'000;
 constexpr int64_t kProgressEveryNs = 1'000'000'000;
 // With the kernel's fork records every process is known the moment it exists; without them one may
@@ -54,6 +57,18 @@ std::string absolute(const std::string& path) {
   std::error_code ignored;
   const auto full = std::filesystem::absolute(path, ignored);
   return full.empty() ? path : full.string();
+}
+
+std::string folder_of(const std::string& path) {
+  return std::filesystem::path(path).parent_path().string();
+}
+
+// The calling thread runs when the program leaves a processor idle, and a little else.
+void give_way_to_program() {
+  const sched_param none{};
+  sched_setscheduler(0, SCHED_BATCH,
+                     &none);  // Of this thread; it never preempts one that wakes it.
+  setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), kPackingNice);
 }
 
 template <typename T>
@@ -96,30 +111,37 @@ Collector::Collector(const Options& options, ControlChannel& control)
           absolute(options.output.empty() ? default_output(control.starter()) : options.output)),
       clock_(best_clock()),
       origin_raw_ns_(raw_now_ns()),
-      queue_(kBacklogBytesMax),
+      spool_(folder_of(output_),
+             options.spool_limit.value_or(default_spool_limit(folder_of(output_)))),
+      queue_(options.backlog_bytes, spool_),
       writer_(open_writer(output_, options.overwrite)),
       watched_(epoll_.get()) {
   const ClockPair first = read_clock_pair(clock_);
   // Two milliseconds apart the slope is good to some ten ppm; later pairs correct it at once.
   const timespec pause{0, 2'000'000};
   nanosleep(&pause, nullptr);
-  recorder_ = std::make_unique<Recorder>(
-      *writer_, perf_, ClockMap(clock_, first, read_clock_pair(clock_)), origin_raw_ns_,
-      Recorder::Hooks{[this](pid_t pid) {
-                        const std::lock_guard lock(mutex_);
-                        watch_requests_.push_back(pid);
-                        eventfd_write(wake_.get(), 1);
-                      },
-                      [this](uint64_t number) {
-                        barrier_done_.store(number);
-                        eventfd_write(wake_.get(), 1);
-                      },
-                      [this](const std::string& why) {
-                        const std::lock_guard lock(mutex_);
-                        failure_ = why;
-                        drain_->give_up();
-                        eventfd_write(wake_.get(), 1);
-                      }});
+  const ClockPair second = read_clock_pair(clock_);
+  if (!options.dump.empty()) {
+    dump_ = std::make_unique<StreamDump>(options.dump,
+                                         DumpBegin{0, clock_, origin_raw_ns_, first, second});
+  }
+  recorder_ =
+      std::make_unique<Recorder>(*writer_, perf_, ClockMap(clock_, first, second), origin_raw_ns_,
+                                 Recorder::Hooks{[this](pid_t pid) {
+                                                   const std::lock_guard lock(mutex_);
+                                                   watch_requests_.push_back(pid);
+                                                   eventfd_write(wake_.get(), 1);
+                                                 },
+                                                 [this](uint64_t number) {
+                                                   barrier_done_.store(number);
+                                                   eventfd_write(wake_.get(), 1);
+                                                 },
+                                                 [this](const std::string& why) {
+                                                   const std::lock_guard lock(mutex_);
+                                                   failure_ = why;
+                                                   drain_->give_up();
+                                                   eventfd_write(wake_.get(), 1);
+                                                 }});
   recorder_->set_follow(options.follow);
   perf_.set_follow(options.follow);
   write_first_meta();
@@ -172,15 +194,7 @@ void Collector::run() {
     slots_changed_.store(true);
     eventfd_write(wake_.get(), 1);
   });
-  writer_thread_ = std::thread([this] {
-    while (!writer_stops_) {
-      if (auto message = queue_.pop(std::chrono::milliseconds(500))) {
-        recorder_->handle(std::move(*message));
-      } else {
-        recorder_->idle();
-      }
-    }
-  });
+  writer_thread_ = std::thread([this] { pack(); });
   control_.ready(socket_.name(), output_);
   std::array<epoll_event, 64> events{};
   while (!terminated_ && !is_over()) {
@@ -193,6 +207,26 @@ void Collector::run() {
     report_progress();
   }
   finish();
+}
+
+// The writer thread.
+void Collector::pack() {
+  give_way_to_program();
+  while (!writer_stops_) {
+    std::optional<Message> message;
+    try {
+      message = queue_.pop(std::chrono::milliseconds(500));
+    } catch (const schema::Error& error) {
+      recorder_->stop(error);
+      continue;
+    }
+    if (!message) {
+      recorder_->idle();
+      continue;
+    }
+    if (dump_) dump_->add(*message);
+    recorder_->handle(std::move(*message));
+  }
 }
 
 void Collector::handle_event(uint64_t what) {
@@ -412,28 +446,34 @@ void Collector::look_at_processes() {
   }
 }
 
-void Collector::report_progress() {
+void Collector::report_failure() {
   std::string failure;
   {
     const std::lock_guard lock(mutex_);
     if (!failure_told_) failure = failure_;
   }
-  if (!failure.empty()) {
-    failure_told_ = true;
-    const std::string what = "recording stopped, the program runs on";
-    if (control_.is_open() && !control_.is_plain()) {
-      control_.error(what, failure);
-    } else {
-      fmt::print(stderr, "heapledger: record: {}: {}\n", what, failure);
-    }
+  if (failure.empty()) return;
+  failure_told_ = true;
+  const std::string what = "recording stopped, the program runs on";
+  if (control_.is_open() && !control_.is_plain()) {
+    control_.error(what, failure);
+  } else {
+    fmt::print(stderr, "heapledger: record: {}: {}\n", what, failure);
   }
+}
+
+// Every second: how the recording goes, and once the program has ended, how much is still to be
+// packed.
+void Collector::report_progress() {
+  report_failure();
   const int64_t now = raw_now_ns();
-  if (!control_.is_open() || waited_ || now - progress_ns_ < kProgressEveryNs) return;
-  const bool first = progress_ns_ == 0;
+  const int64_t last = std::max(progress_ns_, waited_ns_);
+  if (!control_.is_open() || now - last < kProgressEveryNs) return;
+  const bool first = last == 0;
   progress_ns_ = now;
-  if (first || launched_pid_ == 0) return;
+  if (first || launched_pid_ == 0 || told_running_) return;
   const Counters& counters = recorder_->counters();
-  control_.send({{"type", "progress"},
+  control_.send({{"type", waited_ ? "packing" : "progress"},
                  {"events", counters.events.load()},
                  {"processes", counters.processes.load()},
                  {"faults", counters.faults.load()},
@@ -480,16 +520,17 @@ bool Collector::is_over() {
 void Collector::finish() {
   const int64_t now = raw_now_ns();
   drain_->stop();
-  queue_.push(Finish{now, perf_.lost_total()});
+  queue_.push(Finish{now, perf_.lost_total(), spool_.use()});
   queue_.push(Barrier{++barrier_asked_});
   while (barrier_done_.load() != barrier_asked_) {
     const timespec pause{0, 200'000};
     nanosleep(&pause, nullptr);
+    report_progress();
   }
   writer_stops_ = true;
   queue_.push(Barrier{barrier_asked_});
   writer_thread_.join();
-  report_progress();
+  report_failure();
   struct stat file {};
   stat(output_.c_str(), &file);
   const Counters& counters = recorder_->counters();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The collector as a whole, and its observer thread: the session socket, the control channel, the
 // watched processes, snapshots. The drain thread and the writer thread do the heavy work
-// (drain.h, recorder.h).
+// (drain.h, recorder.h): the first at once, the second on processors that the program leaves idle.
 //
 // Life: make the socket and the trace file, say "ready", serve until every known process has ended
 // and `record` has said that its program has (or, under a bare preload, or when `record` is gone,
@@ -27,6 +27,8 @@
 #include "interposer/collector/options.h"
 #include "interposer/collector/recorder.h"
 #include "interposer/collector/session_socket.h"
+#include "interposer/collector/spool.h"
+#include "interposer/collector/stream_dump.h"
 #include "interposer/collector/watch_list.h"
 
 namespace heapledger::collector {
@@ -64,6 +66,8 @@ class Collector {
   void serve_snapshot(Joined& image, uint32_t slot);
   void snapshot(pid_t pid, SnapshotReason reason);
   void look_at_processes();
+  void pack();
+  void report_failure();
   void report_progress();
   bool is_over();
   bool reached_barrier();
@@ -80,9 +84,11 @@ class Collector {
   PerfFaults perf_;
   FaultMode fault_mode_ = FaultMode::kNone;
   bool attached_ = false;
+  Spool spool_;
   MessageQueue queue_;
   std::unique_ptr<TraceWriter> writer_;
   std::unique_ptr<Recorder> recorder_;
+  std::unique_ptr<StreamDump> dump_;  // For developers; mostly null.
   std::unique_ptr<Drain> drain_;
   std::thread writer_thread_;
   WatchList watched_;

@@ -120,6 +120,7 @@ size_t Drain::round(bool& whole) {
     }
   }
   window.whole = whole;
+  full_ = !room;
   const size_t bytes = window.raw.size();
   last_bytes_ = bytes;
   if (given_up_) return bytes;
@@ -155,6 +156,7 @@ void Drain::sleep(nanoseconds time) {
   waits.push_back({&bell_, bell_.load()});
   bool pressing = false;
   for (const RingReader& reader : readers_) {
+    if (full_) break;
     schema::ControlPage& control = reader.region()->control();
     waits.push_back({&control.doorbell, control.doorbell.load(std::memory_order_acquire)});
     // seq_cst: a producer that does not see this has already moved its head, which we see.
@@ -166,7 +168,10 @@ void Drain::sleep(nanoseconds time) {
     const std::lock_guard lock(mutex_);
     posted = !posted_.empty() || !arrived_.empty();
   }
-  if (!pressing && !posted && !stopping_) futex_wait_any(waits, time);
+  // Full rings are no reason to hurry where there is nowhere to put them.
+  if (full_ || (!pressing && !posted && !stopping_)) {
+    futex_wait_any(waits, full_ ? kSleepMin : time);
+  }
   for (const RingReader& reader : readers_) {
     reader.region()->control().collector_sleeps.store(0, std::memory_order_relaxed);
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The drain thread: empties rings and perf buffers promptly, and does nothing else, so that the
-// program never waits for packing or for the disk unless the queue is full.
+// program never waits for packing unless the queue and its spool are full.
 //
 // A round copies everything below the heads into one window and sends it to the writer. When there
 // was nothing, the thread sleeps on the doorbells of all regions, 1 ms at first and up to 5 ms:
@@ -65,6 +65,7 @@ class Drain {
   std::vector<Message> due_;          // Posted before the current round began.
   std::vector<uint32_t> slots_seen_;  // Per reader: process slots that were reported.
   size_t last_bytes_ = 0;
+  bool full_ = false;  // There was no room in the queue in the last round.
   ClockPair last_pair_;
   std::thread thread_;
 };

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the collector's threads tell the writer, and the queue it comes through.
 //
-// The queue is bounded by the bytes of the windows in it: the drain thread waits while it is full,
-// so the rings fill and the program waits in turn. Rare messages pass always.
+// The queue is elastic: the bytes of windows beyond some tens of MiB go to the spool (spool.h), and
+// come back from there when their turn is. Only when that is full too has the queue no room: the
+// drain thread then leaves the rings alone, they fill, and the program waits. Rare messages pass
+// always, and so does what the drain thread has already copied.
 //
 // Order. A process or image is announced before its first bytes can be in a window (it is pushed
 // before the program gets its reply). That a process is gone is pushed behind the window that holds
@@ -27,6 +29,7 @@
 #include "interposer/collector/region.h"
 #include "interposer/collector/ring_reader.h"
 #include "interposer/collector/snapshot.h"
+#include "interposer/collector/spool.h"
 
 namespace heapledger::collector {
 
@@ -38,6 +41,7 @@ struct Window {
   int64_t began_raw_ns = 0;  // Perf records stamped before this are in this window or earlier.
   bool whole = true;         // Nothing that was there then is left in any ring.
   std::optional<ClockPair> pair;
+  std::optional<Spool::Extent> spooled;  // `raw` is there. Only inside the queue.
 };
 
 // `heapledger record` is about to exec the program.
@@ -99,6 +103,7 @@ struct Barrier {
 struct Finish {
   int64_t raw_ns;
   uint64_t perf_lost;  // By the kernel's own count.
+  SpoolUse spool = {};
 };
 
 using Message = std::variant<Window, Launched, ImageJoined, Waited, ProcessGone, SnapshotTaken,
@@ -106,21 +111,27 @@ using Message = std::variant<Window, Launched, ImageJoined, Waited, ProcessGone,
 
 class MessageQueue {
  public:
-  explicit MessageQueue(size_t bytes_max) : bytes_max_(bytes_max) {}
+  // Windows may take `memory_bytes_max`, and what the spool takes.
+  MessageQueue(size_t memory_bytes_max, Spool& spool)
+      : memory_bytes_max_(memory_bytes_max), spool_(spool) {}
 
+  // Windows are pushed by one thread, other messages by any.
   void push(Message message);
   // Room for another window? The drain thread asks before it copies.
   bool has_room() const;
-  // Waits until there is a message, or `timeout` is over.
+  // Waits until there is a message, or `timeout` is over. One thread. Throws schema::Error where
+  // the spool cannot be read.
   std::optional<Message> pop(std::chrono::milliseconds timeout);
-  size_t backlog_bytes() const;
+  uint64_t backlog_bytes() const;
 
  private:
-  const size_t bytes_max_;
+  const size_t memory_bytes_max_;
+  Spool& spool_;
   mutable std::mutex mutex_;
   std::condition_variable filled_;
   std::deque<Message> messages_;
-  size_t bytes_ = 0;
+  size_t memory_bytes_ = 0;  // Of the windows that are not spooled.
+  uint64_t spooled_bytes_ = 0;
 };
 
 }  // namespace heapledger::collector

@@ -32,6 +32,17 @@ uint64_t number(std::string_view text, uint64_t fallback, uint64_t max) {
   return whole && value <= max ? value : fallback;
 }
 
+// Bytes, with K, M or G as `record` takes them.
+std::optional<uint64_t> size(std::string_view text) {
+  constexpr std::string_view kUnits = "KMG";
+  if (text.empty()) return std::nullopt;
+  const size_t unit = kUnits.find(static_cast<char>(text.back() & ~0x20));
+  const size_t shift = unit == kUnits.npos ? 0 : 10 * (unit + 1);
+  if (shift != 0) text.remove_suffix(1);
+  const uint64_t value = number(text, UINT64_MAX, UINT64_MAX >> shift);
+  return value == UINT64_MAX ? std::nullopt : std::optional(value << shift);
+}
+
 schema::FaultSource fault_source() {
   if (is_set("HEAPLEDGER_NO_FAULTS")) return schema::FaultSource::kNone;
   const std::string_view source = variable("HEAPLEDGER_FAULT_SOURCE");
@@ -74,6 +85,9 @@ Options read_options(int argc, char** argv) {
   options.follow = !is_set("HEAPLEDGER_NO_FOLLOW");
   options.snapshot_interval =
       std::chrono::milliseconds(number(variable("HEAPLEDGER_SNAPSHOT_INTERVAL"), 0, 1 << 30));
+  options.spool_limit = size(variable("HEAPLEDGER_SPOOL_LIMIT"));
+  options.backlog_bytes = size(variable("HEAPLEDGER_BACKLOG")).value_or(options.backlog_bytes);
+  options.dump = variable("HEAPLEDGER_DUMP");
   options.json = options_as_json();
   return options;
 }

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "schema/shared_region.h"
@@ -24,6 +25,9 @@ struct Options {
                                                                   // HEAPLEDGER_NO_FAULTS
   bool follow = true;                                             // not HEAPLEDGER_NO_FOLLOW
   std::chrono::milliseconds snapshot_interval{0};  // HEAPLEDGER_SNAPSHOT_INTERVAL; 0: the schedule.
+  std::optional<uint64_t> spool_limit;             // HEAPLEDGER_SPOOL_LIMIT, bytes
+  size_t backlog_bytes = 32U << 20;  // HEAPLEDGER_BACKLOG, for tests: what is more is spooled.
+  std::string dump;  // HEAPLEDGER_DUMP, for developers: a file that gets the ring stream.
   std::string json;  // All HEAPLEDGER_ options as a JSON object, for meta.
 };
 

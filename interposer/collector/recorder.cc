@@ -187,11 +187,26 @@ void Recorder::on(Finish& finish) {
     flush(process);
     write_row(process);
   }
-  writer_.meta("end_ns", trace_ns(finish.raw_ns));
-  writer_.meta("clock_error_ns", static_cast<int64_t>(clock_.error_ns()));
-  writer_.meta("tick_hz", static_cast<int64_t>(clock_.tick_hz()));
-  writer_.meta("state", "complete");
+  write_last_meta(finish);
   writer_.close();
+}
+
+void Recorder::write_last_meta(const Finish& finish) {
+  const auto number = [this](std::string_view key, uint64_t value) {
+    writer_.meta(key, static_cast<int64_t>(value));
+  };
+  int64_t stall_ns = 0;
+  for (const Process& process : processes_.all()) stall_ns += process.stall_ns;
+  writer_.meta("end_ns", trace_ns(finish.raw_ns));
+  number("clock_error_ns", clock_.error_ns());
+  number("tick_hz", clock_.tick_hz());
+  writer_.meta("stall_ns", stall_ns);
+  number("stalls", stalls_);
+  number("spool_limit_bytes", finish.spool.limit_bytes);
+  number("spool_peak_bytes", finish.spool.peak_bytes);
+  number("spool_total_bytes", finish.spool.total_bytes);
+  if (!finish.spool.why_full.empty()) writer_.meta("spool_note", finish.spool.why_full);
+  writer_.meta("state", "complete");
 }
 
 void Recorder::apply_perf(int64_t until_raw_ns) {

@@ -57,6 +57,10 @@ class Recorder {
   void handle(Message&& message);
   // Called when there was no message for a while.
   void idle();
+  // The messages cannot be had any more: as if the disk were full.
+  void stop(const schema::Error& error) {
+    if (!failed_) fail(error);
+  }
 
   const Counters& counters() const { return counters_; }
   bool failed() const { return failed_; }
@@ -69,6 +73,7 @@ class Recorder {
     uint64_t position = 0;     // Bytes decoded.
     uint64_t events = 0;       // Read so far, of all owners; to compare with the slot's own count.
     uint64_t stall_ticks = 0;  // Already charged to owners.
+    uint64_t stalls = 0;       // Likewise.
     bool ended = false;        // kThreadEnd was read.
     bool broken = false;
   };
@@ -132,6 +137,7 @@ class Recorder {
   void write_tree();
   void write_rows();
   void write_row(Process& process);
+  void write_last_meta(const Finish& finish);
   void flush_full();
   void flush(Process& process);
   void notice_processes();
@@ -155,6 +161,7 @@ class Recorder {
   int64_t now_ns_ = 0;                    // No event of the window can be later.
   int64_t housekept_ns_ = 0;
   uint64_t perf_lost_told_ = 0;  // By records.
+  uint64_t stalls_ = 0;          // How often a thread waited for room.
   Counters counters_;
   std::atomic<bool> failed_{false};
 };

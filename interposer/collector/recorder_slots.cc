@@ -85,6 +85,9 @@ void Recorder::charge_ring(Image& image, uint32_t slot) {
   const uint64_t stalled = fields.stall_ticks.load(std::memory_order_relaxed);
   const uint64_t stall_ticks = stalled > ring.stall_ticks ? stalled - ring.stall_ticks : 0;
   ring.stall_ticks = std::max(ring.stall_ticks, stalled);
+  const uint64_t stalls = fields.stalls.load(std::memory_order_relaxed);
+  if (stalls > ring.stalls && stalls < kSaneTicks) stalls_ += stalls - ring.stalls;
+  ring.stalls = std::max(ring.stalls, stalls);
   if (ring.owner == nullptr) return;
   ring.owner->events_lost += lost;
   counters_.lost += lost;

@@ -96,6 +96,15 @@ void Narration::progress(const nlohmann::json& message) {
   line_shown_ = true;
 }
 
+void Narration::packing(const nlohmann::json& message) {
+  if (quiet_ || !owns_terminal_line()) return;
+  const std::string line = fmt::format("heapledger: {} has ended: {} events packed, {} to go",
+                                       program_, grouped(message.value("events", uint64_t{0})),
+                                       bytes_text(message.value("backlog_bytes", uint64_t{0})));
+  write_all(STDERR_FILENO, "\r" + line + "\x1b[K");
+  line_shown_ = true;
+}
+
 void Narration::clear_line() {
   if (line_shown_) write_all(STDERR_FILENO, "\r\x1b[K");
   line_shown_ = false;

@@ -21,6 +21,7 @@ class Narration {
   Narration& operator=(const Narration&) = delete;
 
   void progress(const nlohmann::json& message);  // The collector's "progress".
+  void packing(const nlohmann::json& message);   // "packing": the program has ended.
   void clear_line();                             // Before anything else writes to the terminal.
   void warn(const std::string& text);            // A line under --quiet too.
   void say(const std::string& text);

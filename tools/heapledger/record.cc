@@ -229,6 +229,7 @@ void Recording::handle_collector() {
   if (!message) return lose_collector();
   const std::string type = message->value("type", "");
   if (type == "progress") narration_.progress(*message);
+  if (type == "packing") narration_.packing(*message);
   if (type == "running") running_ = message;
   if (type == "finished") finished_ = message;
   if (type == "error") {

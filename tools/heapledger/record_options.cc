@@ -43,6 +43,9 @@ const std::vector<RecordOption> kRecordOptions = {
     {"--no-follow", "HEAPLEDGER_NO_FOLLOW", kNone, kCollector, "leave child processes unrecorded"},
     {"--snapshot-interval", "HEAPLEDGER_SNAPSHOT_INTERVAL", kCount, kCollector,
      "milliseconds between looks at the resident pages", kIntervalMsMax},
+    {"--spool-limit", "HEAPLEDGER_SPOOL_LIMIT", kSize, kCollector,
+     "what is not packed yet may take so much disk; then the program waits (default: half of what "
+     "is free)"},
     {"--wait", "HEAPLEDGER_WAIT", kNone, kRecord,
      "return when every recorded process has ended, not only PROGRAM"},
     {"--force", "HEAPLEDGER_FORCE", kNone, kCollector, "overwrite the trace file"},
