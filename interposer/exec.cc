@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Announces that a process is about to become another program, so that a child which never says
-// Hello (static, setuid) still gets its row. The calls go through to libc unchanged.
+// Hello (static, setuid) still gets its row. The calls go through to libc otherwise unchanged.
+//
+// An environment without the session gets it back (child_environment.h).
 //
 // May run in a vfork child, on the parent's memory and a small stack: no allocation, no large
 // locals; the one buffer needed, for a path, is the thread's own. The execl forms gather their
@@ -13,6 +15,7 @@
 #include <cstring>
 
 #include "interposer/base/sys.h"
+#include "interposer/child_environment.h"
 #include "interposer/lifecycle.h"
 #include "interposer/trace/recorder.h"
 
@@ -22,6 +25,7 @@ extern "C" char** environ;
 
 namespace {
 
+using heapledger::ChildEnvironment;
 using heapledger::real;
 namespace trace = heapledger::trace;
 namespace sys = heapledger::base::sys;
@@ -103,12 +107,31 @@ int failed_exec(int result, const void* caller) {
   return result;
 }
 
-int run(const char* path, char* const* argv, char* const* envp, const void* caller) {
+void note_left_out(const ChildEnvironment& environment, const void* caller) {
+  if (!environment.leaves_library_out() || !heapledger::traced()) return;
+  trace::CallScope scope(caller);
+  scope.on_text(heapledger::schema::EventKind::kNote,
+                "a program was started in a root where libheapledger.so is not: not recorded",
+                true);
+}
+
+// Declares `envp`: what the new program gets for `given`, on this function's own stack.
+#define HL_ENVIRONMENT(envp, given, program, caller)                                    \
+  char* const* envp = given;                                                            \
+  const ChildEnvironment envp##_change(given, program);                                 \
+  note_left_out(envp##_change, caller);                                                 \
+  if (envp##_change.bytes() != 0) {                                                     \
+    envp = envp##_change.build(__builtin_alloca_with_align(envp##_change.bytes(), 64)); \
+  }
+
+int run(const char* path, char* const* argv, char* const* given, const void* caller) {
+  HL_ENVIRONMENT(envp, given, path, caller);
   announce(Named::kByPath, path, -1, argv, own_pid(), caller);
   return failed_exec(real().execve(path, argv, envp), caller);
 }
 
-int run_file(const char* file, char* const* argv, char* const* envp, const void* caller) {
+int run_file(const char* file, char* const* argv, char* const* given, const void* caller) {
+  HL_ENVIRONMENT(envp, given, file, caller);
   announce(Named::kByFile, file, -1, argv, own_pid(), caller);
   return failed_exec(real().execvpe(file, argv, envp), caller);
 }
@@ -139,10 +162,20 @@ HL_EXPORT int execvpe(const char* file, char* const argv[], char* const envp[]) 
   return run_file(file, argv, envp, __builtin_return_address(0));
 }
 
-HL_EXPORT int fexecve(int fd, char* const argv[], char* const envp[]) noexcept {
+HL_EXPORT int fexecve(int fd, char* const argv[], char* const given[]) noexcept {
   const void* caller = __builtin_return_address(0);
+  HL_ENVIRONMENT(envp, given, "", caller);
   announce(Named::kByDescriptor, nullptr, fd, argv, own_pid(), caller);
   return failed_exec(real().fexecve(fd, argv, envp), caller);
+}
+
+// A path that is relative to a directory is announced as it was written.
+HL_EXPORT int execveat(int fd, const char* path, char* const argv[], char* const given[],
+                       int flags) noexcept {
+  const void* caller = __builtin_return_address(0);
+  HL_ENVIRONMENT(envp, given, path, caller);
+  announce(path[0] == 0 ? Named::kByDescriptor : Named::kByPath, path, fd, argv, own_pid(), caller);
+  return failed_exec(real().execveat(fd, path, argv, envp, flags), caller);
 }
 
 // argv[0] is `first`; the list ends with a null, after which execle has the environment.
@@ -175,23 +208,25 @@ HL_EXPORT int execle(const char* path, const char* first, ...) noexcept {
 // The child's pid is known only now; its own Hello may have come first.
 HL_EXPORT int posix_spawn(pid_t* pid, const char* path, const posix_spawn_file_actions_t* actions,
                           const posix_spawnattr_t* attributes, char* const argv[],
-                          char* const envp[]) {
+                          char* const given[]) {
+  const void* caller = __builtin_return_address(0);
+  HL_ENVIRONMENT(envp, given, path, caller);
   pid_t child = 0;
   const int result = real().posix_spawn(&child, path, actions, attributes, argv, envp);
   if (result != 0) return result;
   if (pid != nullptr) *pid = child;
-  announce(Named::kByPath, path, -1, argv, static_cast<uint32_t>(child),
-           __builtin_return_address(0));
+  announce(Named::kByPath, path, -1, argv, static_cast<uint32_t>(child), caller);
   return 0;
 }
 HL_EXPORT int posix_spawnp(pid_t* pid, const char* file, const posix_spawn_file_actions_t* actions,
                            const posix_spawnattr_t* attributes, char* const argv[],
-                           char* const envp[]) {
+                           char* const given[]) {
+  const void* caller = __builtin_return_address(0);
+  HL_ENVIRONMENT(envp, given, file, caller);
   pid_t child = 0;
   const int result = real().posix_spawnp(&child, file, actions, attributes, argv, envp);
   if (result != 0) return result;
   if (pid != nullptr) *pid = child;
-  announce(Named::kByFile, file, -1, argv, static_cast<uint32_t>(child),
-           __builtin_return_address(0));
+  announce(Named::kByFile, file, -1, argv, static_cast<uint32_t>(child), caller);
   return 0;
 }

@@ -13,6 +13,7 @@
 #include "interposer/base/env.h"
 #include "interposer/base/fatal.h"
 #include "interposer/calls.h"
+#include "interposer/child_environment.h"
 #include "interposer/collector_start.h"
 #include "interposer/trace/module_map.h"
 #include "interposer/trace/own_calls.h"
@@ -56,6 +57,7 @@ void resolve_all() {
   resolve(g_real.execve, "execve");
   resolve(g_real.execvpe, "execvpe");
   resolve(g_real.fexecve, "fexecve");
+  resolve(g_real.execveat, "execveat");
   resolve(g_real.posix_spawn, "posix_spawn");
   resolve(g_real.posix_spawnp, "posix_spawnp");
   resolve(g_real.dlopen, "dlopen");
@@ -98,6 +100,7 @@ const char* begin_recording() {
   }
   trace::Region region;
   if (const char* why = trace::join_session(name, &region)) return why;
+  if (!option_is_set("HEAPLEDGER_NO_FOLLOW")) remember_session(name);
   reserve_own_heap();
   return trace::start(region, start_settings(), !option_is_set("HEAPLEDGER_NO_FOLLOW"),
                       arm_thread_end);
@@ -189,24 +192,9 @@ void load_unwinder(trace::CallScope& scope) {
 // LD_PRELOAD without this library: other preloads stay.
 void leave_preload() {
   const char* value = getenv("LD_PRELOAD");
-  if (value == nullptr) return;
   char kept[PATH_MAX];
-  size_t used = 0;
-  constexpr char kName[] = "libheapledger.so";
-  while (*value != 0) {
-    const size_t length = strcspn(value, ": ");
-    constexpr size_t kNameBytes = sizeof(kName) - 1;
-    const bool ours =
-        length >= kNameBytes && strncmp(value + length - kNameBytes, kName, kNameBytes) == 0;
-    if (!ours && length != 0 && used + length + 2 < sizeof(kept)) {
-      if (used != 0) kept[used++] = ':';
-      memcpy(kept + used, value, length);
-      used += length;
-    }
-    value += length + (value[length] == 0 ? 0 : 1);
-  }
-  kept[used] = 0;
-  if (used == 0) {
+  if (value == nullptr || strlen(value) >= sizeof(kept)) return;
+  if (without_library(value, kept) == 0) {
     unsetenv("LD_PRELOAD");
   } else {
     setenv("LD_PRELOAD", kept, 1);
@@ -267,6 +255,7 @@ __attribute__((constructor)) void on_load() {
   }
   pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
   // What failed here would fail in each child again, with a line on stderr from each.
+  hide_session();
   if (g_collector_failed) setenv("HEAPLEDGER_RECORD", "off", 1);
   if (g_mode.load(std::memory_order_relaxed) != Mode::kTraced) return;
   {

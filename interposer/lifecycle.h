@@ -57,6 +57,7 @@ struct Real {
   int (*execve)(const char*, char* const*, char* const*);
   int (*execvpe)(const char*, char* const*, char* const*);
   int (*fexecve)(int, char* const*, char* const*);
+  int (*execveat)(int, const char*, char* const*, char* const*, int);  // glibc 2.34.
   int (*posix_spawn)(pid_t*, const char*, const posix_spawn_file_actions_t*,
                      const posix_spawnattr_t*, char* const*, char* const*);
   int (*posix_spawnp)(pid_t*, const char*, const posix_spawn_file_actions_t*,
@@ -72,7 +73,7 @@ struct Real {
   void (*free)(void*);
   size_t (*malloc_usable_size)(void*);
 };
-// Resolved at start; each is there in every libc this runs on.
+// Resolved at start; where no version is named, each is there in every libc this runs on.
 const Real& real() noexcept;
 
 // libstdc++'s function of this mangled name, wherever the program has it; null without one. For
