@@ -84,6 +84,8 @@ struct alignas(64) ProcessSlot {
   uint32_t ppid;         // Of getppid() at that time.
   uint32_t parent_slot;  // Process slot of the fork's parent; UINT32_MAX for slot 0.
   uint64_t start_tick;   // Its first moment: init of the image, or the child's return from fork.
+  uint64_t parent_start_tick;  // Of the process that held parent_slot at the fork: another one may
+                               // hold it by now. 0 for slot 0.
   uint64_t parent_fork_tick;  // Forked: a stamp taken in the parent before the fork, where known,
                               // else start_tick: events of the parent's threads after it are not in
                               // the child's memory.
@@ -158,6 +160,9 @@ static_assert(std::atomic<uint64_t>::is_always_lock_free);
 // SOCK_SEQPACKET, its name in HEAPLEDGER_SESSION), sends Hello, and receives HelloReply with the
 // region's memfd (SCM_RIGHTS) as its only descriptor.
 inline constexpr char kSessionVariable[] = "HEAPLEDGER_SESSION";
+// Abstract names are the network namespace's own; an image in another one finds the socket of the
+// same name in this folder.
+inline constexpr char kSessionFolder[] = "/tmp/";
 
 struct Hello {
   uint64_t magic;  // kRegionMagic

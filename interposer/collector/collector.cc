@@ -183,6 +183,7 @@ void Collector::watch_events() {
   pthread_sigmask(SIG_BLOCK, &set, nullptr);  // Before the threads start: they inherit it.
   signals_ = UniqueFd(signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
   add(socket_.fd(), kSocketEvent);
+  if (socket_.path_fd() >= 0) add(socket_.path_fd(), kSocketEvent);
   add(wake_.get(), kWakeEvent);
   add(signals_.get(), kSignalEvent);
   if (control_.is_open()) add(control_.fd(), kControlEvent);

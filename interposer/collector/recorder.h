@@ -15,6 +15,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -84,6 +85,7 @@ class Recorder {
     SlotPids pids;
     std::vector<std::unique_ptr<Ring>> rings;
     std::vector<Process*> processes;  // By slot.
+    std::unordered_map<uint64_t, Process*> begun;  // All that ever held a slot, by start_tick.
     int64_t empty_since_ns = 0;       // 0: it has live processes.
   };
   struct Closing {
@@ -121,6 +123,8 @@ class Recorder {
   Image* image_of(const Region* region);
   Ring& ring_of(Image& image, uint32_t slot);
   Process* process_of_slot(Image& image, uint32_t slot);
+  Process* parent_of(Image& image, const schema::ProcessSlot& fields);
+  void forget_late(Process& process);
   void look_for_forks();
   void charge_ring(Image& image, uint32_t slot);
   bool release_ring(Image& image, uint32_t slot);
@@ -156,6 +160,7 @@ class Recorder {
   std::vector<Process*> open_;            // Not closed.
   std::vector<Closing> closing_;          // Over; their last bytes are perhaps not decoded yet.
   std::vector<EndedRing> ended_rings_;    // Their thread has said that it ended.
+  std::deque<Process*> closed_;           // Lately: a child of theirs may still appear.
   std::vector<Process*> changing_;        // A module was unloaded in this window.
   size_t processes_seen_ = 0;             // How many of processes_.all() have been put into open_.
   int64_t now_ns_ = 0;                    // No event of the window can be later.

@@ -18,6 +18,7 @@ constexpr uint64_t kSmallestEvent = sizeof(schema::PlainEvent);
 // A forked child claims its slot within microseconds of the fork; this long after the last process
 // of an image has ended, none is coming.
 constexpr int64_t kRetireAfterNs = 500'000'000;
+constexpr size_t kClosedKept = 1024;
 
 }  // namespace
 
@@ -32,6 +33,19 @@ Recorder::Ring& Recorder::ring_of(Image& image, uint32_t slot) {
   return *image.rings[slot];
 }
 
+// Whose fork it is. The parent may have ended, and its slot may be another's by now; or it was not
+// noticed yet.
+Process* Recorder::parent_of(Image& image, const schema::ProcessSlot& fields) {
+  const auto known = image.begun.find(fields.parent_start_tick);
+  if (known != image.begun.end()) return known->second;
+  const uint32_t slot = fields.parent_slot;
+  if (slot >= image.processes.size()) return nullptr;
+  const uint64_t holder_start = image.region->process_slot(slot).start_tick;
+  const bool holds_it = holder_start == fields.parent_start_tick;
+  // A parent is older: damaged slots make no loop.
+  return holds_it && holder_start < fields.start_tick ? process_of_slot(image, slot) : nullptr;
+}
+
 // The process that holds this slot; takes notice of it if it is new. Null: nobody does.
 Process* Recorder::process_of_slot(Image& image, uint32_t slot) {
   if (slot >= image.processes.size()) return nullptr;
@@ -44,8 +58,7 @@ Process* Recorder::process_of_slot(Image& image, uint32_t slot) {
     if (!filled) return nullptr;
     const pid_t pid = image.pids.pid_of_slot(slot);
     if (pid == 0) return nullptr;
-    Process* parent =
-        fields.parent_slot < image.processes.size() ? image.processes[fields.parent_slot] : nullptr;
+    Process* parent = parent_of(image, fields);
     int64_t start_ns = trace_ns(clock_.to_ns(fields.parent_fork_tick));
     // now_ns_ is the time of this round's begin: forks may be later than that.
     const int64_t now_ns = trace_ns(raw_now_ns());
@@ -56,7 +69,10 @@ Process* Recorder::process_of_slot(Image& image, uint32_t slot) {
     image.empty_since_ns = 0;
     notice_processes();
   }
-  if (filled && !process->settings) read_start(*process, fields);
+  if (filled && !process->settings) {
+    read_start(*process, fields);
+    image.begun[fields.start_tick] = process;
+  }
   return process;
 }
 
@@ -206,8 +222,17 @@ void Recorder::close_process(Process& process) {
   process.region.reset();
   flush(process);
   write_row(process);
-  process.space.reset();
-  process.allocator_ranges.clear();
+  forget_late(process);
+}
+
+// A fork that was made at the process' very end inherits its modules and its heap, and may be
+// noticed after it.
+void Recorder::forget_late(Process& process) {
+  closed_.push_back(&process);
+  if (closed_.size() <= kClosedKept) return;
+  closed_.front()->space.reset();
+  closed_.front()->allocator_ranges.clear();
+  closed_.pop_front();
 }
 
 void Recorder::retire_images(int64_t now_raw_ns) {

@@ -5,9 +5,11 @@
 #include <poll.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <cstring>
@@ -23,6 +25,22 @@ sockaddr_un abstract_address(const std::string& name, socklen_t& bytes) {
   std::memcpy(address.sun_path + 1, name.data(), name.size());
   bytes = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
   return address;
+}
+
+sockaddr_un path_address(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::memcpy(address.sun_path, path.c_str(), std::min(path.size() + 1, sizeof address.sun_path));
+  return address;
+}
+
+UniqueFd new_socket() {
+  return UniqueFd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+}
+
+bool listens(const UniqueFd& socket, const sockaddr_un& address, socklen_t bytes) {
+  return socket && bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), bytes) == 0 &&
+         listen(socket.get(), 1024) == 0;
 }
 
 bool send_reply(const Caller& caller, const schema::HelloReply& reply, int fd) {
@@ -51,20 +69,36 @@ SessionSocket::SessionSocket() {
   uint64_t random = 0;
   if (getrandom(&random, sizeof random, 0) != static_cast<ssize_t>(sizeof random)) random = 0;
   name_ = fmt::format("heapledger-{}-{:016x}", getpid(), random);
-  listener_ = UniqueFd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  listener_ = new_socket();
   socklen_t bytes = 0;
   const sockaddr_un address = abstract_address(name_, bytes);
-  if (!listener_ ||
-      bind(listener_.get(), reinterpret_cast<const sockaddr*>(&address), bytes) != 0 ||
-      listen(listener_.get(), 1024) != 0) {
+  if (!listens(listener_, address, bytes)) {
     throw schema::Error("cannot open the session's socket", std::strerror(errno));
+  }
+  path_ = schema::kSessionFolder + name_;
+  path_listener_ = new_socket();
+  if (listens(path_listener_, path_address(path_), sizeof(sockaddr_un))) {
+    chmod(path_.c_str(), 0666);  // Who may call is decided by the caller's user.
+  } else {
+    path_listener_ = UniqueFd();
   }
 }
 
+SessionSocket::~SessionSocket() {
+  if (path_listener_) unlink(path_.c_str());
+}
+
 std::optional<Caller> SessionSocket::next_caller(std::chrono::milliseconds patience) {
+  if (auto caller = next_caller_at(listener_, patience)) return caller;
+  if (!path_listener_) return std::nullopt;
+  return next_caller_at(path_listener_, patience);
+}
+
+std::optional<Caller> SessionSocket::next_caller_at(const UniqueFd& listener,
+                                                    std::chrono::milliseconds patience) {
   for (;;) {
     Caller caller;
-    caller.connection = UniqueFd(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    caller.connection = UniqueFd(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
     if (!caller.connection) return std::nullopt;
     const int fd = caller.connection.get();
     ucred peer{};

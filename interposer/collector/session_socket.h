@@ -31,8 +31,13 @@ struct Caller {
 class SessionSocket {
  public:
   SessionSocket();  // Throws schema::Error.
+  ~SessionSocket();
+  SessionSocket(const SessionSocket&) = delete;
+  SessionSocket& operator=(const SessionSocket&) = delete;
 
+  // Readable when a caller waits. The second is -1 where there is no socket with a path.
   int fd() const { return listener_.get(); }
+  int path_fd() const { return path_listener_.get(); }
   const std::string& name() const { return name_; }  // Without the leading zero byte.
 
   // The next caller that said a whole Hello; nothing when there is none. A caller that connects
@@ -40,7 +45,13 @@ class SessionSocket {
   std::optional<Caller> next_caller(std::chrono::milliseconds patience);
 
  private:
+  std::optional<Caller> next_caller_at(const UniqueFd& listener,
+                                       std::chrono::milliseconds patience);
+
   UniqueFd listener_;
+  // For images in another network namespace, which has abstract names of its own.
+  UniqueFd path_listener_;
+  std::string path_;
   std::string name_;
 };
 

@@ -15,15 +15,16 @@ SlotPids::SlotPids(const Region& region, pid_t pid, uint32_t own_pid)
 
 const SlotPids::Known& SlotPids::look(uint32_t slot, int depth) {
   const schema::ProcessSlot& fields = region_->process_slot(slot);
-  const auto found = known_.find(slot);
-  const bool same = found != known_.end() && found->second.start_tick == fields.start_tick;
-  if (same && found->second.pid > 0) return found->second;
-  Known news{fields.start_tick, 0, own_pid_ != static_cast<uint32_t>(pid_)};
+  const auto found = known_.find(fields.start_tick);
+  if (found != known_.end() && found->second.pid > 0) return found->second;
+  Known news{0, own_pid_ != static_cast<uint32_t>(pid_)};
   const uint32_t parent_slot = fields.parent_slot;
   const bool has_parent =
       parent_slot < region_->layout().process_slots && parent_slot != slot && depth < kForksMax;
   if (has_parent) {
-    const Known parent = look(parent_slot, depth + 1);
+    // The parent may have ended, and its slot be another's.
+    const auto past = known_.find(fields.parent_start_tick);
+    const Known parent = past != known_.end() ? past->second : look(parent_slot, depth + 1);
     const bool leaves = fields.ppid == 0;
     news.elsewhere = parent.elsewhere || leaves;
     if (leaves) {
@@ -43,7 +44,7 @@ const SlotPids::Known& SlotPids::look(uint32_t slot, int depth) {
   } else if (news.pid <= 0) {
     news.pid = -static_cast<pid_t>(fields.pid & INT32_MAX);
   }
-  return known_[slot] = news;
+  return known_[fields.start_tick] = news;
 }
 
 pid_t SlotPids::pid_of_slot(uint32_t slot) { return look(slot).pid; }

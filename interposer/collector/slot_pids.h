@@ -32,7 +32,6 @@ class SlotPids {
 
  private:
   struct Known {
-    uint64_t start_tick = 0;
     pid_t pid = 0;
     bool elsewhere = false;  // In another pid namespace than ours.
   };
@@ -42,7 +41,7 @@ class SlotPids {
   pid_t pid_;
   uint32_t own_pid_;
   uint64_t began_;  // The image's first process, in the kernel's clock ticks; 0: unknown.
-  std::unordered_map<uint32_t, Known> known_;
+  std::unordered_map<uint64_t, Known> known_;  // By the process' start_tick: slots are reused.
 };
 
 }  // namespace heapledger::collector

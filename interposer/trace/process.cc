@@ -25,6 +25,7 @@ constexpr uint64_t kExitSnapshotNs = 1'000'000'000;
 
 // Survive fork: what a child must know of its parent.
 constinit uint32_t g_last_process_index = UINT32_MAX;
+constinit uint64_t g_last_process_start = 0;
 constinit uint64_t g_fork_tick = 0;
 constinit bool g_fork_handled = false;  // The handlers ran for this fork.
 
@@ -55,6 +56,7 @@ void fill_slot(ProcessSlot& slot, uint64_t start_tick) {
   slot.ppid = static_cast<uint32_t>(sys::getppid());
   slot.parent_slot = g_last_process_index;
   slot.start_tick = start_tick;
+  slot.parent_start_tick = g_last_process_start;
   slot.parent_fork_tick = g_fork_handled ? g_fork_tick : start_tick;
   slot.mmap_threshold = settings.mmap_threshold;
   slot.trim_threshold = settings.trim_threshold;
@@ -86,6 +88,7 @@ bool adopt_slot(ProcessPage* page, uint64_t start_tick) {
   slot.state.store(ProcessState::kLive,
                    std::memory_order_release);  // Pairs with the collector's acquire load.
   g_last_process_index = index;
+  g_last_process_start = start_tick;
   page->index = index;
   page->pid = slot.pid;
   page->shared = {g_recorder.region.control, &g_stopped, &slot, Patience{}};

@@ -47,7 +47,16 @@ const char* connect_to(const char* name, int* result) {
               sizeof(kAnswerLimit));
   }
   *result = static_cast<int>(fd);
-  const long connected = sys::connect(*result, reinterpret_cast<sockaddr*>(&address), size);
+  long connected = sys::connect(*result, reinterpret_cast<sockaddr*>(&address), size);
+  constexpr size_t kFolderBytes = sizeof(schema::kSessionFolder) - 1;
+  if (sys::failed(connected) && kFolderBytes + length < sizeof(address.sun_path)) {
+    // In a network namespace of its own, perhaps.
+    memcpy(address.sun_path, schema::kSessionFolder, kFolderBytes);
+    memcpy(address.sun_path + kFolderBytes, name, length + 1);
+    const long by_path =
+        sys::connect(*result, reinterpret_cast<sockaddr*>(&address), sizeof(address));
+    if (!sys::failed(by_path)) connected = 0;
+  }
   if (sys::failed(connected)) {
     sys::close(*result);
     return connected == -ECONNREFUSED ? kRecordingEnded : "the collector does not answer";
