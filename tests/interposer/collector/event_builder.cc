@@ -15,11 +15,15 @@ void RingWriter::ring_doorbell() { futex_wake(control().doorbell); }
 void claim_process(std::byte* base, uint32_t slot, uint32_t pid, uint32_t parent_slot,
                    uint64_t tick) {
   auto& control = *reinterpret_cast<schema::ControlPage*>(base);
-  auto& process = reinterpret_cast<schema::ProcessSlot*>(base + control.process_offset)[slot];
+  auto* processes = reinterpret_cast<schema::ProcessSlot*>(base + control.process_offset);
+  schema::ProcessSlot& process = processes[slot];
   process.pid = pid;
   process.ppid = 1;
   process.parent_slot = parent_slot;
   process.start_tick = tick;
+  if (parent_slot < control.process_slots) {
+    process.parent_start_tick = processes[parent_slot].start_tick;
+  }
   process.parent_fork_tick = tick;
   process.mmap_threshold = 131072;
   process.state.store(schema::ProcessState::kLive, std::memory_order_release);
