@@ -2,6 +2,7 @@
 """What tools/bench/overhead runs programs under: each recorder prepares, gives a command prefix and an environment, and afterwards says
 what it stored and lost."""
 
+import ctypes
 import glob
 import os
 import re
@@ -188,5 +189,22 @@ class Lttng(Native):
         return Stored(lost=lost, size=size)
 
 
+class Unwind(Native):
+    """No recorder: libunwind's capture of each allocation's stack, thrown away (overhead_unwind.cc)."""
+
+    label = "libunwind alone"
+
+    def missing(self):
+        try:
+            ctypes.CDLL("libunwind.so.8")
+        except OSError:
+            return "libunwind8"
+        return None
+
+    def preload(self):
+        return [os.path.join(self.binaries, "bench", "liboverhead_unwind.so")]
+
+
 VARIANTS = {"native": Native, "off": Off, "on": Heapledger, "free-stacks": FreeStacks, "no-stacks": NoStacks, "no-faults": NoFaults,
-            "heaptrack": Heaptrack, "heaptrack-raw": HeaptrackRaw, "lttng": Lttng}
+            "heaptrack": Heaptrack, "heaptrack-raw": HeaptrackRaw, "lttng": Lttng,
+            "libunwind": Unwind}
