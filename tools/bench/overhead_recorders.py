@@ -126,7 +126,8 @@ class Lttng(Native):
 
     label = "LTTng-UST, no stacks"
     library = "liblttng-ust-libc-wrapper.so.1"
-    daemon = None  # Started by us, or one was there.
+    daemon = None  # Ours; None where one was there.
+    session_open = False
 
     def missing(self):
         if not shutil.which("lttng") or not shutil.which("lttng-sessiond"):
@@ -158,12 +159,16 @@ class Lttng(Native):
 
     @classmethod
     def stop_daemon(cls):
+        """At the end, also after a failure: nothing of ours stays behind."""
+        if cls.session_open:
+            subprocess.run(["lttng", "destroy", cls.session()], capture_output=True, check=False)
         if cls.daemon is not None:
             cls.daemon.terminate()
             cls.daemon.wait()
             cls.daemon = None
 
-    def session(self):
+    @staticmethod
+    def session():
         return f"heapledger-bench-{os.getpid()}"
 
     def out(self):
@@ -173,6 +178,7 @@ class Lttng(Native):
         self.start_daemon()
         at = ["--userspace", "--session", self.session()]
         self.lttng("create", self.session(), f"--output={self.out()}")
+        Lttng.session_open = True
         self.lttng("enable-channel", *at, "--subbuf-size=1M", "--num-subbuf=8", "--blocking-timeout=inf", "calls")
         self.lttng("enable-event", *at, "--channel", "calls", "lttng_ust_libc:*")
         self.lttng("add-context", *at, "--channel", "calls", "-t", "vtid", "-t", "ip")
@@ -184,6 +190,7 @@ class Lttng(Native):
     def stored(self):
         lost = sum(int(number) for number in re.findall(r"Discarded events: *(\d+)", self.lttng("list", self.session())))
         self.lttng("destroy", self.session())
+        Lttng.session_open = False
         size = sum(os.path.getsize(os.path.join(path, name)) for path, _, names in os.walk(self.out()) for name in names)
         shutil.rmtree(self.out())
         return Stored(lost=lost, size=size)
