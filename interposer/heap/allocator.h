@@ -275,6 +275,7 @@ class Allocator {
   bool cache_has_room(const ThreadState& thread, size_t chunk_bytes) const;
   bool cache_push(ThreadState& thread, Chunk* chunk, size_t chunk_bytes);
   Chunk* cache_pop(ThreadState& thread, size_t chunk_bytes);
+  static Chunk* taken_from_cache(FreeEntry* entry);
 
   // allocator_large_cache.h
   bool is_cacheable_at_all(size_t policy) const {
@@ -435,6 +436,7 @@ class Allocator {
 
   // allocator_admin.h
   class AdminScope;
+  bool apply_option(int parameter, int value);
   template <class Visit>
   void for_each_arena(const Visit& visit);
   static SizeClass sum_bin(ArenaType& arena, size_t index);

@@ -136,6 +136,19 @@ bool Allocator<L, Os>::trim(size_t pad) {
 
 template <class L, OperatingSystem Os>
 bool Allocator<L, Os>::set_option(int parameter, int value) {
+  ensure_initialised();
+  const AdminScope scope(*this, main_);
+  if (!is_interrupted(main_)) consolidate(main_);
+  const bool accepted = apply_option(parameter, value);
+  // Even of one that is unknown or refused: the fastbins are merged.
+  os_.on_policy(PolicyKind::kSettingChanged, static_cast<uint64_t>(int64_t{parameter}),
+                static_cast<uint64_t>(int64_t{value}));
+  return accepted;
+}
+
+// Lock of the main arena held.
+template <class L, OperatingSystem Os>
+bool Allocator<L, Os>::apply_option(int parameter, int value) {
   // mallopt's numbers; unknown ones succeed without effect.
   enum : int {
     kMxfast = 1,
@@ -147,9 +160,6 @@ bool Allocator<L, Os>::set_option(int parameter, int value) {
     kArenaTest = -7,
     kArenaMax = -8
   };
-  ensure_initialised();
-  const AdminScope scope(*this, main_);
-  if (!is_interrupted(main_)) consolidate(main_);
   // Values are ints that glibc widens with their sign: -1 is the largest size.
   const auto wide = static_cast<size_t>(static_cast<ptrdiff_t>(value));
   switch (parameter) {
@@ -187,9 +197,8 @@ bool Allocator<L, Os>::set_option(int parameter, int value) {
       if (value > 0) settings_.arena_max = wide;
       break;
     default:
-      return true;
+      break;
   }
-  os_.on_policy(PolicyKind::kSettingChanged, static_cast<uint64_t>(int64_t{parameter}), wide);
   return true;
 }
 

@@ -145,14 +145,17 @@ Chunk* Allocator<L, Os>::cache_pop(ThreadState& thread, size_t chunk_bytes) {
   base::compiler_barrier();
   FreeEntry* entry = cache->entries[index];
   if (entry != nullptr) {
-    if (!base::is_aligned(base::address_of(entry), kAlignment)) {
-      base::fatal("malloc(): unaligned tcache chunk detected");
-    }
-    cache->entries[index] = entry->next();
+    take_entry(&cache->entries[index], nullptr);
     --cache->counts[index];
   }
   base::compiler_barrier();
   thread.cache = cache;
+  return taken_from_cache(entry);
+}
+
+// The chunk of an entry that is in no list any more; null remains null.
+template <class L, OperatingSystem Os>
+Chunk* Allocator<L, Os>::taken_from_cache(FreeEntry* entry) {
   if (entry == nullptr) return nullptr;
   Chunk* chunk = View::of_block(entry);
   View::set_mark(chunk, 0);

@@ -60,10 +60,7 @@ Chunk* Allocator<L, Os>::cache_find(ThreadState& thread, const Request& request,
   }
   base::compiler_barrier();
   thread.cache = cache;
-  if (entry == nullptr) return nullptr;
-  Chunk* chunk = View::of_block(entry);
-  View::set_mark(chunk, 0);
-  return chunk;
+  return taken_from_cache(entry);
 }
 
 // False: too large, or the bin is full.

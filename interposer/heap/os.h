@@ -80,7 +80,8 @@ enum class PolicyKind : uint8_t {
   kArenaCreated = 6,     // Numbers of arenas (not bytes).
   kHeapCreated = 7,      // Old: 0 or the heap's address before; new: the heap's address.
   kHeapDestroyed = 8,    // Old: the heap's address; new: the one that remains.
-  kSettingChanged = 9,   // mallopt; old: the parameter's number, new: its value (not bytes).
+  kSettingChanged = 9,   // mallopt, also where it only merged the fastbins; old: the parameter's
+                         // number, new: its value (not bytes).
   kSettingAtStart = 10,  // Other than the default; see start_settings.h.
   kTrimCalled = 11,      // malloc_trim; old: its argument.
 };

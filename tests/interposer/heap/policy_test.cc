@@ -420,7 +420,10 @@ TEST_F(Policy, MalloptFollowsGlibcsRules) {
   EXPECT_TRUE(heap().set_option(1, 0));
   EXPECT_EQ(heap().settings().fast_chunk_max, 0U);
   EXPECT_TRUE(heap().settings().threshold_is_dynamic);
+  // An unknown parameter merges the fastbins all the same: a model must know of it.
   EXPECT_TRUE(heap().set_option(-9, 5));
+  EXPECT_EQ(space_.policy.back().kind, PolicyKind::kSettingChanged);
+  EXPECT_EQ(static_cast<int64_t>(space_.policy.back().old_value), -9);
   EXPECT_TRUE(heap().set_option(-8, -1));
   EXPECT_EQ(heap().settings().arena_max, 0U);
   EXPECT_TRUE(heap().set_option(-1, -1));
