@@ -69,8 +69,11 @@ void print_address_space(Line& line, size_t total, size_t committed) {
 }
 
 void print_totals(Line& line, FILE* file, const ArenaReport& sum) {
-  line << "<total type=\"fast\" count=\"" << sum.fast_count << "\" size=\"" << sum.fast_bytes
-       << "\"/>\n<total type=\"rest\" count=\"" << sum.rest_count << "\" size=\"" << sum.rest_bytes
+  if (g_heap.rules().has_fastbins) {
+    line << "<total type=\"fast\" count=\"" << sum.fast_count << "\" size=\"" << sum.fast_bytes
+         << "\"/>\n";
+  }
+  line << "<total type=\"rest\" count=\"" << sum.rest_count << "\" size=\"" << sum.rest_bytes
        << "\"/>\n";
   line.print(file);
 }
