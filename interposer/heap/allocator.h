@@ -100,6 +100,7 @@ class Allocator {
   using Os = OsT;
   using ThreadState = Thread<Layout>;
   using ArenaType = Arena<Layout>;
+  using FastArenaType = FastArena<Layout>;
   using HeapType = Heap<Layout>;
 
   constexpr Allocator() = default;
@@ -292,6 +293,8 @@ class Allocator {
 
   // allocator_take.h: a request against one arena, lock held.
   void* allocate_uncached(ThreadState& thread, const Request& request);
+  [[gnu::noinline]] void refuse_size(ThreadState& thread, size_t size);
+  void look_for_arenas(ThreadState& thread, size_t size, size_t first_bytes);
   template <class Serve>
   Chunk* serve(ThreadState& thread, const Request& request, size_t first_bytes,
                const Serve& serve_from);
@@ -337,8 +340,10 @@ class Allocator {
   size_t arena_limit(size_t count);
 
   // allocator_heaps.h: memory of secondary arenas.
+  void configure_heaps();
   HeapType* reserve_heap(size_t bytes);
-  uintptr_t reserve_aligned();
+  HeapType* reserve_heap_in(size_t bytes, size_t page_bytes, int flags);
+  uintptr_t reserve_aligned(int flags);
   void destroy_heap(HeapType* heap);
   bool grow_heap(HeapType* heap, size_t bytes);
   bool grow_arena(ThreadState& thread, ArenaType& arena, size_t chunk_bytes);
@@ -348,9 +353,18 @@ class Allocator {
   bool releases_by_remap();
   bool shrink_heap(HeapType* heap, size_t bytes);
   // By the mask of the address: only for chunks that are known to lie in a heap.
-  static HeapType* heap_of(const void* pointer) {
+  HeapType* heap_of(const void* pointer) const {
     return static_cast<HeapType*>(
-        base::pointer_to(base::align_down(base::address_of(pointer), kHeapBytesMax)));
+        base::pointer_to(base::align_down(base::address_of(pointer), heap_bytes_)));
+  }
+  // Behind its header and, in the first of an arena, behind that.
+  Chunk* first_chunk(const HeapType* heap) const {
+    const size_t at = heap->previous == nullptr ? first_chunk_at_ : rules_.heap_header_bytes;
+    return reinterpret_cast<Chunk*>(heap->begin() + at);
+  }
+  // What its accessible part grows and shrinks by.
+  size_t page_bytes(const HeapType* heap) const {
+    return heap->is_from_pool() ? huge_bytes_ : heap_page_bytes_;
   }
 
   // allocator_system.h: memory from and to the system, main arena and mapped blocks.
@@ -360,6 +374,7 @@ class Allocator {
   Chunk* map_block_in(const Request& request, size_t page_bytes);
   uintptr_t map_pages(size_t length, size_t page_bytes, Cause cause);
   void configure_huge_pages();
+  static int huge_flags(size_t page_bytes);
   void advise_huge(uintptr_t begin, size_t bytes);
   bool grow_top(ThreadState& thread, ArenaType& arena, size_t chunk_bytes);
   void adopt_memory(ThreadState& thread, ArenaType& arena, uintptr_t begin, size_t bytes,
@@ -460,6 +475,8 @@ class Allocator {
   ArenaType& arena_of_chunk(const Chunk* chunk) {
     return (View::head(chunk) & kNonMain) == 0 ? main_ : *heap_of(chunk)->arena;
   }
+  // Only where the version has fastbins.
+  static FastArenaType& with_fast(ArenaType& arena) { return static_cast<FastArenaType&>(arena); }
   // Of any address in an arena: free chunks do not say it.
   ArenaType& arena_at(const void* address) {
     const bool in_heap = page_map_.lookup(base::address_of(address)) == PageState::kHeap;
@@ -495,10 +512,11 @@ class Allocator {
   uintptr_t main_begin_ =
       0;  // The break area the main arena spans, foreign gaps included; written under its lock.
   uintptr_t main_end_ = 0;
-  size_t cache_policy_max_ = 0;   // Largest nb that is cached; 0 before the first call.
-  size_t cache_count_ = 0;        // Blocks per cache bin.
-  size_t cache_large_max_ = 0;    // Largest nb in the large cache bins; 0: they are not used.
-  size_t fast_unlocked_max_ = 0;  // Largest nb that release_unlocked() takes; relaxed.
+  size_t cache_policy_max_ = 0;     // Largest nb that is cached; 0 before the first call.
+  size_t cache_count_ = 0;          // Blocks per cache bin.
+  size_t cache_large_max_ = 0;      // Largest nb in the large cache bins; 0: they are not used.
+  size_t fast_unlocked_max_ = 0;    // Largest nb that release_unlocked() takes; relaxed.
+  size_t heap_bytes_ = kHeapBytes;  // Reserved for a heap; a power of two.
   uint64_t initialised_ = 0;
   uint32_t admin_depth_ = 0;  // Administrative functions that hold an arena's lock; atomic.
 
@@ -511,6 +529,10 @@ class Allocator {
   size_t thp_bytes_ = 0;       // The break moves in steps of this.
   bool thp_advises_ = false;   // New memory of that size is advised to be huge.
   bool break_is_off_ = false;  // The break is never moved: a mapping may have huge pages.
+  // allocator_heaps.h; likewise.
+  size_t heap_bytes_min_ = kHeapBytesMin;
+  size_t heap_page_bytes_ = base::kPageBytes;  // Unless the heap is from the pool.
+  size_t first_chunk_at_ = 0;                  // In an arena's first heap.
   uintptr_t break_ = 0;
   size_t mapped_count_ = 0;  // Live mapped blocks; these four are relaxed atomics, as statistics.
   size_t mapped_bytes_ = 0;
@@ -520,7 +542,7 @@ class Allocator {
   base::Lock arenas_lock_;       // Around the making of an arena, and fork.
   base::Lock free_arenas_lock_;  // Innermost: which thread has which arena.
   [[no_unique_address]] Os os_{};
-  ArenaType main_;
+  FastArenaType main_;
   ArenaType* free_arenas_ = nullptr;    // Without threads, the latest first; by free_arenas_lock_.
   ArenaType* next_to_share_ = nullptr;  // Where reuse_arena() goes on; relaxed, any value will do.
   size_t arena_count_ = 0;              // By arenas_lock_.
@@ -629,7 +651,7 @@ template <class Layout, OperatingSystem Os>
   ArenaType& arena = arena_of_chunk(chunk);
   if (next_bytes - kFenceBytes >= room - bytes) [[unlikely]]
     return false;
-  if (arena.first_fast(BinsOf::fast_index(bytes)) == chunk) [[unlikely]]
+  if (with_fast(arena).first_fast(BinsOf::fast_index(bytes)) == chunk) [[unlikely]]
     return false;
   if (!is_single_threaded()) {
     push_fast(arena, chunk, bytes);
@@ -646,7 +668,7 @@ template <class Layout, OperatingSystem Os>
 template <class Layout, OperatingSystem Os>
 [[gnu::always_inline]] inline void Allocator<Layout, Os>::push_fast(ArenaType& arena, Chunk* chunk,
                                                                     size_t bytes) {
-  Chunk** bin = &arena.fast[BinsOf::fast_index(bytes)];
+  Chunk** bin = &with_fast(arena).fast[BinsOf::fast_index(bytes)];
   auto* entry = static_cast<FreeEntry*>(View::block(chunk));
   const auto link_to = [&](const Chunk* first) {
     entry->set_next(first == nullptr ? nullptr : static_cast<FreeEntry*>(View::block(first)));

@@ -232,7 +232,7 @@ template <class L, OperatingSystem Os>
 SizeClass Allocator<L, Os>::sum_fast(ArenaType& arena, size_t index) {
   SizeClass sum;
   const size_t bytes = (index + 2) * kAlignment;
-  for (Chunk* chunk = arena.first_fast(index); chunk != nullptr;) {
+  for (Chunk* chunk = with_fast(arena).first_fast(index); chunk != nullptr;) {
     sum.from = sum.to = bytes;
     sum.bytes += bytes;
     ++sum.count;
@@ -258,7 +258,7 @@ bool Allocator<L, Os>::report_arena(size_t index, ArenaReport* report) {
     for (HeapType* heap = heap_of(arena->top); heap != nullptr; heap = heap->previous) {
       ++report->heap_count;
       report->heap_bytes += heap->bytes;
-      report->heap_committed_bytes += heap->committed;
+      report->heap_committed_bytes += heap->committed_bytes();
     }
   }
   if (!is_interrupted(*arena)) report_lists(*arena, report);
@@ -267,8 +267,8 @@ bool Allocator<L, Os>::report_arena(size_t index, ArenaReport* report) {
 
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::report_lists(ArenaType& arena, ArenaReport* report) {
-  static_assert(ArenaType::kFastBins <= ArenaReport::kFastMax);
-  for (size_t i = 0; i < ArenaType::kFastBins; ++i) {
+  static_assert(FastArenaType::kFastBins <= ArenaReport::kFastMax);
+  for (size_t i = 0; rules_.has_fastbins && i < FastArenaType::kFastBins; ++i) {
     report->fast[i] = sum_fast(arena, i);
     report->fast_bytes += report->fast[i].bytes;
     report->fast_count += report->fast[i].count;

@@ -144,17 +144,19 @@ Arena<L>* Allocator<L, Os>::reuse_arena(const ArenaType* avoid) {
 // arenas_lock_ held. The Arena is the first thing in its first heap.
 template <class L, OperatingSystem Os>
 Arena<L>* Allocator<L, Os>::create_arena(size_t size) {
-  constexpr size_t kOverhead = kHeapHeaderBytes + kArenaBytes + kAlignment;
-  HeapType* heap = size <= kHeapBytesMax ? reserve_heap(size + kOverhead) : nullptr;
+  const size_t overhead = size_t{rules_.heap_header_bytes} + rules_.arena_bytes + kAlignment;
+  // The sum wraps in glibc, too, for the sizes that only fail with an arena at hand.
+  HeapType* heap = reserve_heap(size + overhead);
   // The request is too large for any heap, and will be mapped: the arena need not hold it.
-  if (heap == nullptr) heap = reserve_heap(kOverhead);
+  if (heap == nullptr) heap = reserve_heap(overhead);
   if (heap == nullptr) return nullptr;
-  auto* arena = new (base::pointer_to(heap->begin() + HeapType::kArenaAt)) ArenaType;
+  void* behind = base::pointer_to(heap->begin() + rules_.heap_header_bytes);
+  ArenaType* arena = rules_.has_fastbins ? new (behind) FastArenaType : new (behind) ArenaType;
   heap->arena = arena;
   arena->chunk_flag = kNonMain;
   arena->init_bins();
   arena->system_bytes = arena->system_bytes_max = heap->bytes;
-  arena->top = heap->first_chunk();
+  arena->top = first_chunk(heap);
   View::set_head(arena->top, (heap->end() - base::address_of(arena->top)) | kPrevInUse);
   arena->next = main_.next;
   ++arena_count_;

@@ -34,6 +34,7 @@ void Allocator<L, Os>::initialise() {
   cache_count_ = settings_.cache_count;
   note_fast_limit();
   if (settings_.hugetlb != 0) configure_huge_pages();
+  configure_heaps();
   main_.init_bins();
   main_.next = &main_;
   main_.contiguous = true;
@@ -98,9 +99,8 @@ void Allocator<L, Os>::create_cache(ThreadState& thread) {
   // Not another one by what this finds in the bins.
   thread.ended = only_once;
   // At first, unlike all other requests, this one tried a second arena even without other threads.
-  Chunk* chunk = rules_.cache_birth == CacheBirth::kAnyCall
-                     ? serve_from_one(thread, own, request, false, take_from)
-                     : serve(thread, request, request.user, take_from);
+  const bool only_main = rules_.cache_birth != CacheBirth::kAnyCall && is_single_threaded();
+  Chunk* chunk = serve_from_one(thread, only_main ? &main_ : own, request, only_main, take_from);
   if (chunk == nullptr) return;  // The next call tries again, unless this was the only try.
   thread.ended = false;
   if (!adopt_cache(thread, chunk)) release_slow(thread, chunk);

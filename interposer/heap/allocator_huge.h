@@ -31,7 +31,7 @@ void Allocator<L, Os>::configure_huge_pages() {
     return;
   }
   huge_bytes_ = pages.bytes;
-  if (huge_bytes_ == 0 || (rules_.hugetlb_keeps_heaps && huge_bytes_ > kHeapBytesMax)) return;
+  if (huge_bytes_ == 0 || (rules_.hugetlb_keeps_heaps && huge_bytes_ > kHeapBytes)) return;
   break_is_off_ = true;
   if (rules_.hugetlb_sets_threshold && !settings_.threshold_is_tunable) {
     settings_.mmap_threshold = huge_bytes_;
@@ -49,13 +49,19 @@ void Allocator<L, Os>::advise_huge(uintptr_t begin, size_t bytes) {
   os_.madvise(base::pointer_to(from), begin + bytes - from, MADV_HUGEPAGE, Cause::kAdviseHuge);
 }
 
+// mmap's flags for pages of the pool.
+template <class L, OperatingSystem Os>
+int Allocator<L, Os>::huge_flags(size_t page_bytes) {
+  constexpr int kSizeShift = 26;  // MAP_HUGE_SHIFT.
+  return MAP_HUGETLB | std::countr_zero(page_bytes) << kSizeShift;
+}
+
 // New memory in pages of that size; 0: refused.
 template <class L, OperatingSystem Os>
 uintptr_t Allocator<L, Os>::map_pages(size_t length, size_t page_bytes, Cause cause) {
-  constexpr int kSizeShift = 26;  // MAP_HUGE_SHIFT.
   int flags = MAP_PRIVATE | MAP_ANONYMOUS;
   const bool is_huge = page_bytes != base::kPageBytes;
-  if (is_huge) flags |= MAP_HUGETLB | std::countr_zero(page_bytes) << kSizeShift;
+  if (is_huge) flags |= huge_flags(page_bytes);
   void* memory = os_.mmap(nullptr, length, PROT_READ | PROT_WRITE, flags, cause);
   if (memory == nullptr) return 0;
   if (!is_huge) advise_huge(base::address_of(memory), length);

@@ -111,10 +111,10 @@ void Allocator<L, Os>::fatal_end(const Chunk* chunk, Use use) {
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::fatal_double_free(const Chunk* chunk, Use use) {
   if (use == Use::kRealloc) base::fatal("realloc(): invalid pointer");
-  const ArenaType& arena = arena_at(chunk);
+  ArenaType& arena = arena_at(chunk);
   const size_t policy = View::policy_size(chunk);
   if (policy >= kMinChunk && policy <= settings_.fast_chunk_max &&
-      arena.first_fast(BinsOf::fast_index(View::size(chunk))) == chunk) {
+      with_fast(arena).first_fast(BinsOf::fast_index(View::size(chunk))) == chunk) {
     base::fatal("double free or corruption (fasttop)");
   }
   if (is_cacheable(policy)) base::fatal("free(): double free detected in tcache 2");
@@ -257,7 +257,7 @@ void Allocator<L, Os>::free_fast(ArenaType& arena, Chunk* chunk, size_t bytes) {
   if (settings_.perturb != 0) {
     fill_data(os_, View::block(chunk), settings_.perturb, bytes - View::kHeaderBytes);
   }
-  const Chunk* first = arena.first_fast(BinsOf::fast_index(bytes));
+  const Chunk* first = with_fast(arena).first_fast(BinsOf::fast_index(bytes));
   if (first == chunk) base::fatal("double free or corruption (fasttop)");
   if (first != nullptr && View::size(first) != bytes) base::fatal("invalid fastbin entry (free)");
   push_fast(arena, chunk, bytes);
@@ -392,11 +392,12 @@ void Allocator<L, Os>::unlink(Chunk* chunk) {
 // Merges all fast chunks with their neighbours, smallest sizes first.
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::consolidate(ArenaType& arena) {
+  if (!rules_.has_fastbins) return;
   arena.set_may_have_fast(false);
-  for (size_t index = 0; index < ArenaType::kFastBins; ++index) {
-    if (arena.first_fast(index) == nullptr) continue;
+  for (size_t index = 0; index < FastArenaType::kFastBins; ++index) {
+    if (with_fast(arena).first_fast(index) == nullptr) continue;
     // Acquire, as in first_fast(): others may have pushed meanwhile.
-    Chunk* chunk = __atomic_exchange_n(&arena.fast[index], nullptr, __ATOMIC_ACQUIRE);
+    Chunk* chunk = __atomic_exchange_n(&with_fast(arena).fast[index], nullptr, __ATOMIC_ACQUIRE);
     while (chunk != nullptr) {
       if (!base::is_aligned(base::address_of(chunk), kAlignment)) {
         base::fatal("malloc_consolidate(): unaligned fastbin chunk detected");

@@ -189,11 +189,13 @@ void* Allocator<L, Os>::allocate_aligned(ThreadState& thread, size_t alignment, 
   // a block in the wrong place.
   const Request wanted = Request::of<L>(size);
   const size_t sum = wanted.policy + alignment + kMinChunk;
+  ensure_initialised();
   if (size > kRequestMax || sum < alignment || sum > kRequestMax) {
     errno = ENOMEM;
+    const bool is_early = size > kRequestMax && rules_.aligned_checks_size;
+    if (!is_early) look_for_arenas(thread, size, size + alignment + kMinChunk);
     return nullptr;
   }
-  ensure_initialised();
   if (rules_.cache_birth != CacheBirth::kAnyCall) ensure_cache(thread, wanted.policy);
   if (rules_.aligned_uses_cache && is_cacheable_at_all(wanted.policy)) {
     Chunk* cached = cache_pop_aligned(thread, alignment, wanted);

@@ -21,7 +21,7 @@ namespace heapledger::heap {
 template <class L, OperatingSystem Os>
 void* Allocator<L, Os>::allocate_slow(ThreadState& thread, size_t size) {
   if (size > kRequestMax) {
-    errno = ENOMEM;
+    refuse_size(thread, size);
     return nullptr;
   }
   const Request request = Request::of<L>(size);
@@ -35,6 +35,23 @@ void* Allocator<L, Os>::allocate_slow(ThreadState& thread, size_t size) {
     if (cached != nullptr) return View::block(cached);
   }
   return allocate_uncached(thread, request);
+}
+
+// Where the version sees that a size is too large only with an arena at hand, a request with
+// several threads looks for one, and for another when that has refused.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::refuse_size(ThreadState& thread, size_t size) {
+  errno = ENOMEM;
+  ensure_initialised();
+  if (rules_.arena_refuses_size) look_for_arenas(thread, size, size);
+}
+
+// Looks for the arenas that a request would get if the first one had nothing.
+template <class L, OperatingSystem Os>
+void Allocator<L, Os>::look_for_arenas(ThreadState& thread, size_t size, size_t first_bytes) {
+  if (is_single_threaded() || is_nested(thread)) return;
+  const ArenaType* arena = arena_for(thread, first_bytes);
+  if (arena != nullptr) arena_to_retry(thread, *arena, size);
 }
 
 template <class L, OperatingSystem Os>
@@ -101,9 +118,13 @@ Chunk* Allocator<L, Os>::map_without_arena(const Request& request) {
 
 template <class L, OperatingSystem Os>
 void* Allocator<L, Os>::allocate_zeroed(ThreadState& thread, size_t count, size_t size) {
-  const size_t bytes = base::multiply_saturating(count, size);
-  if (bytes > kRequestMax) {
+  size_t bytes = 0;
+  if (__builtin_mul_overflow(count, size, &bytes)) {
     errno = ENOMEM;
+    return nullptr;
+  }
+  if (bytes > kRequestMax) {
+    refuse_size(thread, bytes);
     return nullptr;
   }
   const Request request = Request::of<L>(bytes);
@@ -148,9 +169,9 @@ size_t Allocator<L, Os>::dirty_top_bytes(ArenaType& arena) {
   if (arena.top == nullptr) return 0;
   const uintptr_t top = base::address_of(arena.top);
   // Behind a fallback mapping the difference is negative, that is, huge: everything counts.
-  const size_t reached = &arena == &main_
-                             ? main_base_ + arena.system_bytes_max - top
-                             : heap_of(arena.top)->begin() + heap_of(arena.top)->committed - top;
+  const size_t reached =
+      &arena == &main_ ? main_base_ + arena.system_bytes_max - top
+                       : heap_of(arena.top)->begin() + heap_of(arena.top)->committed_bytes() - top;
   return reached > arena.top_bytes() ? reached : arena.top_bytes();
 }
 
@@ -248,14 +269,14 @@ template <class L, OperatingSystem Os>
 Chunk* Allocator<L, Os>::take_fast(ThreadState& thread, ArenaType& arena, const Request& request) {
   const size_t index = BinsOf::fast_index(request.bytes);
   auto pop = [&](const char* misaligned) -> Chunk* {
-    Chunk* chunk = arena.first_fast(index);
+    Chunk* chunk = with_fast(arena).first_fast(index);
     for (;;) {
       if (chunk == nullptr) return nullptr;
       if (!base::is_aligned(base::address_of(chunk), kAlignment)) base::fatal(misaligned);
       auto* next = static_cast<FreeEntry*>(View::block(chunk))->next();
       Chunk* rest = next == nullptr ? nullptr : View::of_block(next);
       if (is_single_threaded()) {
-        __atomic_store_n(&arena.fast[index], rest, __ATOMIC_RELAXED);
+        __atomic_store_n(&with_fast(arena).fast[index], rest, __ATOMIC_RELAXED);
         return chunk;
       }
       // With other threads, glibc looks at the next one already here.
@@ -264,8 +285,8 @@ Chunk* Allocator<L, Os>::take_fast(ThreadState& thread, ArenaType& arena, const 
       }
       // Others may push, but only this thread takes: the link that was read stays right. Acquire,
       // as in first_fast().
-      if (__atomic_compare_exchange_n(&arena.fast[index], &chunk, rest, true, __ATOMIC_ACQUIRE,
-                                      __ATOMIC_ACQUIRE)) {
+      if (__atomic_compare_exchange_n(&with_fast(arena).fast[index], &chunk, rest, true,
+                                      __ATOMIC_ACQUIRE, __ATOMIC_ACQUIRE)) {
         return chunk;
       }
     }

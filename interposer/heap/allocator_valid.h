@@ -55,10 +55,10 @@ const char* Allocator<L, Os>::fault_in_parts(ArenaType& arena, size_t* free_chun
   }
   for (HeapType* heap = heap_of(arena.top); heap != nullptr; heap = heap->previous) {
     if (heap->arena != &arena) return "7: a heap of another arena";
-    if (heap->bytes > heap->committed) return "7: more in use than is accessible";
-    held += base::address_of(heap->first_chunk()) - heap->begin();
+    if (heap->bytes > heap->committed_bytes()) return "7: more in use than is accessible";
+    held += base::address_of(first_chunk(heap)) - heap->begin();
     const auto* last_fence = reinterpret_cast<const Chunk*>(heap->end() - kFenceBytes);
-    const char* fault = fault_in_part(arena, heap->first_chunk(), last_fence, &held, free_chunks);
+    const char* fault = fault_in_part(arena, first_chunk(heap), last_fence, &held, free_chunks);
     if (fault != nullptr) return fault;
   }
   return held != arena.system_bytes ? "6: the chunks are not what the system gave" : nullptr;
@@ -159,8 +159,9 @@ const char* Allocator<L, Os>::fault_in_sizes(ArenaType& arena, size_t index) {
 
 template <class L, OperatingSystem Os>
 const char* Allocator<L, Os>::fault_in_fast_bins(ArenaType& arena) {
-  for (size_t index = 0; index < ArenaType::kFastBins; ++index) {
-    for (Chunk* chunk = arena.first_fast(index); chunk != nullptr;) {
+  if (!rules_.has_fastbins) return nullptr;
+  for (size_t index = 0; index < FastArenaType::kFastBins; ++index) {
+    for (Chunk* chunk = with_fast(arena).first_fast(index); chunk != nullptr;) {
       if (is_single_threaded() && !arena.may_have_fast()) return "4: fast chunks nobody knows of";
       if (BinsOf::fast_index(View::size(chunk)) != index) return "4: wrong fastbin";
       if (!View::in_use(chunk)) return "3: a fast chunk looks free";

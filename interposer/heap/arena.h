@@ -73,7 +73,6 @@ struct Bins {
 
 template <class Layout>
 struct Arena {
-  static constexpr size_t kFastBins = kFastBinsBase + Layout::kSlackMax / kAlignment;
   // Bins 1 to kBinCount - 1 of glibc's layout; one more where a small size is more. The by-size
   // links of the last head that is used are read too, and must not be null.
   static constexpr size_t kBinHeads = kBinCount - 1 + Bins<Layout>::kShift;
@@ -88,7 +87,6 @@ struct Arena {
   Chunk* top = nullptr;
   // What the latest split for a small request left: further small requests are cut from it.
   Chunk* last_remainder = nullptr;
-  Chunk* fast[kFastBins] = {};       // Atomic.
   Chunk* links[2 * kBinHeads] = {};  // Heads of the circular bin lists, next and previous.
   uint64_t bin_map[kBinCount / 64] = {};
   size_t system_bytes = 0;
@@ -103,8 +101,6 @@ struct Arena {
     return reinterpret_cast<Chunk*>(base::address_of(&links[2 * (index - 1)]) -
                                     static_cast<size_t>(Layout::kLinkAt));
   }
-  // Acquire: pairs with the release in push_fast(), so that the chunk's link can be followed.
-  Chunk* first_fast(size_t index) const { return __atomic_load_n(&fast[index], __ATOMIC_ACQUIRE); }
   bool may_have_fast() const { return __atomic_load_n(&has_fast_chunks, __ATOMIC_RELAXED); }
   void set_may_have_fast(bool value) {
     __atomic_store_n(&has_fast_chunks, value, __ATOMIC_RELAXED);
@@ -119,6 +115,17 @@ struct Arena {
   }
 };
 
+// With fastbins, where the version has them: the memory of an arena without would not hold them.
+template <class Layout>
+struct FastArena : Arena<Layout> {
+  static constexpr size_t kFastBins = kFastBinsBase + Layout::kSlackMax / kAlignment;
+
+  Chunk* fast[kFastBins] = {};  // Atomic.
+
+  // Acquire: pairs with the release in push_fast(), so that the chunk's link can be followed.
+  Chunk* first_fast(size_t index) const { return __atomic_load_n(&fast[index], __ATOMIC_ACQUIRE); }
+};
+
 // ---- Secondary arenas: memory in heaps, each a reserved range of addresses aligned to its own
 // length, so that a chunk finds its heap, and there its arena, by masking its address. The first
 // heap of an arena also holds the Arena.
@@ -126,33 +133,25 @@ struct Arena {
 //   heap +0   Heap            +48  Arena (the first heap only)      ... chunks ...  bytes
 //   committed (readable) up to `committed`, reserved without access up to the heap's full length
 
-inline constexpr size_t kHeapBytesMax = 2 * kDynamicThresholdMax;  // Reserved: glibc's HEAP_MAX.
-inline constexpr size_t kHeapBytesMin = 32 * 1024;                 // In use from the start.
-inline constexpr size_t kHeapHeaderBytes = 48;                     // glibc's heap_info.
-inline constexpr size_t kArenaBytes =
-    2200;  // glibc's malloc_state: what a first heap is larger by.
+inline constexpr size_t kHeapBytes = 2 * kDynamicThresholdMax;  // Reserved: glibc's HEAP_MAX_SIZE.
+inline constexpr size_t kHeapBytesMin = 32 * 1024;              // In use from the start.
 
 template <class Layout>
 struct Heap {
   Arena<Layout>* arena = nullptr;
   Heap* previous = nullptr;  // The heap that was full before; null: the arena's first.
   size_t bytes = 0;          // In use: chunks end here.
-  size_t committed = 0;      // Readable and writable; at least `bytes`.
+  size_t committed = 0;      // Readable and writable; at least `bytes`. Bit 0: see below.
 
-  // Where the Arena is in a first heap, and the first chunk behind it.
-  static constexpr size_t kArenaAt = kHeapHeaderBytes;
-  static constexpr size_t kFirstChunkAt = base::align_up(
-      kArenaAt + (sizeof(Arena<Layout>) > kArenaBytes ? sizeof(Arena<Layout>) : kArenaBytes),
-      kAlignment);
+  static constexpr size_t kFromPool = 1;  // In `committed`: it has pages of the huge pool.
 
   uintptr_t begin() const { return base::address_of(this); }
   // Relaxed, without the lock: a live block never lies in what shrinking takes or growing adds.
   uintptr_t end() const { return begin() + __atomic_load_n(&bytes, __ATOMIC_RELAXED); }
   void set_bytes(size_t value) { __atomic_store_n(&bytes, value, __ATOMIC_RELAXED); }
-  Chunk* first_chunk() const {
-    return reinterpret_cast<Chunk*>(begin() +
-                                    (previous == nullptr ? kFirstChunkAt : kHeapHeaderBytes));
-  }
+  bool is_from_pool() const { return (committed & kFromPool) != 0; }
+  size_t committed_bytes() const { return committed & ~kFromPool; }
+  void set_committed(size_t value) { committed = value | (committed & kFromPool); }
 };
 
 // A freed block in a cache or fastbin: its first word is the next one, disguised by its own address

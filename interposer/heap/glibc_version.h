@@ -8,10 +8,6 @@
 // differences of the first tarballs vanish: arenas are counted by online CPUs in every branch,
 // 2.37's realloc keeps blocks by 2.38's rule, 2.38's memalign does not search bins.
 //
-// Not modelled: the memory of 2.43's secondary arenas begins 96 bytes earlier, since glibc's arena
-// has no fastbins there; with hugetlb, the other sizes that heaps then have: four huge pages before
-// 2.42, steps of huge pages from 2.43 on, and pages of the pool.
-//
 // Facts: glibc's sources and NEWS; 2.36, 2.41 and 2.43 were also compared call by call with
 // Debian's libraries (tests/interposer/heap).
 #pragma once
@@ -53,7 +49,10 @@ struct GlibcRules {
   CacheBirth cache_birth = CacheBirth::kAnyCall;
   bool threshold_is_bounded = false;  // An mmap threshold above 32 MiB is refused.
   bool heaps_are_noreserve = false;   // Heaps are reserved with MAP_NORESERVE.
+  bool arena_refuses_size = false;    // malloc sees that a size is too large with an arena at hand.
   bool aligned_uses_cache = false;    // memalign takes a cached block that happens to be aligned.
+  bool aligned_checks_size = false;   // memalign sees that a size is too large before it looks for
+                                     // an arena; only then, that its sum with the alignment is.
   bool aligned_needs_power_of_two = false;  // aligned_alloc: EINVAL for anything else.
   bool aligned_rest_merges = false;  // What memalign cuts off passes the cache and the fastbins by,
                                      // and a tail of 16 bytes is given to a free neighbour.
@@ -66,6 +65,8 @@ struct GlibcRules {
   bool large_cache_is_exact = false;  // Only a cached block of exactly the size serves a request.
   bool mapped_blocks_are_cached = false;  // Mapped blocks go to those bins as well.
   bool has_fastbins = false;
+  uint16_t heap_header_bytes = 0;  // Of glibc's heap_info and malloc_state: where the chunks of a
+  uint16_t arena_bytes = 0;        // heap begin.
   bool mapped_has_tail = false;  // A mapped chunk ends 16 bytes before its mapping, like any other
                                  // chunk before its successor's header.
   uint16_t cache_count = 0;      // Blocks per size by default (tcache_count).
@@ -80,9 +81,9 @@ struct GlibcRules {
   // glibc.malloc.hugetlb.
   bool has_hugetlb = false;
   bool hugetlb_sets_threshold = false;  // Huge pages: the mmap threshold becomes one page of them.
-  bool hugetlb_keeps_heaps = false;     // Heaps stay 64 MiB; else four huge pages.
+  bool hugetlb_keeps_heaps = false;     // Heaps stay 64 MiB; else they are four pages of the pool.
   bool thp_serves_always = false;  // Kernel mode "always" counts: the break moves in huge pages,
-                                   // without madvise; heaps use the size, too.
+                                   // without madvise. In both modes heaps grow by them, too.
 };
 
 constexpr GlibcRules glibc_rules(unsigned version) {
@@ -91,11 +92,14 @@ constexpr GlibcRules glibc_rules(unsigned version) {
   rules.heaps_are_noreserve = true;
   rules.internal_frees_are_cached = true;
   rules.has_fastbins = true;
+  rules.heap_header_bytes = 32;
+  rules.arena_bytes = 2200;
   rules.cache_count = 7;
   rules.cache_bytes = 640;
   if (version >= 235) {
     rules.threshold_is_bounded = false;
     rules.has_hugetlb = true;
+    rules.heap_header_bytes = 48;
   }
   if (version >= 237) {
     rules.realloc_keeps = ReallocKeeps::kPaddingOrMappedPage;
@@ -104,6 +108,7 @@ constexpr GlibcRules glibc_rules(unsigned version) {
   if (version >= 238) {
     rules.fallback_size = FallbackSize::kLeast1MiB;
     rules.aligned_uses_cache = true;
+    rules.aligned_checks_size = true;
     rules.aligned_needs_power_of_two = true;
     rules.aligned_rest_merges = true;
   }
@@ -130,11 +135,14 @@ constexpr GlibcRules glibc_rules(unsigned version) {
     rules.realloc_keeps = ReallocKeeps::kPadding;
     rules.fallback_size = FallbackSize::kWithoutOldTop;
     rules.cache_birth = CacheBirth::kFirstUse;
+    rules.arena_refuses_size = true;
+    rules.aligned_checks_size = false;
     rules.aligned_short_tail_stays = true;
     rules.aligned_mapping_is_tight = true;
     rules.large_cache_is_exact = true;
     rules.mapped_blocks_are_cached = true;
     rules.has_fastbins = false;
+    rules.arena_bytes = 2112;
     rules.mapped_has_tail = true;
     rules.cache_count = 16;
     rules.thp_serves_always = true;

@@ -56,7 +56,7 @@ TEST_F(Arenas, TwoLargeBlocksAtTheTopAreGivenBackButForThePad) {
 TEST_F(Arenas, TheFirstBlockIsWhereGlibcsIs) {
   ThreadType thread;
   const char* block = alloc_in(thread, 1);
-  EXPECT_EQ(base::address_of(block) % kHeapBytesMax, 0xb70U);
+  EXPECT_EQ(base::address_of(block) % kHeapBytes, 0xb70U);
 }
 
 // Trace 11: two more heaps, the third at the hint; freed in reverse, a heap goes one block late.
@@ -158,8 +158,7 @@ TEST_F(Arenas, ABlockBelongsToItsArena) {
   }
   const size_t main_free = heap().info().free_bytes;
   for (char* block : blocks) {
-    EXPECT_EQ(base::address_of(block) / kHeapBytesMax,
-              base::address_of(thread.arena) / kHeapBytesMax);
+    EXPECT_EQ(base::address_of(block) / kHeapBytes, base::address_of(thread.arena) / kHeapBytes);
     release(block);  // By the main thread.
   }
   EXPECT_GT(heap().info().free_bytes, main_free);

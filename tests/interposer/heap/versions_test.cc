@@ -66,6 +66,40 @@ TEST(VersionRules, ReallocKeepsABlockThatIsLargeEnoughFrom237On) {
   EXPECT_EQ(made(243, 200681), "mremap 200704 204800");
 }
 
+// Behind the header of the heap, the arena and, where malloc makes one, the thread's cache.
+TEST(VersionRules, AnArenasFirstBlockIsWhereTheVersionHasIt) {
+  const auto first_block = [](uint16_t version) {
+    World world(version);
+    world.alloc(1);
+    Thread<Glibc> other;
+    return base::address_of(world.heap().allocate(other, 1)) % kHeapBytes;
+  };
+  EXPECT_EQ(first_block(234), 0xb60U);
+  EXPECT_EQ(first_block(236), 0xb70U);
+  EXPECT_EQ(first_block(241), 0xb70U);
+  EXPECT_EQ(first_block(242), 0xbe0U);
+  EXPECT_EQ(first_block(243), 0x880U);
+}
+
+// Of a thread without an arena: whether it gets one for a request that no memory is enough for.
+TEST(VersionRules, SizesThatAreTooLargeMayFailOnlyInAnArena) {
+  const auto looks = [](uint16_t version, size_t alignment, size_t size) {
+    World world(version);
+    world.alloc(1);
+    Thread<Glibc> other;
+    EXPECT_EQ(alignment == 0 ? world.heap().allocate(other, size)
+                             : world.heap().allocate_aligned(other, alignment, size),
+              nullptr);
+    return other.arena != nullptr;
+  };
+  EXPECT_FALSE(looks(242, 0, SIZE_MAX));
+  EXPECT_TRUE(looks(243, 0, SIZE_MAX));
+  EXPECT_TRUE(looks(237, 256, SIZE_MAX));
+  EXPECT_FALSE(looks(238, 256, SIZE_MAX));
+  EXPECT_TRUE(looks(238, 256, PTRDIFF_MAX));
+  EXPECT_TRUE(looks(243, 256, SIZE_MAX));
+}
+
 // The old top has 134480 bytes left; the wall is above it.
 TEST(VersionRules, FallbackMappingsAreAtLeast1MiBFrom238On) {
   const auto made = [](uint16_t version, size_t first) {
@@ -364,6 +398,45 @@ TEST(HugePages, From243OnABlockOfThePoolIsResizedInItsPages) {
   EXPECT_EQ(world.calls(), "");
   world.resize(block, 5000000);
   EXPECT_EQ(world.calls(), "mremap 4194304 6291456");
+}
+
+// A second thread's first heap, from a pool that has pages: its size and what it grows by.
+TEST(HugePages, HeapsAreFourPagesOfThePoolBefore242) {
+  for (const uint16_t version : List{236, 241, 242, 243}) {
+    World world(version);
+    world.settings_.hugetlb = 2;
+    offer(&world, ThpMode::kMadvise);
+    world.alloc(1);
+    world.calls();
+    Thread<Glibc> other;
+    ASSERT_NE(world.heap().allocate(other, 1), nullptr);
+    const std::string made = world.calls();
+    const std::string reserved = version < 242 ? "mmap 16777216" : "mmap 134217728";
+    EXPECT_EQ(made.substr(0, reserved.size()), reserved) << version;
+    EXPECT_NE(made.find("mprotect 2097152"), std::string::npos) << made;
+    std::string grown;
+    while (grown.empty()) {
+      world.heap().allocate(other, 100000);
+      grown = world.calls();
+    }
+    EXPECT_EQ(grown, "mprotect 2097152") << version;
+    EXPECT_TRUE(world.heap().arena_is_valid(&other));
+  }
+}
+
+TEST(HugePages, From243OnHeapsGrowByTransparentOnes) {
+  const auto first = [](uint16_t version) {
+    World world(version);
+    world.settings_.hugetlb = 1;
+    offer(&world, ThpMode::kAlways);
+    world.alloc(1);
+    Thread<Glibc> other;
+    world.heap().allocate(other, 1);
+    const std::string made = world.calls();
+    return made.substr(made.rfind(';') + 2);
+  };
+  EXPECT_EQ(first(242), "mprotect 135168");
+  EXPECT_EQ(first(243), "mprotect 2097152");
 }
 
 TEST(HugePages, AreReadFromTheSystem) {

@@ -171,8 +171,7 @@ void Maker::draw_tunables() {
   if (one_in(6)) append("trim_threshold", log_uniform(4096, 4 * kMiB));
   if (one_in(6)) append("top_pad", one_in(3) ? 0 : log_uniform(16, kMiB));
   if (one_in(6)) append("mmap_max", below(6));
-  // The pool's heaps of other sizes, for threads, are not modelled.
-  if (one_in(6)) append("hugetlb", with_threads_ ? below(2) : one_in(3) ? 2 * kMiB : below(3));
+  if (one_in(6)) append("hugetlb", one_in(3) ? 2 * kMiB : below(3));
   if (!text.empty()) sequence_.environment.push_back("GLIBC_TUNABLES=" + text);
 }
 
@@ -263,11 +262,8 @@ void Maker::allocate() {
   } else if (dice < c.zeroed + c.aligned) {
     constexpr std::array<uint32_t, 5> kKinds = {kOpMemalign, kOpMemalign, kOpPosixMemalign,
                                                 kOpAlignedAlloc, kOpValloc};
-    // With several threads, a failure that glibc sees only inside an arena still gives the caller a
-    // new one; the model refuses these sizes at once.
-    const uint64_t bytes = with_threads_ ? size() % (64 * kMiB) : size();
-    const uint64_t at = with_threads_ ? alignment() % (64 * kMiB) : alignment();
-    add(pick(kKinds), slot, bytes, at);
+    const uint64_t bytes = size();
+    add(pick(kKinds), slot, bytes, alignment());
   } else {
     add(kOpMalloc, slot, size());
   }
@@ -316,9 +312,10 @@ void Maker::change_option() {
   add(kOpMallopt, 0, static_cast<uint64_t>(int64_t{parameter}), static_cast<uint64_t>(value));
 }
 
-// Where the break is refused behind a foreign part that does not end on a page, glibc's top gets a
-// size that is no multiple of 16, or an assertion of its own fails. So a sequence has the one or
-// the other.
+// Where the break is refused behind a foreign part that does not end on a page, glibc's top does
+// not end on one either, and at its next growth an assertion of glibc's own fails: such sequences
+// end there. Behind one that is no multiple of 16, glibc's chunks are none: a sequence has the one
+// or the other.
 void Maker::disturb() {
   const Character& c = character_;
   if (!c.refusals) {
@@ -328,7 +325,7 @@ void Maker::disturb() {
   }
   switch (below(8)) {
     case 0:
-      add(kOpSbrk, 0, 4096 * (1 + below(20)));
+      add(kOpSbrk, 0, one_in(4) ? 16 * (1 + below(600)) : 4096 * (1 + below(20)));
       break;
     case 1:
       add(kOpForeignMapping, 0, 4096 * (1 + below(100)));
