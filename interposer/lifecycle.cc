@@ -244,7 +244,7 @@ void respect_other_malloc(trace::CallScope& scope) {
 void warm_up_unwinder() {
   std::atomic<uint32_t> busy{0};
   uintptr_t frames[8 + trace::kOwnFramesMax];
-  trace::walk_stack(frames, 8, reinterpret_cast<uintptr_t>(__builtin_return_address(0)), &busy);
+  trace::unwind_stack(frames, 8, reinterpret_cast<uintptr_t>(__builtin_return_address(0)), &busy);
 }
 
 __attribute__((constructor)) void on_load() {

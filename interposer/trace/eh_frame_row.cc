@@ -280,9 +280,10 @@ Recipe recipe_of_row(const Row& row, bool is_signal_frame, uintptr_t at) noexcep
       }
     }
   }
-  // 0 in a recipe means that rbp is unchanged: one that is saved at the CFA itself is no recipe.
+  // Saved below the CFA, in the frame itself: what lies further out need not be there. (0 in a
+  // recipe means that rbp is unchanged.)
   const bool rbp_fits =
-      row.rbp.kind == Kind::kDefault || (row.rbp.kind == Kind::kOffset && row.rbp.value != 0);
+      row.rbp.kind == Kind::kDefault || (row.rbp.kind == Kind::kOffset && row.rbp.value < 0);
   const int64_t rbp = row.rbp.value;
   if (type == RecipeType::kOther || !rbp_fits) return kOther;
   if (static_cast<int32_t>(cfa) != cfa || static_cast<int32_t>(rbp) != rbp) return kOther;

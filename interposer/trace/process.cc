@@ -7,6 +7,7 @@
 #include "interposer/base/bits.h"
 #include "interposer/base/sys.h"
 #include "interposer/trace/own_calls.h"
+#include "interposer/trace/recipe_table.h"
 #include "interposer/trace/stack_capture.h"
 #include "interposer/trace/thread_local.h"
 
@@ -108,8 +109,7 @@ const char* start(const Region& region, const StartSettings& settings, bool foll
                   void (*on_first_event)()) noexcept {
   const uint32_t wanted_depth = region.control->stack_depth;
   const uint32_t depth = wanted_depth < kDepthMax ? wanted_depth : kDepthMax;
-  const size_t frame_capacity = depth + kOwnFramesMax + 4;
-  const size_t stride = base::align_up(sizeof(ThreadRing) + 2 * frame_capacity * 8, 4096);
+  const size_t stride = base::align_up(sizeof(ThreadRing) + StackWalk::bytes_for(depth), 4096);
   const size_t bytes = 4096 + region.ring_slots * stride;
   if (mapping_allowance(bytes) < bytes) return "the address space limit leaves no room for it";
   const long memory =
@@ -122,11 +122,15 @@ const char* start(const Region& region, const StartSettings& settings, bool foll
   }
   own_madvise(address, bytes, MADV_DONTDUMP);
 
-  g_recorder = {region,   region.control->clock,
-                depth,    region.control->free_stacks != 0,
-                follow,   static_cast<std::byte*>(address),
-                stride,   frame_capacity,
-                settings, on_first_event};
+  if (depth != 0) {
+    start_recipes();  // Without them libunwind walks.
+    learn_context_start();
+  }
+  g_recorder = {region,        region.control->clock,
+                depth,         region.control->free_stacks != 0,
+                follow,        static_cast<std::byte*>(address),
+                stride,        settings,
+                on_first_event};
   // From its own first call on: all events of the process lie after its start.
   if (!adopt_slot(g_recorder.process(), first_own_call(g_recorder.clock))) {
     g_stopped.store(1, std::memory_order_relaxed);
@@ -157,6 +161,7 @@ void count_lost_event() noexcept {
 }
 
 void count_recorder_syscalls(uint64_t count) noexcept {
+  if (g_recorder.private_memory == nullptr) return;
   ProcessSlot* slot = g_recorder.process()->slot;
   if (slot != nullptr) slot->recorder_syscalls.fetch_add(count, std::memory_order_relaxed);
 }

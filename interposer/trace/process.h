@@ -52,7 +52,6 @@ struct Recorder {
   bool follow;                // False: forked children record nothing.
   std::byte* private_memory;  // ProcessPage, then the ThreadRings.
   size_t ring_stride;
-  size_t frame_capacity;  // Words of one frame buffer.
   StartSettings settings;
   void (*on_first_event)();  // Called in each thread after it has claimed its ring; may allocate.
 

@@ -2,6 +2,7 @@
 #include "interposer/trace/recorder.h"
 
 #include "interposer/base/sys.h"
+#include "interposer/trace/recipe_table.h"
 #include "interposer/trace/stack_capture.h"
 
 namespace heapledger::trace {
@@ -10,6 +11,10 @@ using schema::EventHead;
 using schema::EventKind;
 
 namespace {
+// After which a page that could be read may be gone: stacks off the thread's own are looked at
+// anew.
+constexpr bool may_unmap(schema::SyscallName name) { return name != schema::SyscallName::kMadvise; }
+
 constexpr uint8_t failed_flag(bool failed) {
   return failed ? uint8_t{schema::kFailed} : uint8_t{0};
 }
@@ -18,21 +23,26 @@ constexpr uint8_t failed_flag(bool failed) {
 // ---- Stacks.
 
 void CallScope::walk() noexcept {
-  const size_t capacity = g_recorder.frame_capacity;
-  uintptr_t* fresh = ring_->frames(1 - ring_->current, capacity);
-  const uintptr_t* known = ring_->frames(ring_->current, capacity);
-  const Walk found = walk_stack(fresh, g_recorder.depth, caller_, &ring_->busy);
-  // Counted from the outermost frame, which is the last one in both.
-  const size_t most = found.count < ring_->stack_count ? found.count : ring_->stack_count;
-  size_t keep = 0;
-  while (keep < most && fresh[found.count - 1 - keep] == known[ring_->stack_count - 1 - keep]) {
-    ++keep;
-  }
-  keep_ = static_cast<uint16_t>(keep);
-  fresh_ = static_cast<uint16_t>(found.count - keep);
-  incomplete_ = !found.complete;
+  StackWalk& walk = ring_->walk;
+  StackWalk::Result found = {StackWalk::Outcome::kHelpless, 0, 0};
+  if (g_recipes.attached()) found = walk.walk(registers_above(frame_), caller_, ring_->bounds);
+  if (__builtin_expect(found.outcome == StackWalk::Outcome::kHelpless, 0)) found = unwind(found);
+  keep_ = found.keep;
+  fresh_ = found.fresh;
+  incomplete_ = found.outcome != StackWalk::Outcome::kComplete;
   fresh_is_new_ = true;
   has_stack_ = true;
+}
+
+// By libunwind; where that may not be asked, what the walk has found stands as an incomplete stack.
+__attribute__((noinline, cold)) StackWalk::Result CallScope::unwind(
+    StackWalk::Result walked) noexcept {
+  StackWalk& walk = ring_->walk;
+  const UnwoundStack found = unwind_stack(walk.fresh(), g_recorder.depth, caller_, &ring_->busy);
+  if (found.count != 0) return walk.take(found.count, found.complete);
+  if (walked.fresh != 0) return walk.take(walked.fresh, false);
+  walk.fresh()[0] = caller_;
+  return walk.take(1, false);
 }
 
 void CallScope::need_stack() noexcept {
@@ -43,11 +53,18 @@ void CallScope::need_stack() noexcept {
 // whole.
 void CallScope::stack_written() noexcept {
   if (!fresh_is_new_) return;
-  ring_->current = 1 - ring_->current;
-  ring_->stack_count = static_cast<uint32_t>(keep_) + fresh_;
-  keep_ = static_cast<uint16_t>(ring_->stack_count);
+  keep_ = static_cast<uint16_t>(keep_ + fresh_);
   fresh_ = 0;
   fresh_is_new_ = false;
+}
+
+// There was no room for it.
+void CallScope::stack_lost() noexcept {
+  count_lost_event();
+  if (!fresh_is_new_) return;
+  ring_->walk.forget();
+  has_stack_ = fresh_is_new_ = false;
+  keep_ = fresh_ = 0;
 }
 
 // ---- Events.
@@ -72,16 +89,13 @@ void CallScope::write(Event& event, EventKind kind, uint8_t flags, uint64_t at_t
   const size_t fixed_words = sizeof(Event) / 8;
   const size_t words = fixed_words + optional_words + fresh_;
   uint64_t* at = ring_->producer.reserve(words);
-  if (at == nullptr) {
-    count_lost_event();
-    return;
-  }
+  if (at == nullptr) return stack_lost();
   event.head = head(kind, flags, words, at_tick);
   memcpy(at, &event, sizeof(Event));
   at += fixed_words;
   for (size_t i = 0; i < optional_words; ++i) *at++ = optional[i];
   if (fresh_ != 0) {
-    memcpy(at, ring_->frames(1 - ring_->current, g_recorder.frame_capacity), fresh_ * size_t{8});
+    memcpy(at, ring_->walk.fresh(), fresh_ * size_t{8});
   }
   ring_->producer.commit(words);
   stack_written();
@@ -94,10 +108,7 @@ void CallScope::write_text(Event& event, EventKind kind, const Part* parts, size
   const size_t text_words = schema::text_words(bytes);
   const size_t words = sizeof(Event) / 8 + text_words + fresh_;
   uint64_t* at = ring_->producer.reserve(words);
-  if (at == nullptr) {
-    count_lost_event();
-    return;
-  }
+  if (at == nullptr) return stack_lost();
   event.head = head(kind, 0, words, tick());
   memcpy(at, &event, sizeof(Event));
   at += sizeof(Event) / 8;
@@ -112,7 +123,7 @@ void CallScope::write_text(Event& event, EventKind kind, const Part* parts, size
   }
   at += text_words;
   if (fresh_ != 0) {
-    memcpy(at, ring_->frames(1 - ring_->current, g_recorder.frame_capacity), fresh_ * size_t{8});
+    memcpy(at, ring_->walk.fresh(), fresh_ * size_t{8});
   }
   ring_->producer.commit(words);
   stack_written();
@@ -181,6 +192,7 @@ void CallScope::on_reallocation(const Reallocation& reallocation) noexcept {
 void CallScope::on_syscall(schema::SyscallName name, schema::Origin origin, uint64_t entered,
                            uint64_t duration_ticks, const uint64_t (&args)[6],
                            int64_t result) noexcept {
+  if (may_unmap(name)) note_unmapping();
   if (ring_ == nullptr) return count_lost_event();
   schema::SyscallEvent event{};
   event.duration_ticks = duration_ticks;
@@ -343,6 +355,7 @@ PendingEvent* next_pending() {
 void note_os_call(schema::SyscallName name, uint8_t cause, uint64_t entered,
                   const uint64_t (&args)[6], int64_t result) noexcept {
   if (!is_recording()) return;
+  if (may_unmap(name)) note_unmapping();
   PendingEvent* pending = next_pending();
   if (pending == nullptr) return;
   *pending = {EventKind::kSyscall, name, cause, entered, tick() - entered, result, {}};

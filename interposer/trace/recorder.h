@@ -33,8 +33,10 @@ ThreadRing* claim_ring(unsigned level, const CallScope* scope) noexcept;
 
 class CallScope {
  public:
-  // `caller`: the return address of the exported function.
-  explicit CallScope(const void* caller) noexcept : caller_(base::address_of(caller)) {
+  // `caller`: the return address of the exported function. Inlined, so that the frame is that of
+  // the function where the scope lives: there the walk begins.
+  [[gnu::always_inline]] explicit CallScope(const void* caller) noexcept
+      : caller_(base::address_of(caller)), frame_(__builtin_frame_address(0)) {
     const unsigned level = t_local.level++;
     base::compiler_barrier();  // From here on a signal handler uses the next level.
     ThreadRing* ring = t_local.ring;
@@ -128,6 +130,7 @@ class CallScope {
   void need_stack() noexcept;
   void flush_pending() noexcept;
   void walk() noexcept;
+  StackWalk::Result unwind(StackWalk::Result walked) noexcept;
 
   template <class Event>
   void write(Event& event, schema::EventKind kind, uint8_t flags, uint64_t at_tick,
@@ -138,6 +141,7 @@ class CallScope {
   schema::EventHead head(schema::EventKind kind, uint8_t flags, size_t words,
                          uint64_t at_tick) const noexcept;
   void stack_written() noexcept;
+  void stack_lost() noexcept;
 
   struct Announced {
     schema::EventKind kind = schema::EventKind::kPad;  // kPad: nothing is announced.
@@ -147,10 +151,11 @@ class CallScope {
 
   ThreadRing* ring_;
   uintptr_t caller_;
+  const void* frame_;
   Announced announced_;
   bool has_stack_ = false;  // The fields below are set: events carry a stack from now on.
   bool incomplete_ = false;
-  bool fresh_is_new_ = false;  // The walk is not the ring's current stack yet.
+  bool fresh_is_new_ = false;  // No event has carried the fresh frames yet.
   uint16_t keep_ = 0;
   uint16_t fresh_ = 0;
 };

@@ -2,8 +2,12 @@
 #include "interposer/trace/stack_capture.h"
 
 #include <errno.h>
+#include <string.h>
+#include <ucontext.h>
 
+#include "interposer/base/bits.h"
 #include "interposer/base/sys.h"
+#include "interposer/trace/stack_walk.h"
 #include "interposer/trace/thread_local.h"
 
 namespace heapledger::trace {
@@ -16,6 +20,7 @@ constexpr uint64_t kForkWaitNs = 200'000'000;
 
 constinit Unwinder g_unwinder;
 constinit uintptr_t g_loader_entry = 0;
+constinit uintptr_t g_context_start = 0;
 constinit std::atomic<bool> g_usable{false};         // libunwind may be called at all.
 constinit std::atomic<bool> g_fast_walk{true};       // unw_backtrace may be trusted.
 constinit std::atomic<uint32_t> g_forks_pending{0};  // Futex: threads between fork's handlers.
@@ -69,12 +74,8 @@ __attribute__((noinline)) SteppedWalk step_through(uintptr_t* frames, size_t lim
   return walk;
 }
 
-bool in_loader_entry(uintptr_t ip) {
-  return g_loader_entry != 0 && ip - g_loader_entry < kLoaderEntryBytes;
-}
-
 bool is_root(uintptr_t ip) {
-  if (in_loader_entry(ip)) return true;
+  if (is_bare_root(ip)) return true;
   std::atomic<uint64_t>& known = g_roots[(ip ^ ip >> 8) % kRootsKnown];
   const uint64_t value =
       known.load(std::memory_order_relaxed);  // A word of its own: nothing else to order.
@@ -138,8 +139,8 @@ size_t drop_own_frames(uintptr_t* frames, size_t count, uintptr_t caller) {
   return count - own;
 }
 
-Walk walk_with_libunwind(uintptr_t* frames, size_t depth, uintptr_t caller) {
-  Walk walk;
+UnwoundStack walk_with_libunwind(uintptr_t* frames, size_t depth, uintptr_t caller) {
+  UnwoundStack walk;
   const size_t limit = depth + kOwnFramesMax;
   bool root = false;
   if (g_fast_walk.load(std::memory_order_relaxed)) {
@@ -151,7 +152,7 @@ Walk walk_with_libunwind(uintptr_t* frames, size_t depth, uintptr_t caller) {
     const SteppedWalk stepped = step_through(frames, limit);
     walk.count = stepped.count;
     root = walk.count > 0 && frames[walk.count - 1] == stepped.last &&
-           (stepped.root || in_loader_entry(stepped.last));
+           (stepped.root || is_bare_root(stepped.last));
   }
   walk.count = drop_own_frames(frames, walk.count, caller);
   walk.complete = root && walk.count <= depth;
@@ -173,20 +174,33 @@ void set_unwinder(const Unwinder& unwinder, uintptr_t loader_entry) noexcept {
 void distrust_fast_walk() noexcept { g_fast_walk.store(false, std::memory_order_relaxed); }
 void distrust_unwinder() noexcept { g_usable.store(false, std::memory_order_relaxed); }
 
-Walk walk_stack(uintptr_t* frames, size_t depth, uintptr_t caller,
-                std::atomic<uint32_t>* busy) noexcept {
-  Walk walk;
+void learn_context_start() noexcept {
+  alignas(16) char stack[512];
+  ucontext_t context = {};
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = sizeof(stack);
+  makecontext(
+      &context, [] {}, 0);
+  // The new context's first function finds its return address where any function does.
+  const auto sp = static_cast<uintptr_t>(context.uc_mcontext.gregs[REG_RSP]);
+  if (sp - base::address_of(stack) >= sizeof(stack)) return;
+  memcpy(&g_context_start, base::pointer_to(sp), sizeof(g_context_start));
+}
+
+bool is_bare_root(uintptr_t ip) noexcept {
+  return (g_loader_entry != 0 && ip - g_loader_entry < kLoaderEntryBytes) ||
+         (ip == g_context_start && ip != 0);
+}
+
+UnwoundStack unwind_stack(uintptr_t* frames, size_t depth, uintptr_t caller,
+                          std::atomic<uint32_t>* busy) noexcept {
+  UnwoundStack walk;
   const int saved_errno = errno;
   {
     UnwinderScope scope(busy);
     if (scope.entered()) walk = walk_with_libunwind(frames, depth, caller);
   }
   errno = saved_errno;
-  if (walk.count == 0) {
-    frames[0] = caller;
-    walk.count = 1;
-    walk.complete = false;
-  }
   return walk;
 }
 

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Walks the calling thread's stack with libunwind's unw_backtrace.
+// Walks the calling thread's stack with libunwind's unw_backtrace: for the frames that no recipe
+// can describe (stack_walk.h), and where there are no recipes at all.
 //
 // libunwind is not linked: lifecycle.cc loads it at start and hands its functions over here (style:
-// a needed libunwind would capture the program's own unwinding). Without it a stack is one frame,
-// the caller, marked incomplete.
+// a needed libunwind would capture the program's own unwinding).
 //
-// Rules. 1. Never re-entered: a signal handler that interrupts libunwind gets one frame. 2.
+// Rules. 1. Never re-entered: a signal handler that interrupts libunwind gets no stack of it. 2.
 // libunwind takes the loader's lock: it is not called under a lock of the heap, nor inside dlopen,
 // dlclose and dl_iterate_phdr of the same thread (LoaderScope), nor between fork's prepare handler
 // and the parent and child handlers (fork_begins waits until no thread is inside; a child whose
@@ -46,19 +46,24 @@ void set_unwinder(const Unwinder& unwinder, uintptr_t loader_entry) noexcept;
 // A file was mapped where another had been unmapped (rule 4).
 void distrust_fast_walk() noexcept;
 
-// More frames than this lie between the walk and the exported function that began it in no build.
-inline constexpr size_t kOwnFramesMax = 12;
+// Finds out where the contexts that makecontext makes begin: its unwind information, if any, does
+// not say that nothing called it. At start, by one thread.
+void learn_context_start() noexcept;
 
-struct Walk {
-  size_t count = 0;       // Frames in the buffer, innermost first.
+// Whether `ip` lies in code that nothing calls, although no unwind information says so: where the
+// dynamic linker starts a program, or makecontext a context.
+bool is_bare_root(uintptr_t ip) noexcept;
+
+struct UnwoundStack {
+  size_t count = 0;       // Frames in the buffer, innermost first; 0: libunwind could not be asked.
   bool complete = false;  // The outermost one is the thread's first.
 };
 
 // Fills frames[0 .. depth) with return addresses, beginning at `caller`, the return address of the
 // exported function that the program called. `frames` has room for depth + kOwnFramesMax. `busy` is
 // the thread's own flag that others look at (rule 2).
-Walk walk_stack(uintptr_t* frames, size_t depth, uintptr_t caller,
-                std::atomic<uint32_t>* busy) noexcept;
+UnwoundStack unwind_stack(uintptr_t* frames, size_t depth, uintptr_t caller,
+                          std::atomic<uint32_t>* busy) noexcept;
 
 // While one exists, this thread does not call libunwind.
 class LoaderScope {

@@ -88,8 +88,8 @@ void open_ring(ThreadRing* ring, uint32_t index, unsigned level) {
   ring->level = level;
   ring->nested[0] = ring->nested[1] = nullptr;
   ring->busy.store(0, std::memory_order_relaxed);
-  ring->current = 0;
-  ring->stack_count = 0;
+  ring->walk.attach(ring + 1, g_recorder.depth);
+  ring->bounds = {};
   ring->pending_count = 0;
   const auto tid = static_cast<uint32_t>(sys::gettid());
   slot.pid.store(page->pid, std::memory_order_relaxed);
@@ -166,6 +166,7 @@ unsigned leave_abandoned_calls(unsigned level, const CallScope* scope) {
     if (ring == nullptr || !ring->producer.attached()) break;
     if (!is_abandoned(ring->scope, base::address_of(scope), alternate)) continue;
     ring->pending_count = 0;
+    ring->walk.forget();  // The jump may have come before its event.
     // Release: pairs with the acquire load in fork_begins. libunwind holds its locks with signals
     // blocked only, so the jump left none behind.
     ring->busy.store(0, std::memory_order_release);

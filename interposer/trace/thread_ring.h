@@ -18,6 +18,8 @@
 #include <cstdint>
 
 #include "interposer/trace/ring_producer.h"
+#include "interposer/trace/stack_bounds.h"
+#include "interposer/trace/stack_walk.h"
 #include "schema/event.h"
 
 namespace heapledger::trace {
@@ -48,18 +50,13 @@ struct ThreadRing {
   ThreadRing* nested[kLevels - 1];  // Level 0 only: the rings of levels 1 and 2, once claimed.
   std::atomic<uint32_t> busy;       // 1 while the thread is inside libunwind (stack_capture.h).
 
-  // The ring's current stack is stack[current], stack_count frames, innermost first; the other
-  // buffer takes the next walk.
-  uint32_t current;
-  uint32_t stack_count;
+  StackWalk walk;  // The ring's current stack, and the way to the next one.
+  StackBounds bounds;
+
   uint32_t pending_count;
   PendingEvent pending[kPendingMax];
   char path[kPathBytes];  // Room for exec.cc: its callers' stacks may be tiny.
-  // Two buffers of frames follow, Recorder::frame_capacity words each.
-
-  uintptr_t* frames(uint32_t which, size_t capacity) noexcept {
-    return reinterpret_cast<uintptr_t*>(this + 1) + which * capacity;
-  }
+  // The memory of `walk` follows.
 };
 
 }  // namespace heapledger::trace

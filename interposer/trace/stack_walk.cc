@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "interposer/trace/stack_walk.h"
+
+#include "interposer/base/bits.h"
+#include "interposer/trace/recipe_table.h"
+#include "interposer/trace/stack_capture.h"
+
+namespace heapledger::trace {
+namespace {
+
+using base::address_of;
+
+inline uintptr_t load(uintptr_t address) {
+  return *static_cast<const uintptr_t*>(base::pointer_to(address));
+}
+
+}  // namespace
+
+// ---- Memory: ips, frames, reads, steps, fresh, one behind the other.
+
+size_t StackWalk::bytes_for(size_t depth) noexcept {
+  const size_t reads = 2 * depth + 16;
+  return depth * (sizeof(uintptr_t) + sizeof(Frame) + sizeof(Step)) + reads * sizeof(Read) +
+         (depth + kOwnFramesMax + 4) * sizeof(uintptr_t);
+}
+
+void StackWalk::attach(void* memory, size_t depth) noexcept {
+  static_assert(alignof(Frame) == 8 && alignof(Read) == 8 && alignof(Step) == 8);
+  depth_ = static_cast<uint32_t>(depth);
+  reads_max_ = static_cast<uint32_t>(2 * depth + 16);
+  ips_ = static_cast<uintptr_t*>(memory);
+  frames_ = reinterpret_cast<Frame*>(ips_ + depth);
+  reads_ = reinterpret_cast<Read*>(frames_ + depth);
+  steps_ = reinterpret_cast<Step*>(reads_ + reads_max_);
+  fresh_ = reinterpret_cast<uintptr_t*>(steps_ + depth);
+  forget();
+}
+
+// ---- One frame outwards.
+
+// Moves to the caller, whose CFA (its rsp) the recipe gives, if that lies in the stack.
+StackWalk::Stepped StackWalk::step_by_recipe(Cursor& cursor, Step* step) noexcept {
+  Registers& at = cursor.at;
+  uintptr_t cfa = 0;
+  if (step->type == RecipeType::kAligned) {
+    const uintptr_t place = at.bp + static_cast<uintptr_t>(intptr_t{step->cfa_offset});
+    if (place < at.sp || place > at.bp) return Stepped::kStopped;
+    const uintptr_t end = at.bp + sizeof(uintptr_t);
+    if (end > cursor.range.high && !cursor.bounds->extend(&cursor.range, end)) {
+      return Stepped::kStopped;
+    }
+    cfa = load(place);
+  } else {
+    cfa = (step->type == RecipeType::kRsp ? at.sp : at.bp) +
+          static_cast<uintptr_t>(intptr_t{step->cfa_offset});
+  }
+  if (cfa < at.sp + sizeof(uintptr_t) || cfa < sizeof(uintptr_t)) return Stepped::kStopped;
+  if (cfa > cursor.range.high && !cursor.bounds->extend(&cursor.range, cfa)) {
+    return Stepped::kStopped;
+  }
+  const uintptr_t ip = load(cfa - sizeof(uintptr_t));
+  if (step->type == RecipeType::kAligned) {
+    at.bp = load(at.bp);
+  } else if (step->rbp_offset != 0) {
+    at.bp = load(cfa + static_cast<uintptr_t>(intptr_t{step->rbp_offset}));
+  }
+  at.ip = ip;
+  at.sp = cfa;
+  cursor.exact = false;
+  return ip == 0 ? Stepped::kRoot : Stepped::kOn;
+}
+
+StackWalk::Stepped StackWalk::step_out_of_signal(Cursor& cursor) noexcept {
+  const uintptr_t base = cursor.at.sp;
+  const uintptr_t end = base + kSignalRip + sizeof(uintptr_t);
+  if (end > cursor.range.high && !cursor.bounds->extend(&cursor.range, end)) {
+    return Stepped::kStopped;
+  }
+  cursor.at = {load(base + kSignalRip), load(base + kSignalRsp), load(base + kSignalRbp)};
+  cursor.exact = true;
+  cursor.range = cursor.bounds->around(cursor.at.sp);
+  cursor.is_foreign |= !cursor.bounds->is_own(cursor.at.sp);
+  return cursor.range.high == 0 ? Stepped::kStopped : Stepped::kOn;
+}
+
+// Code that came without unwind information: made at run time, or hand-written. Most of it keeps a
+// frame pointer; taken for one only where it looks like one and leads to code that is known, or on
+// to another one.
+StackWalk::Stepped StackWalk::step_without_cfi(Cursor& cursor, Step* step) noexcept {
+  if (is_bare_root(cursor.at.ip)) return Stepped::kRoot;
+  const uintptr_t bp = cursor.at.bp;
+  constexpr uintptr_t kPair = 2 * sizeof(uintptr_t);
+  const auto fits = [&](uintptr_t frame, uintptr_t above) {
+    return frame >= above && base::is_aligned(frame, sizeof(uintptr_t)) &&
+           frame <= cursor.range.high - kPair;
+  };
+  if (!fits(bp, cursor.at.sp)) return Stepped::kStopped;
+  const uintptr_t ip = load(bp + sizeof(uintptr_t));
+  if (ip == 0) return Stepped::kStopped;
+  if (recipe_at(ip - 1).type() == RecipeType::kNoCfi && !fits(load(bp), bp + kPair)) {
+    return Stepped::kStopped;
+  }
+  step->rbp_offset = -static_cast<int32_t>(kPair);
+  cursor.at = {ip, bp + kPair, load(bp)};
+  cursor.exact = false;
+  return Stepped::kOn;
+}
+
+__attribute__((noinline, cold)) StackWalk::Stepped StackWalk::step_rarely(Cursor& cursor,
+                                                                          Step* step) noexcept {
+  if (step->type == RecipeType::kWide) {
+    const Recipe recipe = wide_recipe(cursor.exact ? cursor.at.ip : cursor.at.ip - 1);
+    step->type = recipe.type;
+    step->cfa_offset = recipe.cfa_offset;
+    step->rbp_offset = recipe.rbp_offset;
+  }
+  switch (step->type) {
+    case RecipeType::kRsp:
+    case RecipeType::kRbp:
+    case RecipeType::kAligned:
+      return step_by_recipe(cursor, step);
+    case RecipeType::kSignal:
+      return step_out_of_signal(cursor);
+    case RecipeType::kEnd:
+      return Stepped::kRoot;
+    case RecipeType::kNoCfi:
+      return step_without_cfi(cursor, step);
+    default:
+      return Stepped::kHelpless;
+  }
+}
+
+inline __attribute__((always_inline)) StackWalk::Stepped StackWalk::step(Cursor& cursor,
+                                                                         Step* step) noexcept {
+  Registers& at = cursor.at;
+  const PackedRecipe recipe = recipe_at(cursor.exact ? at.ip : at.ip - 1);
+  const RecipeType type = recipe.type();
+  step->sp = at.sp;
+  step->bp = at.bp;
+  step->type = type;
+  step->exact = cursor.exact;
+  step->cfa_offset = recipe.cfa_offset();
+  step->rbp_offset = recipe.rbp_offset();
+  if (__builtin_expect(type == RecipeType::kRsp || type == RecipeType::kRbp, 1)) {
+    const uintptr_t cfa = (type == RecipeType::kRsp ? at.sp : at.bp) +
+                          static_cast<uintptr_t>(intptr_t{step->cfa_offset});
+    if (__builtin_expect(cfa - 8 >= at.sp && cfa <= cursor.range.high, 1)) {
+      const uintptr_t ip = load(cfa - 8);
+      if (step->rbp_offset != 0) {
+        at.bp = load(cfa + static_cast<uintptr_t>(intptr_t{step->rbp_offset}));
+      }
+      at.ip = ip;
+      at.sp = cfa;
+      cursor.exact = false;
+      return __builtin_expect(ip == 0, 0) ? Stepped::kRoot : Stepped::kOn;
+    }
+  }
+  return step_rarely(cursor, step);
+}
+
+bool StackWalk::skip_own_frames(Cursor& cursor, uintptr_t caller) noexcept {
+  Step step_made;
+  for (size_t i = 0; i < kOwnFramesMax; ++i) {
+    if (step(cursor, &step_made) != Stepped::kOn) return false;
+    if (cursor.at.ip == caller) return true;
+  }
+  return false;
+}
+
+// ---- The walk.
+
+StackWalk::Result StackWalk::walk(Registers start, uintptr_t caller, StackBounds& bounds) noexcept {
+  const uint32_t generation = code_generation();
+  const uint32_t unmapped = unmappings();
+  Cursor cursor = {start, bounds.around(start.sp), false, false, &bounds};
+  cursor.is_foreign = !bounds.is_own(start.sp);
+  int known = -1;  // The innermost known frame that this walk may still join.
+  if (joinable_ && generation_ == generation && (!is_foreign_ || unmappings_ == unmapped)) {
+    known = static_cast<int>(count_) - 1;
+  }
+  generation_ = generation;
+  if (__builtin_expect(start.ip != caller, 0) &&
+      (cursor.range.high == 0 || !skip_own_frames(cursor, caller))) {
+    fresh_[0] = caller;
+    return replace(1, false, false);
+  }
+  size_t fresh = 0;
+  Stepped stepped = cursor.range.high == 0 ? Stepped::kStopped : Stepped::kOn;
+  if (stepped == Stepped::kStopped) {
+    fresh_[fresh] = cursor.at.ip;
+    steps_[fresh++] = {cursor.at.sp, cursor.at.bp, RecipeType::kNoCfi, false, 0, 0};
+  }
+  while (stepped == Stepped::kOn) {
+    const Registers& at = cursor.at;
+    while (known >= 0 && frames_[known].sp < at.sp) --known;
+    if (known >= 0 && frames_[known].sp == at.sp && ips_[known] == at.ip) {
+      const Frame& frame = frames_[known];
+      const bool same = ((frame.flags & kBpLive) == 0 || frame.bp == at.bp) &&
+                        ((frame.flags & kExact) != 0) == cursor.exact;
+      if (same) {
+        const int changed = find_changed(known);
+        if (changed < 0) {
+          is_foreign_ |= cursor.is_foreign;
+          unmappings_ = unmapped;
+          return keep_from(known, fresh);
+        }
+        known = changed - 1;  // Up to there the walk repeats itself.
+      }
+    }
+    if (__builtin_expect(fresh == depth_, 0)) return replace(fresh, false, false);
+    fresh_[fresh] = at.ip;
+    stepped = step(cursor, &steps_[fresh]);
+    ++fresh;
+  }
+  if (stepped == Stepped::kHelpless) {
+    return {Outcome::kHelpless, 0, static_cast<uint16_t>(fresh)};
+  }
+  is_foreign_ = cursor.is_foreign;
+  unmappings_ = unmapped;
+  // A walk that stopped early did so for words that are not among the reads.
+  const bool rooted = stepped == Stepped::kRoot;
+  zero_sp_ = rooted && cursor.at.ip == 0 ? cursor.at.sp : 0;
+  return replace(fresh, rooted, rooted);
+}
+
+// The outermost of the frames up to `frame` whose caller is another one now, or was found
+// otherwise; -1: none. Reads in the walk's order and stops at the first difference.
+inline int StackWalk::find_changed(int frame) const noexcept {
+  for (uint32_t i = frames_[frame].reads_end; i-- > 0;) {
+    if (__builtin_expect(*reads_[i].address != reads_[i].value, 0)) {
+      int changed = 0;
+      while (frames_[changed].reads_end <= i) ++changed;
+      return changed;
+    }
+  }
+  return -1;
+}
+
+// The known frames 0 to `joined` stay, the fresh ones lie inside.
+inline StackWalk::Result StackWalk::keep_from(int joined, size_t fresh) noexcept {
+  const auto keep = static_cast<size_t>(joined + 1);
+  bool complete = complete_;
+  if (__builtin_expect(keep + fresh > depth_, 0)) {
+    // The outermost frames do not fit: the same as a walk that was cut.
+    const size_t room = depth_ - fresh;
+    for (size_t i = 0; i < room; ++i) fresh_[fresh + i] = ips_[keep - 1 - i];
+    return replace(depth_, false, false);
+  }
+  if (fresh != 0 || keep != count_) append(keep, fresh);
+  return {complete ? Outcome::kComplete : Outcome::kIncomplete, static_cast<uint16_t>(keep),
+          static_cast<uint16_t>(fresh)};
+}
+
+// The fresh frames are the whole stack. What is the same from the outermost frame on still need not
+// be told again.
+StackWalk::Result StackWalk::replace(size_t fresh, bool complete, bool joinable) noexcept {
+  const size_t most = fresh < count_ ? fresh : count_;
+  size_t keep = 0;
+  while (keep < most && ips_[keep] == fresh_[fresh - 1 - keep]) ++keep;
+  complete_ = complete;
+  joinable_ = joinable;
+  if (joinable) {
+    append(0, fresh);
+  } else {
+    count_ = 0;  // For a handler that jumps away from here.
+    base::compiler_barrier();
+    for (size_t i = keep; i < fresh; ++i) ips_[i] = fresh_[fresh - 1 - i];
+    base::compiler_barrier();
+    count_ = static_cast<uint32_t>(fresh);
+  }
+  return {complete ? Outcome::kComplete : Outcome::kIncomplete, static_cast<uint16_t>(keep),
+          static_cast<uint16_t>(fresh - keep)};
+}
+
+StackWalk::Result StackWalk::take(size_t count, bool complete) noexcept {
+  return replace(count, complete, false);
+}
+
+// Puts the fresh frames inside the first `keep` known ones.
+void StackWalk::append(size_t keep, size_t fresh) noexcept {
+  count_ = 0;
+  base::compiler_barrier();
+  bool noted = true;
+  for (size_t i = keep; i < keep + fresh; ++i) {
+    const size_t from = keep + fresh - 1 - i;
+    ips_[i] = fresh_[from];
+    noted &= note_reads(i, steps_[from]);
+  }
+  joinable_ = noted;
+  base::compiler_barrier();
+  count_ = static_cast<uint32_t>(keep + fresh);
+}
+
+// Writes down frame `index`, whose caller is the frame before it: its registers and the words that
+// led there.
+inline bool StackWalk::note_reads(size_t index, const Step& step) noexcept {
+  Frame& frame = frames_[index];
+  frame.sp = step.sp;
+  frame.bp = step.bp;
+  frame.flags = step.exact ? uint32_t{kExact} : 0U;
+  if (index == 0) {  // The root.
+    frame.reads_end = 0;
+    if (zero_sp_ != 0) {  // By a return address that is zero: that decides as well.
+      if (step.type != RecipeType::kRsp) frame.flags |= kBpLive;
+      reads_[0] = {static_cast<const uintptr_t*>(base::pointer_to(zero_sp_ - sizeof(uintptr_t))),
+                   0};
+      frame.reads_end = 1;
+    }
+    return true;
+  }
+  const Frame& caller = frames_[index - 1];
+  const bool bp_wanted = (caller.flags & kBpLive) != 0;
+  uint32_t end = caller.reads_end;
+  if (__builtin_expect(end + 3 > reads_max_, 0)) {
+    frame.reads_end = end;
+    return false;
+  }
+  const auto add = [&](uintptr_t address, uintptr_t value) {
+    reads_[end++] = {static_cast<const uintptr_t*>(base::pointer_to(address)), value};
+  };
+  if (__builtin_expect(step.type == RecipeType::kSignal, 0)) {
+    add(step.sp + kSignalRip, ips_[index - 1]);
+    add(step.sp + kSignalRsp, caller.sp);
+    if (bp_wanted) add(step.sp + kSignalRbp, caller.bp);
+  } else {
+    add(caller.sp - sizeof(uintptr_t), ips_[index - 1]);
+    if (step.type == RecipeType::kAligned) {
+      if (bp_wanted) add(step.bp, caller.bp);
+      add(step.bp + static_cast<uintptr_t>(intptr_t{step.cfa_offset}), caller.sp);
+    } else if (bp_wanted && step.rbp_offset != 0) {
+      add(caller.sp + static_cast<uintptr_t>(intptr_t{step.rbp_offset}), caller.bp);
+    }
+    const bool by_bp = step.type != RecipeType::kRsp;
+    if (by_bp || (bp_wanted && step.rbp_offset == 0)) frame.flags |= kBpLive;
+  }
+  frame.reads_end = end;
+  return true;
+}
+
+}  // namespace heapledger::trace
