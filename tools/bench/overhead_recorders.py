@@ -15,8 +15,9 @@ import time
 class Stored:
     """What one run left: None where the recorder does not say."""
 
-    def __init__(self, events=None, lost=None, size=None, packed=None, stall_ms=None, faults=None, faults_lost=None):
-        self.events, self.lost, self.size, self.packed = events, lost, size, packed
+    def __init__(self, events=None, lost=None, size=None, calls=None, stacks=None, stall_ms=None, faults=None, faults_lost=None):
+        self.events, self.lost = events, lost
+        self.size, self.calls, self.stacks = size, calls, stacks  # Bytes: of everything; of calls; of their stacks.
         self.stall_ms, self.faults, self.faults_lost = stall_ms, faults, faults_lost
 
 
@@ -76,9 +77,13 @@ class Heapledger(Native):
         connection = sqlite3.connect(f"file:{self.trace()}?mode=ro", uri=True)
         events, lost, stall_ns, faults, faults_lost = connection.execute(
             "SELECT sum(events), sum(events_lost), sum(stall_ns), sum(perf_minor + perf_major), sum(perf_lost) FROM process").fetchone()
-        packed = connection.execute("SELECT sum(length(data)) FROM event_batch").fetchone()[0]
+        try:
+            calls, stacks = (connection.execute(f"SELECT sum(pgsize) FROM dbstat WHERE name IN ({tables})").fetchone()[0] for tables in
+                             ("'event_batch'", "'stack', 'frame'"))
+        except sqlite3.OperationalError:  # This SQLite was built without dbstat.
+            calls, stacks = connection.execute("SELECT sum(length(data)) FROM event_batch").fetchone()[0], None
         connection.close()
-        return Stored(events, lost, os.path.getsize(self.trace()), packed, stall_ns / 1e6, faults, faults_lost)
+        return Stored(events, lost, os.path.getsize(self.trace()), calls, stacks, stall_ns / 1e6, faults, faults_lost)
 
 
 class FreeStacks(Heapledger):
