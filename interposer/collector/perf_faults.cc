@@ -2,10 +2,7 @@
 #include "interposer/collector/perf_faults.h"
 
 #include <dirent.h>
-#include <linux/perf_event.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -18,10 +15,8 @@
 namespace heapledger::collector {
 namespace {
 
-constexpr uint64_t kPage = 4096;
 constexpr uint64_t kBufferBytesMax = uint64_t{8} << 20;
 constexpr uint64_t kBufferBytesMin = uint64_t{16} << 10;
-constexpr uint64_t kFormatLost = 1U << 4;  // PERF_FORMAT_LOST, since Linux 6.0.
 // What every record of ours ends with, or, in a sample, consists of; decode() reads by it.
 constexpr uint64_t kSampleType =
     PERF_SAMPLE_IP | PERF_SAMPLE_TID | PERF_SAMPLE_TIME | PERF_SAMPLE_ADDR | PERF_SAMPLE_ID;
@@ -34,7 +29,7 @@ perf_event_attr attributes(bool major, PerfFaults::When when, bool exclude_kerne
   attr.sample_period = 1;
   attr.sample_type = kSampleType;
   attr.sample_id_all = 1;
-  attr.read_format = kFormatLost;
+  attr.read_format = kPerfFormatLost;
   attr.disabled = 1;
   attr.enable_on_exec = when == PerfFaults::When::kOnExec ? 1 : 0;
   attr.inherit = 1;
@@ -51,46 +46,14 @@ perf_event_attr attributes(bool major, PerfFaults::When when, bool exclude_kerne
   return attr;
 }
 
-int perf_open(perf_event_attr& attr, pid_t tid, int cpu) {
-  long fd = syscall(SYS_perf_event_open, &attr, tid, cpu, -1, PERF_FLAG_FD_CLOEXEC);
-  if (fd < 0 && errno == EINVAL && attr.read_format != 0) {
-    attr.read_format = 0;
-    fd = syscall(SYS_perf_event_open, &attr, tid, cpu, -1, PERF_FLAG_FD_CLOEXEC);
-  }
-  return static_cast<int>(fd);
-}
-
-uint64_t word_at(const std::byte* bytes) {
-  uint64_t word;
-  std::memcpy(&word, bytes, sizeof word);
-  return word;
-}
-uint32_t low(uint64_t word) { return static_cast<uint32_t>(word); }
-uint32_t high(uint64_t word) { return static_cast<uint32_t>(word >> 32); }
-
 }  // namespace
 
 struct PerfFaults::Buffer {
   int cpu = 0;
   UniqueFd minor;
   UniqueFd major;
-  perf_event_mmap_page* page = nullptr;
-  uint64_t bytes = 0;
+  PerfRing ring;
   bool counts_lost = true;
-
-  ~Buffer() { unmap(); }
-  bool map(uint64_t data_bytes) {
-    void* address =
-        mmap(nullptr, data_bytes + kPage, PROT_READ | PROT_WRITE, MAP_SHARED, minor.get(), 0);
-    if (address == MAP_FAILED) return false;
-    page = static_cast<perf_event_mmap_page*>(address);
-    bytes = data_bytes;
-    return true;
-  }
-  void unmap() {
-    if (page != nullptr) munmap(page, bytes + kPage);
-    page = nullptr;
-  }
 };
 
 const char* fault_mode_name(FaultMode mode) {
@@ -198,14 +161,15 @@ bool PerfFaults::open_pair(Buffer& buffer, pid_t tid, When when, bool exclude_ke
 // The same size for every processor: the first must not eat the budget of the others.
 bool PerfFaults::map_buffers(std::vector<std::unique_ptr<Buffer>>& buffers) {
   for (uint64_t bytes = kBufferBytesMax; bytes >= kBufferBytesMin; bytes /= 2) {
-    const bool all = std::all_of(buffers.begin(), buffers.end(),
-                                 [&](auto& buffer) { return buffer->map(bytes); });
+    const bool all = std::all_of(buffers.begin(), buffers.end(), [&](auto& buffer) {
+      return buffer->ring.map(buffer->minor.get(), bytes);
+    });
     if (all) {
       buffer_bytes_ = bytes;
       return true;
     }
     const int why = errno;
-    for (auto& buffer : buffers) buffer->unmap();
+    for (auto& buffer : buffers) buffer->ring.unmap();
     if (why != EPERM && why != ENOMEM) {
       errno = why;
       return false;
@@ -216,89 +180,38 @@ bool PerfFaults::map_buffers(std::vector<std::unique_ptr<Buffer>>& buffers) {
 
 void PerfFaults::drain(RawBytes& raw, std::vector<PerfPiece>& pieces) {
   if (!ready_.load(std::memory_order_acquire)) return;
-  for (const auto& buffer : buffers_) {
-    // Acquire: pairs with the kernel's barrier before it moves data_head.
-    const uint64_t head = std::atomic_ref(buffer->page->data_head).load(std::memory_order_acquire);
-    const uint64_t tail = buffer->page->data_tail;
-    const uint64_t fresh = head - tail;
-    if (fresh == 0 || fresh > buffer->bytes) continue;
-    const auto* data = reinterpret_cast<const std::byte*>(buffer->page) + kPage;
-    const uint64_t start = tail % buffer->bytes;
-    const size_t part = std::min(fresh, buffer->bytes - start);
-    const size_t offset = raw.size();
-    std::byte* place = raw.extend(fresh);
-    std::memcpy(place, data + start, part);
-    std::memcpy(place + part, data, fresh - part);
-    pieces.push_back({offset, fresh});
-    // Release: the kernel may overwrite what was copied.
-    std::atomic_ref(buffer->page->data_tail).store(head, std::memory_order_release);
-  }
+  for (const auto& buffer : buffers_) buffer->ring.drain(raw, pieces, false);
 }
 
 void PerfFaults::decode(const std::byte* data, size_t bytes,
                         std::vector<PerfRecord>& records) const {
   const std::lock_guard lock(mutex_);
-  for (size_t at = 0; at + sizeof(perf_event_header) <= bytes;) {
-    perf_event_header header;
-    std::memcpy(&header, data + at, sizeof header);
-    // The smallest record of ours: header, one word, and the trailer of tid, time and id.
-    if (header.size < 40 || header.size % 8 != 0 || header.size > bytes - at) return;
-    const std::byte* body = data + at + sizeof header;
-    const std::byte* trailer = data + at + header.size - 24;
-    at += header.size;
+  for (PerfBytes from{data, bytes}; from.next();) {
     PerfRecord record;
-    record.raw_ns = static_cast<int64_t>(word_at(trailer + 8));
-    record.pid = low(word_at(body));
-    record.tid = high(word_at(body));
-    switch (header.type) {
-      case PERF_RECORD_SAMPLE: {
-        if (header.size < 48) continue;
-        record.ip = word_at(body);
-        record.pid = low(word_at(body + 8));
-        record.tid = high(word_at(body + 8));
-        record.raw_ns = static_cast<int64_t>(word_at(body + 16));
-        record.address = word_at(body + 24);
-        const uint64_t id = word_at(body + 32);
-        record.major = std::find(major_ids_.begin(), major_ids_.end(), id) != major_ids_.end();
-        record.kernel = (header.misc & PERF_RECORD_MISC_CPUMODE_MASK) == PERF_RECORD_MISC_KERNEL;
-        break;
-      }
-      case PERF_RECORD_COMM:
-        record.kind =
-            (header.misc & PERF_RECORD_MISC_COMM_EXEC) != 0 ? PerfKind::kExec : PerfKind::kName;
-        std::memcpy(record.name, body + 8,
-                    std::min(sizeof record.name - 1, static_cast<size_t>(trailer - body) - 8));
-        break;
-      case PERF_RECORD_FORK:
-      case PERF_RECORD_EXIT:
-        record.kind = header.type == PERF_RECORD_FORK ? PerfKind::kFork : PerfKind::kExit;
-        record.parent_pid = high(word_at(body));
-        record.tid = low(word_at(body + 8));
-        break;
-      case PERF_RECORD_LOST:
-        record.kind = PerfKind::kLost;
-        record.lost = word_at(body + 8);
-        record.pid = low(word_at(trailer));
-        record.tid = high(word_at(trailer));
-        break;
-      default:
-        continue;
+    if (from.header.type != PERF_RECORD_SAMPLE) {
+      if (decode_task_record(from, record)) records.push_back(record);
+      continue;
     }
+    if (from.body_bytes < 40) continue;
+    const std::byte* body = from.body;
+    record.ip = perf_word(body);
+    record.pid = low_half(perf_word(body + 8));
+    record.tid = high_half(perf_word(body + 8));
+    record.raw_ns = static_cast<int64_t>(perf_word(body + 16));
+    record.address = perf_word(body + 24);
+    const uint64_t id = perf_word(body + 32);
+    record.major = std::find(major_ids_.begin(), major_ids_.end(), id) != major_ids_.end();
+    record.kernel = (from.header.misc & PERF_RECORD_MISC_CPUMODE_MASK) == PERF_RECORD_MISC_KERNEL;
     records.push_back(record);
   }
 }
 
 uint64_t PerfFaults::lost_total() const {
   uint64_t total = 0;
-  const auto add = [&total](const UniqueFd& fd) {
-    uint64_t values[2] = {};  // Count, lost.
-    if (read(fd.get(), values, sizeof values) == sizeof values) total += values[1];
-  };
   const std::lock_guard lock(mutex_);
   for (const auto& buffer : buffers_) {
     if (!buffer->counts_lost) continue;
-    add(buffer->minor);
-    add(buffer->major);
+    total += perf_lost(buffer->minor.get()) + perf_lost(buffer->major.get());
   }
   return total;
 }

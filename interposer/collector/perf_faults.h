@@ -25,7 +25,7 @@
 #include <string>
 #include <vector>
 
-#include "interposer/collector/ring_reader.h"
+#include "interposer/collector/perf_ring.h"
 #include "interposer/collector/unique_fd.h"
 
 namespace heapledger::collector {
@@ -33,32 +33,9 @@ namespace heapledger::collector {
 enum class FaultMode { kNone, kGetrusage, kPerfUser, kPerf };
 const char* fault_mode_name(FaultMode mode);  // As in meta.fault_source.
 
-enum class PerfKind : uint8_t { kFault, kFork, kExit, kExec, kName, kLost };
-
-// One record, decoded.
-struct PerfRecord {
-  int64_t raw_ns = 0;  // CLOCK_MONOTONIC_RAW
-  uint64_t address = 0;
-  uint64_t ip = 0;
-  uint64_t lost = 0;
-  uint32_t pid = 0;  // Of a fork: the child's.
-  uint32_t tid = 0;
-  uint32_t parent_pid = 0;  // Of a fork.
-  PerfKind kind = PerfKind::kFault;
-  bool major = false;
-  bool kernel = false;  // The kernel was executing.
-  char name[16] = {};   // Of an exec or a new name.
-};
-
-// Bytes of one buffer inside a window.
-struct PerfPiece {
-  size_t offset;
-  size_t bytes;
-};
-
 class PerfFaults {
  public:
-  enum class When { kNow, kOnExec };
+  using When = PerfWhen;
 
   PerfFaults();
   ~PerfFaults();
@@ -71,6 +48,7 @@ class PerfFaults {
   // Attaches to every thread of a process.
   bool attach_process(pid_t pid);
 
+  bool active() const { return ready_.load(std::memory_order_acquire); }
   FaultMode mode() const { return mode_; }  // kNone until attached.
   const std::string& why() const { return why_; }
   uint64_t buffer_bytes() const { return buffer_bytes_; }  // Per processor.
