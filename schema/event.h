@@ -131,7 +131,8 @@ struct ReallocEvent {
 };
 static_assert(sizeof(ReallocEvent) == 64);
 
-enum class Origin : uint8_t { kAllocator = 0, kProgram = 1, kRecorder = 2 };
+// kLoader: the dynamic linker's own calls, which only the kernel tells of.
+enum class Origin : uint8_t { kAllocator = 0, kProgram = 1, kRecorder = 2, kLoader = 3 };
 enum class SyscallName : uint8_t {
   kBrk = 0,
   kMmap = 1,
@@ -142,7 +143,7 @@ enum class SyscallName : uint8_t {
 };
 inline constexpr const char* kSyscallNames[] = {"brk",    "mmap",    "munmap",
                                                 "mremap", "madvise", "mprotect"};
-inline constexpr const char* kOriginNames[] = {"allocator", "program", "recorder"};
+inline constexpr const char* kOriginNames[] = {"allocator", "program", "recorder", "loader"};
 
 // Arguments and result are the kernel's own, as strace shows them: brk(addr) gives the new break, a
 // failed call -errno.

@@ -113,7 +113,8 @@ CREATE TABLE symbol (
   PRIMARY KEY (frame, inline_depth)
 ) WITHOUT ROWID;
 
--- One row per memory system call, by the allocator, by the program through libc's wrappers, or by the recorder itself.
+-- One row per memory system call, by the allocator, by the program through libc's wrappers, or by the recorder itself. With
+-- meta.syscall_source = 'kernel' every one there was, with the kernel's times; of a call that no wrapper saw one frame or two are known.
 CREATE TABLE syscall (
   time_ns INTEGER NOT NULL,                     -- when it was entered
   process INTEGER NOT NULL REFERENCES process,  -- row of process
@@ -123,7 +124,7 @@ CREATE TABLE syscall (
   result INTEGER,                               -- as the kernel gives it: -errno on failure
   duration_ns INTEGER NOT NULL,                 -- from entry to return
   cause TEXT,                                   -- why the allocator made it ("grow top", "trim top", ...); NULL for the program's own
-  origin TEXT NOT NULL,                         -- allocator | program | recorder
+  origin TEXT NOT NULL,                         -- allocator | program | recorder | loader (the dynamic linker itself)
   stack INTEGER NOT NULL                        -- of the call that caused it
 );
 

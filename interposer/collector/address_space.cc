@@ -50,7 +50,7 @@ void AddressSpace::set_changing(bool changing) {
   changing_ = changing;
 }
 
-uint32_t AddressSpace::resolve(uint64_t pc, int64_t time_ns) {
+const Module* AddressSpace::module_at(uint64_t pc, int64_t time_ns) const {
   const Module* best = nullptr;
   for (const Module& module : modules_) {
     // A return address may be one past the end of a function at a module's very end.
@@ -59,7 +59,12 @@ uint32_t AddressSpace::resolve(uint64_t pc, int64_t time_ns) {
     // Of those that were there, and where none was yet (its event came late), the latest.
     if (best == nullptr || module.start_ns <= time_ns) best = &module;
   }
-  return best == nullptr ? frames_->frame(0, pc) : frames_->frame(best->id, pc - best->base);
+  return best;
+}
+
+uint32_t AddressSpace::resolve(uint64_t pc, int64_t time_ns) {
+  const Module* module = module_at(pc, time_ns);
+  return module == nullptr ? frames_->frame(0, pc) : frames_->frame(module->id, pc - module->base);
 }
 
 }  // namespace heapledger::collector

@@ -84,6 +84,8 @@ class AddressSpace {
     if (id == 0) id = resolve(pc, time_ns);
     return id;
   }
+  // The module of a return address; nullptr: none that is known.
+  const Module* module_at(uint64_t pc, int64_t time_ns) const;
 
  private:
   uint32_t resolve(uint64_t pc, int64_t time_ns);

@@ -143,7 +143,9 @@ Collector::Collector(const Options& options, ControlChannel& control)
                                                    eventfd_write(wake_.get(), 1);
                                                  }});
   recorder_->set_follow(options.follow);
+  recorder_->set_kernel_syscalls(kernel_);
   perf_.set_follow(options.follow);
+  kernel_.set_follow(options.follow);
   write_first_meta();
 }
 
@@ -164,6 +166,7 @@ void Collector::write_first_meta() {
   writer_->meta("page_bytes", int64_t{sysconf(_SC_PAGESIZE)});
   writer_->meta("clock", clock_ == schema::Clock::kTsc ? "tsc" : "monotonic_raw");
   writer_->meta("fault_source", "none");
+  writer_->meta("syscall_source", "wrappers");
   writer_->meta("options", options_.json);
   // What the shim's recorder asks of the kernel inside the program, besides the allocator's calls.
   writer_->meta("recorder_calls", R"(["mmap","munmap","madvise","mprotect"])");
@@ -191,7 +194,7 @@ void Collector::watch_events() {
 
 void Collector::run() {
   watch_events();
-  drain_ = std::make_unique<Drain>(queue_, perf_, clock_, [this] {
+  drain_ = std::make_unique<Drain>(queue_, perf_, kernel_, clock_, [this] {
     slots_changed_.store(true);
     eventfd_write(wake_.get(), 1);
   });
@@ -304,6 +307,7 @@ void Collector::join(const Caller& caller) {
 
 void Collector::attach_first(pid_t pid, PerfFaults::When when) {
   attached_ = true;
+  attach_syscalls(pid, when);  // First: the other takes all the memory there is.
   std::string note;
   switch (options_.fault_source) {
     case schema::FaultSource::kNone:
@@ -325,8 +329,28 @@ void Collector::attach_first(pid_t pid, PerfFaults::When when) {
   queue_.push(MetaNote{"fault_source", fault_mode_name(fault_mode_)});
   if (!note.empty()) queue_.push(MetaNote{"fault_note", note});
   if (when == PerfFaults::When::kOnExec) {
-    control_.send(
-        {{"type", "attached"}, {"fault_source", fault_mode_name(fault_mode_)}, {"note", note}});
+    control_.send({{"type", "attached"},
+                   {"fault_source", fault_mode_name(fault_mode_)},
+                   {"note", note},
+                   {"syscall_note", syscall_note_}});
+  }
+}
+
+void Collector::attach_syscalls(pid_t pid, PerfWhen when) {
+  if (!options_.kernel_syscalls) return;
+  const bool good =
+      when == PerfWhen::kNow ? kernel_.attach_process(pid) : kernel_.attach(pid, when);
+  if (good) {
+    queue_.push(MetaNote{"syscall_source", "kernel"});
+    return;
+  }
+  syscall_note_ = kernel_.why();
+  queue_.push(MetaNote{"syscall_note", syscall_note_});
+  // `record` says it itself.
+  if (control_.is_plain() || !control_.is_open()) {
+    fmt::print(stderr,
+               "heapledger: record: --syscalls kernel: {}; recording what the wrappers see\n",
+               syscall_note_);
   }
 }
 
@@ -514,14 +538,14 @@ bool Collector::is_over() {
     return false;
   }
   if (!reached_barrier()) return false;
-  const bool all_known = fault_mode_ == FaultMode::kPerf || fault_mode_ == FaultMode::kPerfUser;
+  const bool all_known = perf_.active() || kernel_.active();
   return all_known || now - quiet_since_ns_ >= kGraceNs;
 }
 
 void Collector::finish() {
   const int64_t now = raw_now_ns();
   drain_->stop();
-  queue_.push(Finish{now, perf_.lost_total(), spool_.use()});
+  queue_.push(Finish{now, perf_.lost_total(), kernel_.lost_total(), spool_.use()});
   queue_.push(Barrier{++barrier_asked_});
   while (barrier_done_.load() != barrier_asked_) {
     const timespec pause{0, 200'000};

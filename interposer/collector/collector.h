@@ -60,6 +60,7 @@ class Collector {
   void on_launch(const nlohmann::json& message);
   void on_exited(const nlohmann::json& message);
   void attach_first(pid_t pid, PerfFaults::When when);
+  void attach_syscalls(pid_t pid, PerfWhen when);
   void take_watch_requests();
   void process_ended(pid_t pid);
   void look_at_slots();
@@ -82,7 +83,9 @@ class Collector {
   schema::Clock clock_;
   int64_t origin_raw_ns_;
   PerfFaults perf_;
+  KernelSyscalls kernel_;
   FaultMode fault_mode_ = FaultMode::kNone;
+  std::string syscall_note_;  // Why the wrappers' calls have to do.
   bool attached_ = false;
   Spool spool_;
   MessageQueue queue_;

@@ -17,10 +17,11 @@ constexpr int64_t kPairEveryNs = 100'000'000;
 
 }  // namespace
 
-Drain::Drain(MessageQueue& queue, PerfFaults& perf, schema::Clock clock,
+Drain::Drain(MessageQueue& queue, PerfFaults& perf, KernelSyscalls& syscalls, schema::Clock clock,
              std::function<void()> on_request)
     : queue_(queue),
       perf_(perf),
+      syscalls_(syscalls),
       clock_(clock),
       on_request_(std::move(on_request)),
       last_pair_(read_clock_pair(clock)),
@@ -104,6 +105,7 @@ size_t Drain::round(bool& whole) {
   window.raw.reserve(last_bytes_);  // The next round is like the last.
   // Perf buffers cannot make anyone wait, so they are emptied even when the queue is full.
   perf_.drain(window.raw, window.perf);
+  syscalls_.drain(window.raw, window.perf);
   const bool room = given_up_ || queue_.has_room();
   whole = room;
   for (size_t i = 0; i < readers_.size();) {

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "interposer/collector/futex.h"
+#include "interposer/collector/kernel_syscalls.h"
 #include "interposer/collector/message.h"
 
 namespace heapledger::collector {
@@ -25,8 +26,8 @@ namespace heapledger::collector {
 class Drain {
  public:
   // `on_request` is called (in the drain thread) when a process asks for a snapshot or a process
-  // slot was taken that was not seen before. Both references must outlive this.
-  Drain(MessageQueue& queue, PerfFaults& perf, schema::Clock clock,
+  // slot was taken that was not seen before. The references must outlive this.
+  Drain(MessageQueue& queue, PerfFaults& perf, KernelSyscalls& syscalls, schema::Clock clock,
         std::function<void()> on_request);
   ~Drain();
 
@@ -50,6 +51,7 @@ class Drain {
 
   MessageQueue& queue_;
   PerfFaults& perf_;
+  KernelSyscalls& syscalls_;
   schema::Clock clock_;
   std::function<void()> on_request_;
 

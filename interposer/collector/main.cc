@@ -40,6 +40,14 @@ void raise_descriptor_limit() {
   setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+// For `heapledger doctor`, which may have other rights than this file.
+int probe_syscalls() {
+  std::string why;
+  const bool can = heapledger::collector::can_see_syscalls(why);
+  if (!can) fmt::print("{}\n", why);
+  return can ? 0 : 1;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -47,6 +55,7 @@ int main(int argc, char** argv) {
   const collector::Options options = collector::read_options(argc, argv);
   close_foreign_descriptors(options.control_fd);
   raise_descriptor_limit();
+  if (options.probe_syscalls) return probe_syscalls();
   signal(SIGPIPE, SIG_IGN);
   signal(SIGXFSZ, SIG_IGN);  // A file size limit is an error like a full disk.
   // Windows of some MiB come and go: without this each would be mapped, faulted in and unmapped.

@@ -102,7 +102,8 @@ struct Barrier {
 // Behind everything else.
 struct Finish {
   int64_t raw_ns;
-  uint64_t perf_lost;  // By the kernel's own count.
+  uint64_t perf_lost;          // By the kernel's own count.
+  uint64_t syscalls_lost = 0;  // Likewise: records of system calls.
   SpoolUse spool = {};
 };
 

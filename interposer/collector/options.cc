@@ -71,6 +71,7 @@ Options read_options(int argc, char** argv) {
   Options options;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--plain") == 0) options.plain = true;
+    if (std::strcmp(argv[i], "--probe-syscalls") == 0) options.probe_syscalls = true;
     if (std::strcmp(argv[i], "--control-fd") == 0 && i + 1 < argc) {
       options.control_fd = static_cast<int>(number(argv[++i], 0, 1 << 20));
     }
@@ -82,6 +83,7 @@ Options read_options(int argc, char** argv) {
   if (is_set("HEAPLEDGER_NO_STACKS")) options.stack_depth = 0;
   options.free_stacks = is_set("HEAPLEDGER_FREE_STACKS");
   options.fault_source = fault_source();
+  options.kernel_syscalls = variable("HEAPLEDGER_SYSCALLS") == "kernel";
   options.follow = !is_set("HEAPLEDGER_NO_FOLLOW");
   options.snapshot_interval =
       std::chrono::milliseconds(number(variable("HEAPLEDGER_SNAPSHOT_INTERVAL"), 0, 1 << 30));

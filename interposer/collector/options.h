@@ -15,14 +15,16 @@
 namespace heapledger::collector {
 
 struct Options {
-  int control_fd = -1;         // --control-fd N; -1: nobody listens.
-  bool plain = false;          // --plain: "ready NAME" and "error TEXT" instead of JSON.
-  std::string output;          // HEAPLEDGER_OUTPUT; empty: heapledger.PROGRAM.PID.db.
-  bool overwrite = false;      // HEAPLEDGER_FORCE
-  uint32_t stack_depth = 128;  // HEAPLEDGER_STACK_DEPTH; 0 with HEAPLEDGER_NO_STACKS.
-  bool free_stacks = false;    // HEAPLEDGER_FREE_STACKS
+  int control_fd = -1;          // --control-fd N; -1: nobody listens.
+  bool probe_syscalls = false;  // --probe-syscalls: only say whether they can be seen.
+  bool plain = false;           // --plain: "ready NAME" and "error TEXT" instead of JSON.
+  std::string output;           // HEAPLEDGER_OUTPUT; empty: heapledger.PROGRAM.PID.db.
+  bool overwrite = false;       // HEAPLEDGER_FORCE
+  uint32_t stack_depth = 128;   // HEAPLEDGER_STACK_DEPTH; 0 with HEAPLEDGER_NO_STACKS.
+  bool free_stacks = false;     // HEAPLEDGER_FREE_STACKS
   schema::FaultSource fault_source = schema::FaultSource::kAuto;  // HEAPLEDGER_FAULT_SOURCE,
                                                                   // HEAPLEDGER_NO_FAULTS
+  bool kernel_syscalls = false;                                   // HEAPLEDGER_SYSCALLS is kernel
   bool follow = true;                                             // not HEAPLEDGER_NO_FOLLOW
   std::chrono::milliseconds snapshot_interval{0};  // HEAPLEDGER_SNAPSHOT_INTERVAL; 0: the schedule.
   std::optional<uint64_t> spool_limit;             // HEAPLEDGER_SPOOL_LIMIT, bytes

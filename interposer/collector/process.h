@@ -46,6 +46,7 @@ struct Thread {
   std::optional<int64_t> start_ns;
   std::optional<int64_t> end_ns;
   int64_t stall_ns = 0;
+  int64_t events_until_ns = INT64_MIN;  // Time of its last call that was read.
   std::optional<uint64_t> minor_faults;
   std::optional<uint64_t> major_faults;
   bool changed = true;  // Since it was last written.

@@ -229,6 +229,7 @@ void ProcessTable::kernel_exit(const PerfRecord& record, int64_t time_ns) {
     thread.end_ns = time_ns;
     thread.changed = true;
   }
+  thread.events_until_ns = INT64_MAX;  // All that it has told is in its ring.
   --process.live_threads;
   process.last_exit_ns = std::max(process.last_exit_ns, time_ns);
 }

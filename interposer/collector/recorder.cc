@@ -19,7 +19,8 @@ Recorder::Recorder(TraceWriter& writer, const PerfFaults& perf, ClockMap clock,
       clock_(std::move(clock)),
       origin_raw_ns_(origin_raw_ns),
       hooks_(std::move(hooks)),
-      processes_(frames_, [this](pid_t pid) { hooks_.watch(pid); }) {}
+      processes_(frames_, [this](pid_t pid) { hooks_.watch(pid); }),
+      join_(join_sink()) {}
 
 Recorder::Image::Image(const ImageJoined& news)
     : region(news.region),
@@ -83,9 +84,18 @@ void Recorder::on(Window& window) {
   for (const RingPiece& piece : window.rings) decode_piece(piece, bytes_of(piece));
   for (Process* process : changing_) process->space->set_changing(false);
   for (const PerfPiece& piece : window.perf) {
-    perf_.decode(window.raw.data() + piece.offset, piece.bytes, perf_records_);
+    const std::byte* data = window.raw.data() + piece.offset;
+    if (piece.syscalls) {
+      decode_kernel(data, piece.bytes);
+    } else {
+      perf_.decode(data, piece.bytes, perf_records_);
+    }
   }
   apply_perf(window.began_raw_ns);
+  if (sees_kernel_calls()) {
+    apply_kernel(window.began_raw_ns);
+    join_.settle(trace_ns(window.began_raw_ns), window.whole);
+  }
   write_tree();
   notice_processes();
   flush_full();
@@ -168,6 +178,7 @@ void Recorder::on(Barrier& barrier) { hooks_.on_barrier(barrier.number); }
 void Recorder::on(Finish& finish) {
   now_ns_ = trace_ns(raw_now_ns());
   apply_perf(INT64_MAX);
+  apply_kernel(INT64_MAX);
   look_for_forks();
   end_unwatched();
   processes_.settle_all();
@@ -176,6 +187,8 @@ void Recorder::on(Finish& finish) {
   for (Process& process : processes_.all()) {
     if (process.region != nullptr) close_process(process);
   }
+  join_.finish();
+  write_tree();
   // What the kernel dropped after its last record said so is known by its counters alone.
   if (finish.perf_lost > perf_lost_told_ && !processes_.all().empty()) {
     Process& first = processes_.all().front();
@@ -187,6 +200,7 @@ void Recorder::on(Finish& finish) {
     flush(process);
     write_row(process);
   }
+  write_syscall_totals(finish.syscalls_lost);
   write_last_meta(finish);
   writer_.close();
 }

@@ -24,9 +24,12 @@
 
 #include "interposer/collector/call_tree.h"
 #include "interposer/collector/clock_map.h"
+#include "interposer/collector/kernel_syscalls.h"
 #include "interposer/collector/message.h"
 #include "interposer/collector/process_table.h"
+#include "interposer/collector/return_sites.h"
 #include "interposer/collector/slot_pids.h"
+#include "interposer/collector/syscall_join.h"
 #include "interposer/collector/trace_writer.h"
 #include "interposer/collector/wire_reader.h"
 #include "schema/error.h"
@@ -54,6 +57,9 @@ class Recorder {
 
   // False: forked and executed children are not recorded; their rows say so.
   void set_follow(bool follow) { processes_.set_follow(follow); }
+
+  // Where the kernel's own view of system calls comes from, if it is attached to anything.
+  void set_kernel_syscalls(const KernelSyscalls& kernel) { kernel_ = &kernel; }
 
   void handle(Message&& message);
   // Called when there was no message for a while.
@@ -135,6 +141,15 @@ class Recorder {
   void close_processes(int64_t drained_until_raw_ns);
   void close_process(Process& process);
   void retire_images(int64_t now_raw_ns);
+  // recorder_syscalls.cc
+  bool sees_kernel_calls() const { return kernel_ != nullptr && kernel_->active(); }
+  void decode_kernel(const std::byte* data, size_t bytes);
+  void apply_kernel(int64_t until_raw_ns);
+  SyscallJoin::Sink join_sink();
+  struct Caller;
+  Caller caller_of(const Process& process, const KernelCall& call);
+  bool write_kernel_call(Process& process, const Thread& thread, const KernelCall& call);
+  void write_syscall_totals(uint64_t kernel_lost);
   // recorder.cc
   void apply_perf(int64_t until_raw_ns);
   void add_fault(const PerfRecord& record, int64_t time_ns);
@@ -167,6 +182,11 @@ class Recorder {
   int64_t housekept_ns_ = 0;
   uint64_t perf_lost_told_ = 0;  // By records.
   uint64_t stalls_ = 0;          // How often a thread waited for room.
+  const KernelSyscalls* kernel_ = nullptr;
+  std::vector<KernelRecord> kernel_records_;               // Decoded, not yet applied.
+  std::unordered_map<uint32_t, KernelRecord> open_calls_;  // By tid: entered, not left.
+  SyscallJoin join_;
+  ReturnSites return_sites_;
   Counters counters_;
   std::atomic<bool> failed_{false};
 };

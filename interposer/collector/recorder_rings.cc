@@ -193,6 +193,8 @@ void Recorder::decode_call(Ring& ring, const WireEvent& event, int64_t time_ns) 
   if (event.has(schema::kHasStack) && event.has(schema::kStackIncomplete)) {
     ++process.incomplete_stacks;
   }
+  // Of the thread's own ring: what it interrupted is not told of before it returns.
+  if (!event.has(schema::kNested)) ring.thread->events_until_ns = time_ns;
   process.calls.add(row);
   ++process.events;
   process.changed = true;
@@ -210,7 +212,11 @@ void Recorder::decode_syscall(Ring& ring, const WireEvent& event, int64_t time_n
   if (row.call.origin == schema::Origin::kAllocator) {
     apply_mapping_call(ring.owner->allocator_ranges, row.call);
   }
-  writer_.syscall(row);
+  if (sees_kernel_calls()) {
+    join_.wrapped(*ring.owner, *ring.thread, row);
+  } else {
+    writer_.syscall(row);
+  }
 }
 
 uint32_t Recorder::stack_of(Ring& ring, const WireEvent& event, int64_t time_ns) {

@@ -219,6 +219,7 @@ void Recorder::close_process(Process& process) {
       fields.state.store(ProcessState::kFree, std::memory_order_release);
     }
   }
+  join_.close(process);
   process.region.reset();
   flush(process);
   write_row(process);

@@ -143,7 +143,13 @@ void Recording::announce(const std::string& path, const std::string& obstacle) {
     const auto answer = collector_->receive();
     if (!answer) throw CommandError("collector", "ended before the program was started");
     const std::string type = answer->value("type", "");
-    if (type == "attached") return;
+    if (type == "attached") {
+      const std::string note = answer->value("syscall_note", "");
+      if (!note.empty()) {
+        narration_.warn("--syscalls kernel: " + note + "; recording what the wrappers see");
+      }
+      return;
+    }
     if (type == "error") {
       throw CommandError(answer->value("what", "collector"), answer->value("why", "cannot record"));
     }

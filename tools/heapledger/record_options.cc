@@ -40,6 +40,9 @@ const std::vector<RecordOption> kRecordOptions = {
     {"--no-faults", "HEAPLEDGER_NO_FAULTS", kNone, kCollector, "record no page faults"},
     {"--fault-source", "HEAPLEDGER_FAULT_SOURCE", kFaultSource, kCollector,
      "perf | getrusage (default: perf where the machine allows it)"},
+    {"--syscalls", "HEAPLEDGER_SYSCALLS", kSyscallSource, kCollector,
+     "wrappers | kernel: every memory system call, where the machine allows it (default: "
+     "wrappers)"},
     {"--no-follow", "HEAPLEDGER_NO_FOLLOW", kNone, kCollector, "leave child processes unrecorded"},
     {"--snapshot-interval", "HEAPLEDGER_SNAPSHOT_INTERVAL", kCount, kCollector,
      "milliseconds between looks at the resident pages", kIntervalMsMax},
@@ -98,6 +101,9 @@ std::string checked_value(const RecordOption& option, const std::string& text) {
     case kFaultSource:
       if (text != "perf" && text != "getrusage") throw refuse("is neither perf nor getrusage");
       return text;
+    case kSyscallSource:
+      if (text != "wrappers" && text != "kernel") throw refuse("is neither wrappers nor kernel");
+      return text;
     case kThreshold:
       if (text == "brk-only" || text == "mmap-only") return text;
       [[fallthrough]];
@@ -123,10 +129,10 @@ void add_record_options(CLI::App& app, OptionValues& given) {
       app.add_flag_callback(
           option.flags, [&given, variable] { given[variable] = "1"; }, option.help);
     } else {
-      const char* type = option.value == kFile          ? "FILE"
-                         : option.value == kCount       ? "N"
-                         : option.value == kFaultSource ? "SOURCE"
-                                                        : "SIZE";
+      const char* type = option.value == kFile                                            ? "FILE"
+                         : option.value == kCount                                         ? "N"
+                         : option.value == kFaultSource || option.value == kSyscallSource ? "SOURCE"
+                                                                                          : "SIZE";
       app.add_option_function<std::string>(
              option.flags, [&given, variable](const std::string& text) { given[variable] = text; },
              option.help)

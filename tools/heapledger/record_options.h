@@ -20,10 +20,11 @@ namespace heapledger::front {
 enum class OptionValue {
   kNone,  // A switch.
   kFile,
-  kSize,        // Bytes; K, M, G.
-  kThreshold,   // A size, or brk-only, or mmap-only.
-  kCount,       // A whole number.
-  kFaultSource  // perf | getrusage
+  kSize,          // Bytes; K, M, G.
+  kThreshold,     // A size, or brk-only, or mmap-only.
+  kCount,         // A whole number.
+  kFaultSource,   // perf | getrusage
+  kSyscallSource  // wrappers | kernel
 };
 
 enum class OptionReader {

@@ -60,9 +60,10 @@ class DrainTest : public ::testing::Test {
   Spool spool_;
   MessageQueue queue_{256U << 10, spool_};
   PerfFaults perf_;
+  KernelSyscalls syscalls_;
   RegionPtr region_ = std::make_shared<Region>(1, RegionLayout{4, 8, kRingBytes}, RegionSettings{});
   std::atomic<uint64_t> written_{0};
-  Drain drain_{queue_, perf_, schema::Clock::kMonotonicRaw, [] {}};
+  Drain drain_{queue_, perf_, syscalls_, schema::Clock::kMonotonicRaw, [] {}};
 };
 
 TEST_F(DrainTest, ProgramRunsToItsEndThoughNothingIsPacked) {
