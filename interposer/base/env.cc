@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "interposer/base/env.h"
 
-#include <elf.h>
+#include <errno.h>
+#include <sys/auxv.h>
 
 #include <atomic>
 #include <cstdint>
@@ -53,12 +54,13 @@ const char* env_lookup(const char* name) noexcept {
   return nullptr;
 }
 
+// Not from behind the environment's end: that moves when the linker takes LD_PRELOAD and its kind
+// out of a privileged program's, and when the program itself calls unsetenv.
 unsigned long aux_value(unsigned long type) noexcept {
-  const auto* pair = reinterpret_cast<const Elf64_auxv_t*>(after_null(env_entries()));
-  for (; pair->a_type != AT_NULL; ++pair) {
-    if (pair->a_type == type) return pair->a_un.a_val;
-  }
-  return 0;
+  const int saved = errno;
+  const unsigned long value = getauxval(type);
+  errno = saved;
+  return value;
 }
 
 bool is_secure() noexcept { return aux_value(AT_SECURE) != 0; }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The environment and the auxiliary vector as the kernel handed them to the process, readable at
-// the very first malloc call.
+// The environment as the kernel handed it to the process, and the auxiliary vector, readable at the
+// very first malloc call.
 //
 // That call comes from the dynamic linker, before libc has set `environ`. On x86-64 the linker's
 // `__libc_stack_end` points at argc; argv, a null, the environment, a null and the auxiliary vector
@@ -23,7 +23,7 @@ const char* const* env_entries() noexcept;
 // The program's arguments, ending with nullptr.
 const char* const* program_arguments() noexcept;
 
-// getauxval() without libc: the value of AT_xxx, or 0 where the kernel gave none.
+// The value of AT_xxx, or 0 where the kernel gave none; errno kept.
 unsigned long aux_value(unsigned long type) noexcept;
 
 // True where the process runs with more rights than its caller: the environment must then not be

@@ -9,6 +9,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 namespace heapledger::base {
 namespace {
@@ -50,6 +51,16 @@ TEST(Env, AuxiliaryValuesAreLibcs) {
   EXPECT_EQ(aux_value(AT_RANDOM), ::getauxval(AT_RANDOM));
   EXPECT_EQ(aux_value(4711), 0U);
   EXPECT_FALSE(is_secure());
+}
+
+// As the linker and unsetenv do it: the list ends earlier, and what follows its null is an entry.
+TEST(Env, AuxiliaryValuesAreFoundBehindAShorterEnvironment) {
+  auto* entries = const_cast<const char**>(env_entries());
+  ASSERT_NE(entries[0], nullptr);
+  while (entries[1] != nullptr) ++entries;
+  const char* last = std::exchange(entries[0], nullptr);
+  EXPECT_EQ(aux_value(AT_PAGESZ), ::getauxval(AT_PAGESZ));
+  entries[0] = last;
 }
 
 TEST(Env, ANameMustMatchWhole) {
