@@ -30,6 +30,8 @@
 #include <atomic>
 #include <initializer_list>
 
+#include "tests/e2e/programs/sections.h"
+
 namespace {
 
 template <class T>
@@ -768,13 +770,7 @@ void blocks_of_another_libc() {
   say("work", work(20000, 2));
 }
 
-struct Section {
-  const char* name;
-  void (*run)();
-};
-#define SECTION(name) \
-  { #name, name }
-constexpr Section kSections[] = {
+constexpr victim::NamedPart kSections[] = {
     SECTION(before_and_after),
     SECTION(thread_ends),
     SECTION(tiny_stacks),
@@ -800,14 +796,4 @@ constexpr Section kSections[] = {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  if (argc != 2) return 2;
-  for (const Section& section : kSections) {
-    if (strcmp(argv[1], "list") == 0) puts(section.name);
-    if (strcmp(argv[1], section.name) == 0) {
-      section.run();
-      return 0;
-    }
-  }
-  return strcmp(argv[1], "list") == 0 ? 0 : 2;
-}
+int main(int argc, char** argv) { return victim::run_named_part(kSections, argc, argv); }

@@ -13,6 +13,8 @@
 #include <initializer_list>
 #include <new>
 
+#include "tests/e2e/programs/sections.h"
+
 namespace {
 
 using Word = uintptr_t;
@@ -461,13 +463,7 @@ void failing_operators() {
   std::set_new_handler(nullptr);
 }
 
-struct Section {
-  const char* name;
-  void (*run)();
-};
-#define SECTION(name) \
-  { #name, name }
-constexpr Section kSections[] = {
+constexpr victim::NamedPart kSections[] = {
     SECTION(zero_sizes),           SECTION(too_large),      SECTION(failed_realloc),
     SECTION(posix_memalign_rules), SECTION(odd_alignments), SECTION(usable_bytes),
     SECTION(errno_is_kept),        SECTION(sized_frees),    SECTION(operators),
@@ -476,14 +472,4 @@ constexpr Section kSections[] = {
 
 }  // namespace
 
-int main(int argc, char** argv) {
-  if (argc != 2) return 2;
-  for (const Section& section : kSections) {
-    if (strcmp(argv[1], "list") == 0) puts(section.name);
-    if (strcmp(argv[1], section.name) == 0) {
-      section.run();
-      return 0;
-    }
-  }
-  return strcmp(argv[1], "list") == 0 ? 0 : 2;
-}
+int main(int argc, char** argv) { return victim::run_named_part(kSections, argc, argv); }
