@@ -512,11 +512,12 @@ class Allocator {
   uintptr_t main_begin_ =
       0;  // The break area the main arena spans, foreign gaps included; written under its lock.
   uintptr_t main_end_ = 0;
-  size_t cache_policy_max_ = 0;     // Largest nb that is cached; 0 before the first call.
-  size_t cache_count_ = 0;          // Blocks per cache bin.
-  size_t cache_large_max_ = 0;      // Largest nb in the large cache bins; 0: they are not used.
-  size_t fast_unlocked_max_ = 0;    // Largest nb that release_unlocked() takes; relaxed.
-  size_t heap_bytes_ = kHeapBytes;  // Reserved for a heap; a power of two.
+  size_t cache_policy_max_ = 0;   // Largest nb that is cached; 0 before the first call.
+  size_t cache_count_ = 0;        // Blocks per cache bin.
+  size_t cache_large_max_ = 0;    // Largest nb in the large cache bins; 0: they are not used.
+  size_t fast_unlocked_max_ = 0;  // Largest nb that release_unlocked() takes; relaxed.
+  size_t heap_bytes_ = 0;  // Reserved for a heap; a power of two. As all members 0 before the first
+                           // call, or the library's file would hold the whole object.
   uint64_t initialised_ = 0;
   uint32_t admin_depth_ = 0;  // Administrative functions that hold an arena's lock; atomic.
 
@@ -530,9 +531,9 @@ class Allocator {
   bool thp_advises_ = false;   // New memory of that size is advised to be huge.
   bool break_is_off_ = false;  // The break is never moved: a mapping may have huge pages.
   // allocator_heaps.h; likewise.
-  size_t heap_bytes_min_ = kHeapBytesMin;
-  size_t heap_page_bytes_ = base::kPageBytes;  // Unless the heap is from the pool.
-  size_t first_chunk_at_ = 0;                  // In an arena's first heap.
+  size_t heap_bytes_min_ = 0;
+  size_t heap_page_bytes_ = 0;  // Unless the heap is from the pool.
+  size_t first_chunk_at_ = 0;   // In an arena's first heap.
   uintptr_t break_ = 0;
   size_t mapped_count_ = 0;  // Live mapped blocks; these four are relaxed atomics, as statistics.
   size_t mapped_bytes_ = 0;

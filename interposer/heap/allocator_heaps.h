@@ -24,6 +24,9 @@ void Allocator<L, Os>::configure_heaps() {
   const size_t glibcs = rules_.arena_bytes;
   const size_t arena_bytes = own > glibcs ? own : glibcs;
   first_chunk_at_ = base::align_up(rules_.heap_header_bytes + arena_bytes, kAlignment);
+  heap_bytes_ = kHeapBytes;
+  heap_bytes_min_ = kHeapBytesMin;
+  heap_page_bytes_ = base::kPageBytes;
   if (break_is_off_) {
     heap_bytes_min_ = huge_bytes_;
     if (!rules_.hugetlb_keeps_heaps) heap_bytes_ = 4 * huge_bytes_;

@@ -52,7 +52,7 @@ struct GlibcRules {
   bool arena_refuses_size = false;    // malloc sees that a size is too large with an arena at hand.
   bool aligned_uses_cache = false;    // memalign takes a cached block that happens to be aligned.
   bool aligned_checks_size = false;   // memalign sees that a size is too large before it looks for
-                                     // an arena; only then, that its sum with the alignment is.
+                                      // an arena; only then, that its sum with the alignment is.
   bool aligned_needs_power_of_two = false;  // aligned_alloc: EINVAL for anything else.
   bool aligned_rest_merges = false;  // What memalign cuts off passes the cache and the fastbins by,
                                      // and a tail of 16 bytes is given to a free neighbour.

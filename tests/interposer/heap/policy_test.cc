@@ -414,6 +414,14 @@ TEST_F(Policy, ThreadExitEmptiesTheCache) {
   EXPECT_EQ(thread_.owned, nullptr);
 }
 
+// Static storage without content: the library's file does not hold it, and its pages are only those
+// that are used.
+TEST(ConstantInitialisation, LeavesNothingButZeros) {
+  static constinit TestAllocator allocator;
+  const auto* bytes = reinterpret_cast<const unsigned char*>(&allocator);
+  EXPECT_EQ(std::count(bytes, bytes + sizeof allocator, 0), ptrdiff_t{sizeof allocator});
+}
+
 TEST_F(Policy, MalloptFollowsGlibcsRules) {
   EXPECT_FALSE(heap().set_option(1, 161));
   EXPECT_FALSE(heap().set_option(1, -1));
