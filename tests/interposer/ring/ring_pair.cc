@@ -59,6 +59,14 @@ bool Sender::send(bool may_wait) {
   return true;
 }
 
+trace::Region same_mapping(const collector::Region& region) {
+  const collector::RegionLayout& layout = region.layout();
+  auto* base = reinterpret_cast<std::byte*>(&region.control());
+  return {&region.control(),           &region.process_slot(0), &region.ring_slot(0),
+          base + layout.data_offset(), layout.ring_bytes,       layout.process_slots,
+          layout.ring_slots,           layout.region_bytes()};
+}
+
 trace::Region map_as_program(int fd, uint64_t region_bytes) {
   trace::Region region{};
   if (const char* why = trace::map_region(fd, region_bytes, &region)) {

@@ -43,6 +43,10 @@ class Sender {
   trace::RingProducer producer_{};
 };
 
+// The collector's own mapping, as the program would see it. The thread sanitizer goes by addresses:
+// over two mappings it would see nothing.
+trace::Region same_mapping(const collector::Region& region);
+
 // Maps the region of this descriptor as a program does. Aborts where that fails.
 trace::Region map_as_program(int fd, uint64_t region_bytes);
 

@@ -40,7 +40,7 @@ void pause_sometimes(uint64_t random) {
 TEST(RingPair, ThreadsOverOneMappingPassEveryEventOn) {
   constexpr uint64_t kEvents = 4000;
   const auto region = std::make_shared<Region>(1, kSmallRings, RegionSettings{});
-  const trace::Region mapped = map_as_program(region->fd(), kSmallRings.region_bytes());
+  const trace::Region mapped = same_mapping(*region);
   Receiver receiver(region);
   std::vector<std::thread> producers;
   std::atomic<uint32_t> sent{0};
