@@ -260,7 +260,10 @@ void Transaction::commit() {
 Database create_trace(const std::string& path, bool overwrite) {
   const std::string what = "cannot create trace " + in_quotes(path);
   std::error_code code;
-  if (std::filesystem::exists(path, code)) {
+  // An empty file may be somebody's claim on the name, with a lock: it is filled, not replaced.
+  const bool is_empty = overwrite && std::filesystem::is_regular_file(path, code) &&
+                        std::filesystem::file_size(path, code) == 0;
+  if (!is_empty && std::filesystem::exists(path, code)) {
     if (!overwrite) throw Error(what, "the file exists");
     if (!std::filesystem::is_regular_file(path, code)) throw Error(what, "not a regular file");
     if (unlink(path.c_str()) != 0) throw Error(what, errno_text());

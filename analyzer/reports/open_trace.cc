@@ -93,8 +93,27 @@ Database open_finalized(const std::string& path, std::vector<std::string>& notes
       return copy;
     }
   }
-  finalize_in_place(path);
+  try {
+    finalize_in_place(path);
+  } catch (const Error& error) {
+    // A full disk, mostly, the one that stopped the recording.
+    Database db = schema::open_trace(path, OpenMode::kReadOnly);
+    Database copy = private_copy(db);
+    finalize(copy);
+    notes.push_back(
+        fmt::format("the trace cannot be written ({}), so the final pass is made again each time",
+                    error.why()));
+    return copy;
+  }
   return schema::open_trace(path, OpenMode::kReadOnly);
+}
+
+// Why there is less in the trace than happened; empty where it is complete.
+std::string cut_note(Database& db, const std::string& state) {
+  if (state == "complete") return "";
+  const std::string why = schema::meta_text(db, "stopped_why")
+                              .value_or("its collector ended before it could close the file");
+  return "the recording was cut short: " + why + "; this is what was written until then";
 }
 
 }  // namespace
@@ -112,9 +131,12 @@ Trace open_for_report(const std::string& path) {
   trace.path = path;
   trace.db = open_finalized(path, trace.notes);
   trace.info = load_trace_info(trace.db);
-  if (trace.info.state != "complete") {
-    trace.notes.push_back("the recording was cut short: this is what was written until then");
+  if (trace.info.processes.empty()) {
+    throw Error(fmt::format("cannot read trace '{}'", path),
+                "the recording was cut before a process was written to it");
   }
+  const std::string cut = cut_note(trace.db, trace.info.state);
+  if (!cut.empty()) trace.notes.push_back(cut);
   trace.stacks = std::make_unique<Stacks>(trace.db);
   return trace;
 }

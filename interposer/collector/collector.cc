@@ -46,11 +46,13 @@ constexpr uint64_t kControlEvent = kSocketEvent + 1;
 constexpr uint64_t kWakeEvent = kSocketEvent + 2;
 constexpr uint64_t kSignalEvent = kSocketEvent + 3;
 
-std::unique_ptr<TraceWriter> open_writer(const std::string& path, bool overwrite) {
-  if (!overwrite && access(path.c_str(), F_OK) == 0) {
-    throw schema::Error(path, "exists; --force overwrites");
+std::unique_ptr<TraceWriter> open_writer(const std::string& path, OutputClaim& claim) {
+  try {
+    return std::make_unique<TraceWriter>(path, true);
+  } catch (const schema::Error&) {
+    claim.give_back();
+    throw;
   }
-  return std::make_unique<TraceWriter>(path, overwrite);
 }
 
 std::string absolute(const std::string& path) {
@@ -114,7 +116,8 @@ Collector::Collector(const Options& options, ControlChannel& control)
       spool_(folder_of(output_),
              options.spool_limit.value_or(default_spool_limit(folder_of(output_)))),
       queue_(options.backlog_bytes, spool_),
-      writer_(open_writer(output_, options.overwrite)),
+      claim_(output_, options.overwrite),
+      writer_(open_writer(output_, claim_)),
       watched_(epoll_.get()) {
   const ClockPair first = read_clock_pair(clock_);
   // Two milliseconds apart the slope is good to some ten ppm; later pairs correct it at once.

@@ -25,6 +25,7 @@
 #include "interposer/collector/drain.h"
 #include "interposer/collector/message.h"
 #include "interposer/collector/options.h"
+#include "interposer/collector/output_claim.h"
 #include "interposer/collector/recorder.h"
 #include "interposer/collector/session_socket.h"
 #include "interposer/collector/spool.h"
@@ -89,6 +90,7 @@ class Collector {
   bool attached_ = false;
   Spool spool_;
   MessageQueue queue_;
+  OutputClaim claim_;
   std::unique_ptr<TraceWriter> writer_;
   std::unique_ptr<Recorder> recorder_;
   std::unique_ptr<StreamDump> dump_;  // For developers; mostly null.
