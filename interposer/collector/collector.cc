@@ -147,6 +147,7 @@ Collector::Collector(const Options& options, ControlChannel& control)
                                                  }});
   recorder_->set_follow(options.follow);
   recorder_->set_kernel_syscalls(kernel_);
+  recorder_->limit_trace_bytes(options.trace_bytes_max);
   perf_.set_follow(options.follow);
   kernel_.set_follow(options.follow);
   write_first_meta();
@@ -265,7 +266,7 @@ int Collector::next_timeout_ms() const {
 
 void Collector::serve_callers() {
   while (const auto caller = socket_.next_caller(kHelloPatience)) {
-    if (!caller->version_fits || recorder_->failed()) {
+    if (!caller->version_fits || recorder_->is_over()) {
       reply_refused(*caller);
     } else {
       join(*caller);
@@ -362,6 +363,7 @@ void Collector::serve_control() {
     const std::string type = value_of<std::string>(*message, "type", "");
     if (type == "launch" || type == "not_recordable") on_launch(*message);
     if (type == "exited") on_exited(*message);
+    if (type == "keep") recorder_->interrupt();
   }
 }
 
@@ -554,6 +556,7 @@ void Collector::finish() {
     const timespec pause{0, 200'000};
     nanosleep(&pause, nullptr);
     report_progress();
+    serve_control();
   }
   writer_stops_ = true;
   queue_.push(Barrier{barrier_asked_});
@@ -570,7 +573,8 @@ void Collector::finish() {
                  {"processes", counters.processes.load()},
                  {"bytes", static_cast<uint64_t>(file.st_size)},
                  {"fault_source", fault_mode_name(fault_mode_)}};
-  if (!failure_.empty()) result["error"] = failure_;
+  const std::string& cut_why = failure_.empty() ? recorder_->ended_why() : failure_;
+  if (!cut_why.empty()) result["error"] = cut_why;
   control_.send(result);
 }
 

@@ -87,6 +87,7 @@ Options read_options(int argc, char** argv) {
   options.follow = !is_set("HEAPLEDGER_NO_FOLLOW");
   options.snapshot_interval =
       std::chrono::milliseconds(number(variable("HEAPLEDGER_SNAPSHOT_INTERVAL"), 0, 1 << 30));
+  options.trace_bytes_max = size(variable("HEAPLEDGER_MAX_SIZE")).value_or(0);
   options.spool_limit = size(variable("HEAPLEDGER_SPOOL_LIMIT"));
   options.backlog_bytes = size(variable("HEAPLEDGER_BACKLOG")).value_or(options.backlog_bytes);
   options.dump = variable("HEAPLEDGER_DUMP");

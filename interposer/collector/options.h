@@ -27,6 +27,7 @@ struct Options {
   bool kernel_syscalls = false;                                   // HEAPLEDGER_SYSCALLS is kernel
   bool follow = true;                                             // not HEAPLEDGER_NO_FOLLOW
   std::chrono::milliseconds snapshot_interval{0};  // HEAPLEDGER_SNAPSHOT_INTERVAL; 0: the schedule.
+  uint64_t trace_bytes_max = 0;                    // HEAPLEDGER_MAX_SIZE; 0: no bound.
   std::optional<uint64_t> spool_limit;             // HEAPLEDGER_SPOOL_LIMIT, bytes
   size_t backlog_bytes = 32U << 20;  // HEAPLEDGER_BACKLOG, for tests: what is more is spooled.
   std::string dump;  // HEAPLEDGER_DUMP, for developers: a file that gets the ring stream.

@@ -69,6 +69,7 @@ class Packer {
     close(late_, emit);
   }
   bool empty() const { return open_.empty() && late_.empty(); }
+  size_t size() const { return open_.size() + late_.size(); }
 
  private:
   static constexpr size_t kHeldBack = kBatch / 8;

@@ -9,6 +9,11 @@ namespace heapledger::collector {
 namespace {
 
 constexpr int64_t kHousekeepingNs = 1'000'000'000;
+// What a call that waits for its batch will take at most, about.
+constexpr uint64_t kPendingBytes = 16;
+// For what is still to be written when recording ends: a window, rows, the rest of the batches.
+constexpr uint64_t kReserveMin = uint64_t{512} << 10;
+constexpr uint64_t kReserveMax = uint64_t{4} << 20;
 
 }  // namespace
 
@@ -30,10 +35,16 @@ Recorder::Image::Image(const ImageJoined& news)
 void Recorder::handle(Message&& message) {
   try {
     // A barrier is answered whatever has happened: someone waits for it.
-    if (!failed_ || std::holds_alternative<Barrier>(message)) {
+    if (interrupted_ && !over_ && !failed_) end_early("interrupted before all was packed (Ctrl-C)");
+    const auto* window = std::get_if<Window>(&message);
+    if (window != nullptr && over_ && !failed_) {
+      skip(*window);
+    } else if (!failed_ || std::holds_alternative<Barrier>(message)) {
       std::visit([this](auto& news) { on(news); }, message);
     }
-    if (!failed_) writer_.commit_when_due();
+    if (failed_) return;
+    writer_.commit_when_due();
+    if (window != nullptr) end_at_limit();
   } catch (const schema::Error& error) {
     fail(error);
   }
@@ -70,6 +81,36 @@ void Recorder::fail(const schema::Error& error) {
   } catch (const schema::Error&) {
     // The file stays as the last commit left it.
   }
+}
+
+void Recorder::limit_trace_bytes(uint64_t bytes) {
+  trace_bytes_max_ = bytes;
+  if (bytes != 0) writer_.limit_file_bytes(bytes);
+}
+
+void Recorder::end_at_limit() {
+  if (trace_bytes_max_ == 0 || over_) return;
+  uint64_t pending = 0;
+  for (const Process* process : open_) pending += process->calls.size() + process->faults.size();
+  for (const Closing& closing : closing_) {
+    pending += closing.process->calls.size() + closing.process->faults.size();
+  }
+  const uint64_t reserve = std::clamp(trace_bytes_max_ / 8, kReserveMin, kReserveMax);
+  if (writer_.file_bytes() + pending * kPendingBytes + reserve < trace_bytes_max_) return;
+  end_early("the trace has reached --max-size " + std::to_string(trace_bytes_max_));
+  hooks_.on_failure(ended_why_);
+}
+
+void Recorder::end_early(std::string why) {
+  ended_why_ = std::move(why);
+  ended_ns_ = now_ns_;
+  over_ = true;
+}
+
+void Recorder::skip(const Window& window) {
+  look_for_forks();
+  notice_processes();
+  if (window.whole) close_processes(window.began_raw_ns);
 }
 
 void Recorder::on(Window& window) {
@@ -110,8 +151,10 @@ void Recorder::on(Window& window) {
 }
 
 void Recorder::on(Launched& news) {
-  processes_.launched(news, trace_ns(news.raw_ns));
+  Process& process = processes_.launched(news, trace_ns(news.raw_ns));
   notice_processes();
+  write_row(process);
+  writer_.commit();  // A trace that is cut at any moment says what was recorded.
 }
 
 void Recorder::on(ImageJoined& news) {
@@ -121,6 +164,8 @@ void Recorder::on(ImageJoined& news) {
   image->processes[0] = &process;
   images_[news.region.get()] = std::move(image);
   notice_processes();
+  write_row(process);
+  if (process.id == 1) writer_.commit();
 }
 
 void Recorder::on(Waited& news) {
@@ -154,6 +199,7 @@ void Recorder::on(ProcessGone& news) {
 }
 
 void Recorder::on(SnapshotTaken& news) {
+  if (over_) return;
   look_for_forks();
   const int64_t time_ns = trace_ns(news.snapshot.raw_ns);
   Process& process = processes_.at(news.pid, time_ns);
@@ -180,6 +226,7 @@ void Recorder::on(Finish& finish) {
   apply_perf(INT64_MAX);
   apply_kernel(INT64_MAX);
   look_for_forks();
+  if (over_) adopt_unread_rings();
   end_unwatched();
   processes_.settle_all();
   notice_processes();
@@ -220,7 +267,10 @@ void Recorder::write_last_meta(const Finish& finish) {
   number("spool_peak_bytes", finish.spool.peak_bytes);
   number("spool_total_bytes", finish.spool.total_bytes);
   if (!finish.spool.why_full.empty()) writer_.meta("spool_note", finish.spool.why_full);
-  writer_.meta("state", "complete");
+  writer_.meta("state", over_ ? "stopped" : "complete");
+  if (!over_) return;
+  writer_.meta("stopped_why", ended_why_);
+  writer_.meta("stopped_ns", ended_ns_);
 }
 
 void Recorder::apply_perf(int64_t until_raw_ns) {

@@ -9,7 +9,12 @@
 // messages are dropped, what was committed stays readable, and where there is room for it meta and
 // the process rows say that it stopped and what is missing.
 //
-// Thread safety: handle() by one thread; the counters by any.
+// Recording also ends, in the same way for the program, where the trace comes near the size it may
+// have; and the user may want to wait no longer (interrupt()). Then what was packed is closed as a
+// whole trace: messages go on, for how and when processes end, but windows are left out, and what
+// their rings hold is counted as lost.
+//
+// Thread safety: handle() by one thread; the counters, interrupt() and is_over() by any.
 #pragma once
 
 #include <atomic>
@@ -69,8 +74,18 @@ class Recorder {
     if (!failed_) fail(error);
   }
 
+  // Recording ends a little before the trace takes so many bytes. 0: it may take any number.
+  void limit_trace_bytes(uint64_t bytes);
+  // Nothing more is packed: the next messages lead to the end. Any thread.
+  void interrupt() { interrupted_ = true; }
+
   const Counters& counters() const { return counters_; }
   bool failed() const { return failed_; }
+  // Why recording ended before its time, other than by failure; empty: it did not. Once the thread
+  // of handle() has ended.
+  const std::string& ended_why() const { return ended_why_; }
+  // Nobody new is recorded. Any thread.
+  bool is_over() const { return failed_ || over_; }
 
  private:
   struct Ring {
@@ -104,6 +119,9 @@ class Recorder {
   };
 
   void fail(const schema::Error& error);
+  void end_at_limit();
+  void end_early(std::string why);
+  void skip(const Window& window);
   void on(Window& window);
   void on(Launched& news);
   void on(ImageJoined& news);
@@ -133,6 +151,7 @@ class Recorder {
   void forget_late(Process& process);
   void look_for_forks();
   void charge_ring(Image& image, uint32_t slot);
+  void adopt_unread_rings();
   bool release_ring(Image& image, uint32_t slot);
   void free_ring(Image& image, uint32_t slot);
   void release_ended_rings();
@@ -189,6 +208,11 @@ class Recorder {
   ReturnSites return_sites_;
   Counters counters_;
   std::atomic<bool> failed_{false};
+  uint64_t trace_bytes_max_ = 0;
+  std::string ended_why_;  // Recording ended before its time; empty: it has not.
+  int64_t ended_ns_ = 0;
+  std::atomic<bool> over_{false};  // Likewise.
+  std::atomic<bool> interrupted_{false};
 };
 
 }  // namespace heapledger::collector

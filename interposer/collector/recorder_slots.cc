@@ -93,7 +93,8 @@ void Recorder::charge_ring(Image& image, uint32_t slot) {
   const schema::RingSlot& fields = image.region->ring_slot(slot);
   const uint64_t written = fields.events.load(std::memory_order_acquire);
   // No more events than bytes were written, or the count itself was written over.
-  const bool plausible = !ring.broken && written <= ring.position / kSmallestEvent + 1;
+  const uint64_t bytes = over_ ? fields.head.load(std::memory_order_acquire) : ring.position;
+  const bool plausible = !ring.broken && written <= bytes / kSmallestEvent + 1;
   uint64_t lost = plausible && written > ring.events ? written - ring.events : 0;
   // A thread that was killed may have counted the event it was about to publish.
   if (lost == 1 && !ring.ended) lost = 0;
@@ -116,6 +117,17 @@ void Recorder::charge_ring(Image& image, uint32_t slot) {
     }
   }
   ring.owner->changed = true;
+}
+
+// Rings whose beginning was not read any more, so that what they hold can be charged to somebody.
+void Recorder::adopt_unread_rings() {
+  for (auto& [region, image] : images_) {
+    for (uint32_t slot = 0; slot < region->ring_slots_used(); ++slot) {
+      Ring& ring = ring_of(*image, slot);
+      const uint64_t written = region->ring_slot(slot).events.load(std::memory_order_acquire);
+      if (ring.owner == nullptr && written > ring.events) adopt(*image, ring, slot);
+    }
+  }
 }
 
 // Frees a ring whose thread is gone, if all of it was decoded.

@@ -3,6 +3,7 @@
 
 #include <sqlite3.h>
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <vector>
@@ -82,8 +83,18 @@ void TraceWriter::commit() {
   open_ = false;
 }
 
-void TraceWriter::limit_file_pages(int pages) {
+void TraceWriter::limit_file_pages(uint64_t pages) {
   db_.exec("PRAGMA max_page_count = " + std::to_string(pages));
+}
+
+void TraceWriter::limit_file_bytes(uint64_t bytes) {
+  const int64_t page_bytes = db_.query_int("PRAGMA page_size").value_or(1);
+  limit_file_pages(std::min<uint64_t>(bytes / static_cast<uint64_t>(page_bytes), INT32_MAX));
+}
+
+uint64_t TraceWriter::file_bytes() {
+  const int64_t pages = db_.query_int("PRAGMA page_count").value_or(0);
+  return static_cast<uint64_t>(pages * db_.query_int("PRAGMA page_size").value_or(0));
 }
 
 void TraceWriter::commit_when_due() {

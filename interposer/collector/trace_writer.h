@@ -56,8 +56,11 @@ class TraceWriter {
   void snapshot(uint32_t process, const Snapshot& snapshot, int64_t origin_ns,
                 const MappedRanges& ranges);
 
-  // No more pages than this: as if the disk were full, for tests.
-  void limit_file_pages(int pages);
+  // No more pages than this: what does not fit is an error, as if the disk were full.
+  void limit_file_pages(uint64_t pages);
+  void limit_file_bytes(uint64_t bytes);
+  // With what the open transaction has added.
+  uint64_t file_bytes();
 
   // Commits if the last commit is a second ago.
   void commit_when_due();

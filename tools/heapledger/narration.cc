@@ -135,7 +135,17 @@ void Narration::result(int wait_status, double elapsed_seconds, const nlohmann::
                   counted(finished.value("processes", uint64_t{1}), "process", "processes"), faults,
                   bytes_text(finished.value("bytes", uint64_t{0})),
                   lost == 0 ? "nothing lost" : counted(lost, "event", "events") + " lost"));
+  if (finished.contains("error")) {
+    say(fmt::format("{} is cut short: {}", trace, finished.value("error", "")));
+  }
   say("next: heapledger summary " + shell_word(trace));
+}
+
+void Narration::cut(int wait_status, double elapsed_seconds, const std::string& trace) {
+  const std::string name = short_path(trace);
+  say(fmt::format("{} {} after {:.2f} s", program_, ending_text(wait_status), elapsed_seconds));
+  say(fmt::format("{} is cut short: it has what was written before the collector ended", name));
+  say("next: heapledger summary " + shell_word(name));
 }
 
 void Narration::still_running(const nlohmann::json& running, const std::string& trace) {

@@ -28,6 +28,8 @@ class Narration {
 
   // The result: how the program ended, the collector's "finished", and what to do next.
   void result(int wait_status, double elapsed_seconds, const nlohmann::json& finished);
+  // In place of the result: the collector was lost, and this is what is left.
+  void cut(int wait_status, double elapsed_seconds, const std::string& trace);
   void still_running(const nlohmann::json& running, const std::string& trace);
 
  private:

@@ -30,6 +30,12 @@ constexpr size_t kCommandBytesMax = size_t{64}
 
 constexpr long kContinueGraceNs = 20'000'000;
 
+// While it packs, the collector speaks every second; when it has said nothing for so long, it is
+// stopped or stuck.
+constexpr std::chrono::seconds kCollectorSilence{10};
+constexpr std::chrono::seconds kCollectorGrace{3};  // Since the program has ended.
+constexpr int kLookEveryMs = 1000;
+
 uint64_t nanoseconds(const timeval& time) {
   return static_cast<uint64_t>(time.tv_sec) * 1'000'000'000 +
          static_cast<uint64_t>(time.tv_usec) * 1'000;
@@ -77,6 +83,8 @@ class Recording {
   void lose_collector();
   void finish();
   void wait_for_trace();
+  bool wants_to_leave();
+  bool collector_is_silent() const;
   void finalize_trace() const;
 
   OptionValues options_;
@@ -92,9 +100,14 @@ class Recording {
   bool ended_ = false;
   int wait_status_ = 0;
   rusage usage_{};
+  std::chrono::steady_clock::time_point heard_at_;  // Last word of the collector.
+  uint64_t backlog_bytes_ = 0;                      // By that.
+  int interrupts_ = 0;                              // Ctrl-C since the program has ended.
+  bool collector_lost_ = false;
+  bool left_alone_ = false;
   std::optional<nlohmann::json> finished_;
   std::optional<nlohmann::json> running_;
-  std::chrono::steady_clock::time_point started_at_;
+  std::chrono::steady_clock::time_point started_at_, ended_at_;
   double elapsed_seconds_ = 0;
 };
 
@@ -115,7 +128,7 @@ void Recording::start() {
     narration_.warn(command_[0] + ": " + obstacle->reason + ": its calls are not recorded (" +
                     obstacle->advice + ")");
   }
-  started_at_ = std::chrono::steady_clock::now();
+  started_at_ = heard_at_ = std::chrono::steady_clock::now();
   launch_->go(collector_->session());
   drop_inherited_descriptors();
 }
@@ -182,8 +195,10 @@ void Recording::supervise() {
     if (ready[2].revents != 0) handle_collector();
   }
   if (launch_->descriptor() >= 0) exec_error_ = launch_->outcome();
-  elapsed_seconds_ =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - started_at_).count();
+  while (signals_.next()) {  // They were for the program, too.
+  }
+  ended_at_ = std::chrono::steady_clock::now();
+  elapsed_seconds_ = std::chrono::duration<double>(ended_at_ - started_at_).count();
 }
 
 void Recording::handle_signals() {
@@ -233,9 +248,13 @@ bool Recording::reap() {
 void Recording::handle_collector() {
   const auto message = collector_->receive();
   if (!message) return lose_collector();
+  heard_at_ = std::chrono::steady_clock::now();
   const std::string type = message->value("type", "");
   if (type == "progress") narration_.progress(*message);
-  if (type == "packing") narration_.packing(*message);
+  if (type == "packing") {
+    backlog_bytes_ = message->value("backlog_bytes", uint64_t{0});
+    narration_.packing(*message);
+  }
   if (type == "running") running_ = message;
   if (type == "finished") finished_ = message;
   if (type == "error") {
@@ -244,20 +263,51 @@ void Recording::handle_collector() {
 }
 
 void Recording::lose_collector() {
-  narration_.warn("collector: it has ended: nothing is recorded from here on, the program runs on");
+  collector_lost_ = true;
+  narration_.warn(ended_ ? "collector: it has ended before the trace was whole"
+                         : "collector: it has ended: nothing is recorded from here on, the program "
+                           "runs on");
 }
 
-// The collector writes the rest; a signal to us now means that the user does not want to wait.
+// The program has ended, the collector packs the rest. Ctrl-C asks once, so that nobody loses a
+// trace by pressing it twice in a hurry, and then keeps what is packed; a third one waits for
+// nothing, like the other signals that end a program: the collector finishes by itself.
+bool Recording::wants_to_leave() {
+  while (const auto signal = signals_.next()) {
+    const auto number = static_cast<int>(signal->ssi_signo);
+    if (number == SIGTSTP) stop_like_program(SIGTSTP);
+    if (number == SIGTERM || number == SIGHUP || number == SIGQUIT) return true;
+    if (number != SIGINT) continue;
+    if (running_ || ++interrupts_ > 2) return true;
+    if (interrupts_ == 2) {
+      collector_->send({{"type", "keep"}});
+    } else {
+      narration_.warn("the trace is being packed, " + bytes_text(backlog_bytes_) +
+                      " to go: press Ctrl-C again to keep only what is packed");
+    }
+  }
+  return false;
+}
+
+// Is it stopped, or stuck?
+bool Recording::collector_is_silent() const {
+  const auto now = std::chrono::steady_clock::now();
+  // While others are still recorded, it has nothing to say.
+  return !running_ && now - heard_at_ >= kCollectorSilence && now - ended_at_ >= kCollectorGrace;
+}
+
 void Recording::wait_for_trace() {
   const bool wait_for_all = is_on(options_, "HEAPLEDGER_WAIT");
   while (collector_->is_open() && !finished_ && (wait_for_all || !running_)) {
     pollfd ready[] = {{signals_.descriptor(), POLLIN, 0}, {collector_->descriptor(), POLLIN, 0}};
-    if (poll(ready, std::size(ready), -1) < 0) continue;
+    if (poll(ready, std::size(ready), kLookEveryMs) < 0) continue;
     if (ready[1].revents != 0) handle_collector();
-    while (const auto signal = signals_.next()) {
-      const auto number = static_cast<int>(signal->ssi_signo);
-      if (number == SIGTSTP) stop_like_program(SIGTSTP);
-      if (number == SIGINT || number == SIGTERM || number == SIGHUP || number == SIGQUIT) return;
+    if (wants_to_leave()) return;
+    if (collector_is_silent()) {
+      left_alone_ = true;
+      return narration_.warn(
+          "collector: no sign of life for 10 s: left alone, it may still finish " +
+          short_path(collector_->output()));
     }
   }
 }
@@ -283,9 +333,12 @@ void Recording::finish() {
     narration_.clear_line();
     finalize_trace();
     narration_.result(wait_status_, elapsed_seconds_, *finished_);
+  } else if (collector_lost_) {
+    finalize_trace();
+    narration_.cut(wait_status_, elapsed_seconds_, collector_->output());
   } else if (running_) {
     narration_.still_running(*running_, collector_->output());
-  } else if (collector_->is_open()) {
+  } else if (collector_->is_open() && !left_alone_) {
     narration_.warn(short_path(collector_->output()) + ": still being written");
   }
 }

@@ -46,6 +46,8 @@ const std::vector<RecordOption> kRecordOptions = {
     {"--no-follow", "HEAPLEDGER_NO_FOLLOW", kNone, kCollector, "leave child processes unrecorded"},
     {"--snapshot-interval", "HEAPLEDGER_SNAPSHOT_INTERVAL", kCount, kCollector,
      "milliseconds between looks at the resident pages", kIntervalMsMax},
+    {"--max-size", "HEAPLEDGER_MAX_SIZE", kSize, kCollector,
+     "recording ends when the trace file comes to this size; the program runs on"},
     {"--spool-limit", "HEAPLEDGER_SPOOL_LIMIT", kSize, kCollector,
      "what is not packed yet may take so much disk; then the program waits (default: half of what "
      "is free)"},
