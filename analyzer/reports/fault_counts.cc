@@ -18,8 +18,11 @@ FaultTotals fault_totals(const ReportInput& input) {
     totals.lost += process->perf_lost.value_or(0);
     totals.rusage_before +=
         process->rusage_start_minor.value_or(0) + process->rusage_start_major.value_or(0);
-    totals.rusage_minor +=
-        process->rusage_minor.value_or(0) - process->rusage_start_minor.value_or(0);
+    if (!process->rusage_minor) {
+      totals.rusage_unknown |= process->recorded;
+      continue;
+    }
+    totals.rusage_minor += *process->rusage_minor - process->rusage_start_minor.value_or(0);
     totals.rusage_major +=
         process->rusage_major.value_or(0) - process->rusage_start_major.value_or(0);
   }
@@ -58,10 +61,15 @@ std::vector<std::string> fault_lines(const FaultTotals& totals) {
     lines.push_back(fmt::format("  by {:<16}{:>14}  ({} major)", totals.source,
                                 human_count(counted_faults), human_count(totals.major)));
   }
-  lines.push_back(fmt::format("  by getrusage       {:>14}  ({} major; {} more before recording)",
-                              human_count(rusage), human_count(totals.rusage_major),
-                              human_count(totals.rusage_before)));
-  if (perf) {
+  if (totals.rusage_unknown) {
+    lines.push_back(
+        fmt::format("  by getrusage       {:>14}  (a process was killed, or cut)", "-"));
+  } else {
+    lines.push_back(fmt::format("  by getrusage       {:>14}  ({} major; {} more before recording)",
+                                human_count(rusage), human_count(totals.rusage_major),
+                                human_count(totals.rusage_before)));
+  }
+  if (perf && !totals.rusage_unknown) {
     lines.push_back(
         fmt::format("  difference         {:>14}", human_count(counted_faults - rusage)));
   }

@@ -15,7 +15,8 @@ struct FaultTotals {
   // By the source: perf's count, or getrusage's own over the recording.
   int64_t minor = 0, major = 0;
   int64_t rusage_minor = 0, rusage_major = 0;  // While recording.
-  int64_t rusage_before = 0;                   // Before recording began: the loader's.
+  bool rusage_unknown = false;  // Of a recorded process; then the three below are without it.
+  int64_t rusage_before = 0;    // Before recording began: the loader's.
   int64_t lost = 0;
   int64_t in_heap = 0, repeat = 0, bytes = 0;  // Of the attributed ones.
   int64_t ns_estimate = 0;                     // Of all.

@@ -55,7 +55,9 @@ std::vector<const ProcessInfo*> selected_processes(const ReportInput& input) {
     throw schema::Error(
         what, fmt::format("'{}' was not recorded: {}",
                           not_recorded->command.empty() ? not_recorded->exe : not_recorded->command,
-                          not_recorded->reason));
+                          not_recorded->reason.empty()
+                              ? "the recording was cut short before its first call was written"
+                              : not_recorded->reason));
   }
   throw schema::Error(
       what, input.options.process ? "the trace has no such process" : "it has no process");

@@ -15,6 +15,7 @@ namespace heapledger::collector {
 namespace {
 
 constexpr std::chrono::seconds kCommitEvery{1};
+constexpr uint64_t kCommitBytes = uint64_t{256} << 10;
 
 constexpr std::string_view kProcessSql =
     "INSERT OR REPLACE INTO process(id, pid, ppid, parent, forked, image, exe, command, recorded, "
@@ -74,6 +75,7 @@ void TraceWriter::begin() {
   if (open_) return;
   db_.exec("BEGIN");
   open_ = true;
+  packed_bytes_ = 0;
   begun_ = std::chrono::steady_clock::now();
 }
 
@@ -98,7 +100,9 @@ uint64_t TraceWriter::file_bytes() {
 }
 
 void TraceWriter::commit_when_due() {
-  if (open_ && std::chrono::steady_clock::now() - begun_ >= kCommitEvery) commit();
+  if (!open_) return;
+  const bool is_old = std::chrono::steady_clock::now() - begun_ >= kCommitEvery;
+  if (is_old || packed_bytes_ >= kCommitBytes) commit();
 }
 
 void TraceWriter::roll_back() {
@@ -214,13 +218,15 @@ void TraceWriter::mark(int64_t time_ns, uint32_t process, uint32_t thread, std::
 
 void TraceWriter::calls(uint32_t process, std::span<const schema::CallRow> rows) {
   begin();
-  calls_.run_with(process, rows.size(), rows.front().time_ns, rows.back().time_ns,
-                  encoder_.encode(rows));
+  const std::span<const uint8_t> blob = encoder_.encode(rows);
+  packed_bytes_ += blob.size();
+  calls_.run_with(process, rows.size(), rows.front().time_ns, rows.back().time_ns, blob);
 }
 
 void TraceWriter::faults(uint32_t process, std::span<const schema::FaultRow> rows) {
   begin();
   const std::vector<uint8_t> blob = schema::encode_faults(rows);
+  packed_bytes_ += blob.size();
   faults_.run_with(process, rows.size(), rows.front().time_ns, rows.back().time_ns, blob);
 }
 

@@ -62,7 +62,8 @@ class TraceWriter {
   // With what the open transaction has added.
   uint64_t file_bytes();
 
-  // Commits if the last commit is a second ago.
+  // Commits if the last commit is a second ago, or so many bytes that a full disk, which takes back
+  // what was not committed, should not take them.
   void commit_when_due();
   void commit();
   void roll_back();  // The open transaction, if there is one.
@@ -78,7 +79,8 @@ class TraceWriter {
   schema::CallEncoder encoder_;
   schema::Statement process_, thread_, module_, module_end_, frame_, node_, syscall_, policy_,
       mark_, calls_, faults_, snapshot_, region_, residency_;
-  bool open_ = false;  // A transaction.
+  bool open_ = false;          // A transaction.
+  uint64_t packed_bytes_ = 0;  // Batches in it.
   std::chrono::steady_clock::time_point begun_;
 };
 

@@ -17,8 +17,9 @@ namespace sys = base::sys;
 using schema::ControlPage;
 
 constexpr uint64_t kAddressSpaceShare = 8;  // At most one part in so many of RLIMIT_AS is ours.
-constexpr timeval kAnswerLimit = {15,
-                                  0};  // The collector attaches to the process before it answers.
+// The collector attaches to the process before it answers. One that is silent for so long is taken
+// for dead, as by the rings' producers.
+constexpr timeval kAnswerLimit = {10, 0};
 
 bool layout_is_sound(const ControlPage& control, uint64_t region_bytes) {
   if (control.ring_bytes < 4096 || (control.ring_bytes & (control.ring_bytes - 1)) != 0)
@@ -90,6 +91,7 @@ const char* exchange(int fd, int* region_fd, uint64_t* region_bytes) {
     memcpy(region_fd, CMSG_DATA(header), sizeof(int));
   }
   *region_bytes = reply.region_bytes;
+  if (received == -EAGAIN) return kRecordingEnded;
   if (received != sizeof(reply) || reply.magic != schema::kRegionMagic) {
     return "the collector did not answer";
   }

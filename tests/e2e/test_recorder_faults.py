@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes wrong with the recorder is not the program's business: it runs on to its end as without us, and the trace opens and says what
+it lacks. The collector is killed or stopped, the disk is full, the trace reaches its size, the whole process group is killed, two
+recordings want one file."""
+
+import os
+import signal
+import subprocess
+import time
+
+import recording
+
+PAIRS = 1_000_000  # Of the flood: 2,000,000 calls.
+STALL_MAX_S = 8  # A dead collector is noticed after two seconds; the rest is for a busy machine.
+
+
+def collector_of(path):
+    """The pid of the collector that writes this trace."""
+    for entry in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{entry}/comm", encoding="ascii") as file:
+                if not file.read().startswith("heapledger-col"):
+                    continue
+            for number in os.listdir(f"/proc/{entry}/fd"):
+                if os.readlink(f"/proc/{entry}/fd/{number}") == path:
+                    return int(entry)
+        except (OSError, ValueError):
+            pass
+    return None
+
+
+class RecorderFaults(recording.RecordingTest):
+    def plain_sql(self, query, path=None):
+        """Rows of a query by the plain sqlite3 shell, as lists of texts; None while the file is not there or locked."""
+        done = subprocess.run(["sqlite3", "-batch", "-cmd", ".timeout 5000", path or self.path("trace.db"), query],
+                              capture_output=True, text=True, timeout=recording.TIMEOUT_S)
+        return None if done.returncode != 0 else [line.split("|") for line in done.stdout.splitlines()]
+
+    def await_value(self, query, wanted, path=None):
+        for _ in range(600):
+            rows = self.plain_sql(query, path)
+            if rows and wanted(rows[0][0]):
+                return
+            time.sleep(0.05)
+        self.fail(f"{query}: {rows}")
+
+    def start(self, command, options=("--quiet",), name="trace.db"):
+        """Begins a recording; returns it once the collector has written the first of its calls."""
+        run = subprocess.Popen([recording.HEAPLEDGER, "record", "-o", self.path(name), *options, "--", *command],
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=self.folder,
+                               start_new_session=True)
+        self.addCleanup(run.stdout.close)
+        self.addCleanup(run.stderr.close)
+        self.addCleanup(run.kill)
+        return run
+
+    def start_until(self, *arguments):
+        """`until` with some calls in the trace already. Returns the run and the collector's pid."""
+        run = self.start([recording.victim("until"), self.path("go"), *arguments])
+        for _ in range(600):
+            if os.path.exists(self.path("trace.db")):
+                break
+            time.sleep(0.02)
+        self.await_value("SELECT count(*) FROM event_batch", lambda count: int(count) > 0)
+        collector = collector_of(self.path("trace.db"))
+        self.assertIsNotNone(collector)
+        return run, collector
+
+    def go_on(self, run):
+        """Lets `until` finish. Returns its stdout, stderr, status and how long that took."""
+        began = time.monotonic()
+        with open(self.path("go"), "w", encoding="ascii"):
+            pass
+        out, err = run.communicate(timeout=recording.TIMEOUT_S)
+        return out, err.decode(), run.returncode, time.monotonic() - began
+
+    def native_until(self, *arguments):
+        with open(self.path("go"), "w", encoding="ascii"):
+            pass
+        native = self.native([recording.victim("until"), self.path("go"), *arguments])
+        os.unlink(self.path("go"))
+        self.assertEqual(native.returncode, 7)
+        return native
+
+    def check_cut(self, *words):
+        """The trace opens in plain sqlite3 and in the reports, has calls in it, and says that it was cut."""
+        self.assertEqual(self.plain_sql("PRAGMA integrity_check"), [["ok"]])
+        trace = recording.Trace(self.path("trace.db"), None)
+        self.assertGreater(trace.one("SELECT count(*) FROM event"), 0)
+        summary = self.native([recording.HEAPLEDGER, "summary", trace.path])
+        self.assertEqual(summary.returncode, 0, summary.stderr)
+        text = " ".join(summary.stdout.decode().split())
+        for word in ("the recording was cut short", *words):
+            self.assertIn(word, text)
+        return trace
+
+    def test_killed_collector(self):
+        # Goal: the program runs on as if alone, with one line from `record`. Method: its collector is killed in mid-recording.
+        native = self.native_until()
+        run, collector = self.start_until()
+        os.kill(collector, signal.SIGKILL)
+        out, err, status, seconds = self.go_on(run)
+        self.assertEqual((out, status), (native.stdout, native.returncode))
+        ours = [line for line in err.splitlines(True) if line.startswith("heapledger: ")]
+        self.assertEqual(err, ours[0] + native.stderr.decode())
+        self.assertEqual(len(ours), 1)
+        self.assertIn("collector: it has ended", ours[0])
+        self.assertLess(seconds, STALL_MAX_S)
+        self.check_cut("its collector ended before it could close the file")
+
+    def test_collector_killed_at_once(self):
+        # Goal: a trace with nothing but the program in it opens, too. Method: kill it as soon as the program runs.
+        run = self.start([recording.victim("until"), self.path("go")])
+        self.assertEqual(run.stdout.readline(), b"begin\n")
+        os.kill(collector_of(self.path("trace.db")), signal.SIGKILL)
+        self.assertEqual(self.go_on(run)[2], 7)
+        self.assertEqual(self.plain_sql("SELECT count(*) FROM process"), [["1"]])
+        summary = self.native([recording.HEAPLEDGER, "summary", self.path("trace.db")])
+        # With luck the program's first word was written, too; then there is a summary, with nothing in it.
+        said = summary.stderr if summary.returncode != 0 else b" ".join(summary.stdout.split())
+        self.assertIn(b"the recording was cut short", said)
+
+    def test_stopped_collector(self):
+        # Goal: no progress for ten seconds is a dead collector, for the program and for `record`; once continued it closes the trace.
+        native = self.native_until("alone")
+        run, collector = self.start_until("alone")
+        os.kill(collector, signal.SIGSTOP)
+        try:
+            out, err, status, seconds = self.go_on(run)
+        finally:
+            os.kill(collector, signal.SIGCONT)
+        self.assertEqual((out, status), (native.stdout, native.returncode))
+        self.assertIn("collector: no sign of life for 10 s", err)
+        self.assertEqual(len(err.splitlines()), 1, err)
+        self.assertGreater(seconds, 9)
+        self.assertLess(seconds, 20 + STALL_MAX_S)
+        self.await_value("SELECT value FROM meta WHERE key = 'state'", lambda state: state == "complete")
+        self.assertGreater(recording.Trace(self.path("trace.db"), None).one("SELECT events_lost FROM process WHERE id = 1"), 0)
+
+    def test_killed_process_group(self):
+        # Goal: the collector is in no group of the program's: it finishes the trace alone. Method: SIGKILL to the whole group.
+        run, _ = self.start_until()
+        os.killpg(run.pid, signal.SIGKILL)
+        run.communicate(timeout=recording.TIMEOUT_S)
+        self.await_value("SELECT value FROM meta WHERE key = 'state'", lambda state: state == "complete")
+        trace = recording.Trace(self.path("trace.db"), None)
+        self.assertEqual(trace.one("SELECT events_lost FROM process WHERE id = 1"), 0)
+        summary = self.native([recording.HEAPLEDGER, "summary", trace.path])
+        self.assertEqual(summary.returncode, 0, summary.stderr)
+        self.assertNotIn(b"the recording was cut short", summary.stdout)
+
+    def check_stopped(self, run, why):
+        """A flood whose recording ended before it did: the program's output and status, what is said, the trace."""
+        self.assertEqual((run.returncode, run.stdout), (0, b"%d\n" % PAIRS), run.stderr)
+        lines = run.stderr.decode().splitlines()
+        self.assertEqual(len(lines), 1, lines)
+        self.assertIn("recording stopped, the program runs on", lines[0])
+        self.assertIn(why, lines[0])
+        trace = self.check_cut(why)
+        self.assertEqual(trace.meta("state"), "stopped")
+        self.assertIn(why, trace.meta("stopped_why"))
+        return trace
+
+    def test_size_limit(self):
+        # Goal: recording ends a little below --max-size, all that was packed is there, the rest is counted.
+        limit = 2 << 20
+        trace = self.record([recording.victim("flood"), str(PAIRS)], ["--quiet", "--max-size", "2M"])
+        self.check_stopped(trace.run, f"the trace has reached --max-size {limit}")
+        self.assertLess(os.path.getsize(trace.path), limit + (1 << 20))  # With the reports' tables.
+        row = trace.sql("SELECT events, events_lost, exit_status FROM process WHERE id = 1")[0]
+        self.assertEqual(row["exit_status"], 0)
+        self.assertGreater(row["events"], 0)
+        self.assertGreater(row["events_lost"], 0)
+        self.assertEqual(trace.one("SELECT count(*) FROM event"), row["events"])
+
+    def test_size_limit_without_record(self):
+        environment = dict(os.environ, LD_PRELOAD=os.path.join(recording.BIN, "libheapledger.so"),
+                           HEAPLEDGER_OUTPUT=self.path("trace.db"), HEAPLEDGER_MAX_SIZE="2m")
+        run = self.native([recording.victim("flood"), str(PAIRS)], env=environment)
+        self.assertEqual((run.returncode, run.stdout), (0, b"%d\n" % PAIRS), run.stderr)
+        self.await_value("SELECT value FROM meta WHERE key = 'state'", lambda state: state == "stopped")
+        self.check_cut("the trace has reached --max-size")
+
+    def test_full_disk(self):
+        # Goal: as for the size limit, when the disk is full. Method: a file system of 4 MiB.
+        folder = self.path("small")
+        os.mkdir(folder)
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "heapledger-test", folder], capture_output=True)
+        if mounted.returncode != 0:
+            self.skipTest("cannot mount a small tmpfs: " + mounted.stderr.decode().strip())
+        self.addCleanup(subprocess.run, ["umount", "-l", folder], check=True)
+        os.symlink(os.path.join(folder, "trace.db"), self.path("trace.db"))
+        run = self.native([recording.HEAPLEDGER, "record", "--quiet", "-o", os.path.join(folder, "trace.db"), "--",
+                           recording.victim("flood"), str(PAIRS)])
+        self.check_stopped(run, "disk is full")
+
+    def test_a_file_that_is_being_recorded(self):
+        # Goal: neither a second recording nor --force touches a trace that is being written; what is left behind gives way.
+        run, collector = self.start_until()
+        for options, why in (((), "exists; --force overwrites"), (("--force",), "is being recorded by another heapledger")):
+            second = self.native([recording.HEAPLEDGER, "record", *options, "-o", self.path("trace.db"), "--", "touch", self.path("mark")])
+            self.assertEqual((second.returncode, second.stdout), (1, b""))
+            self.assertEqual(second.stderr.decode(), f"heapledger: record: {self.path('trace.db')}: {why}\n")
+            self.assertFalse(os.path.exists(self.path("mark")))
+        self.assertEqual(self.go_on(run)[2], 7)
+        self.assertEqual(self.plain_sql("SELECT value FROM meta WHERE key = 'state'"), [["complete"]])
+        self.assertIsNone(collector_of(self.path("trace.db")), collector)
+        again = self.record(["true"], ["--quiet", "--force"])
+        self.assertEqual((again.run.returncode, again.run.stderr), (0, b""))
+        self.assertIn("true", again.one("SELECT exe FROM process WHERE id = 1"))
+
+    def test_two_that_begin_at_once(self):
+        # Goal: one of them records, the others say why not; with --force the last one stands, and no trace is half another's.
+        for options in ((), ("--force",)):
+            runs = [self.start(["sleep", "0.3"], ("--quiet", *options), "shared.db") for _ in range(4)]
+            for run in runs:
+                run.wait(recording.TIMEOUT_S)
+            statuses = sorted(run.returncode for run in runs)
+            self.assertEqual(statuses[0], 0)
+            if not options:
+                self.assertEqual(statuses, [0, 1, 1, 1])
+            self.assertEqual(self.plain_sql("SELECT (SELECT value FROM meta WHERE key = 'state'), count(*) FROM process",
+                                            self.path("shared.db")), [["complete", "1"]])
+
+
+if __name__ == "__main__":
+    recording.main()
