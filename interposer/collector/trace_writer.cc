@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "interposer/collector/trace_writer.h"
 
+#include <fcntl.h>
 #include <sqlite3.h>
 
 #include <algorithm>
@@ -40,6 +41,17 @@ void append_varint(std::vector<uint8_t>& bytes, uint64_t value) {
   bytes.push_back(static_cast<uint8_t>(value));
 }
 
+// Enough for SQLite's journal and pages of a small transaction. Not kept where the file system
+// cannot, or has no room as it is.
+UniqueFd keep_room(const std::string& path) {
+  constexpr off_t kBallastBytes = 1 << 20;
+  const size_t slash = path.rfind('/');
+  const std::string folder = slash == path.npos ? "." : path.substr(0, slash + 1);
+  UniqueFd file(open(folder.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+  if (file && fallocate(file.get(), 0, 0, kBallastBytes) != 0) file.reset();
+  return file;
+}
+
 // An anonymous mapping is the allocator's when it holds most of it: the kernel joins neighbouring
 // mappings into one line.
 RegionKind refined_kind(const MemoryRegion& region, const MappedRanges& ranges) {
@@ -53,7 +65,7 @@ RegionKind refined_kind(const MemoryRegion& region, const MappedRanges& ranges) 
 }  // namespace
 
 TraceWriter::TraceWriter(const std::string& path, bool overwrite)
-    : db_(schema::create_trace(path, overwrite)) {
+    : db_(schema::create_trace(path, overwrite)), ballast_(keep_room(path)) {
   db_.exec("PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = OFF; PRAGMA cache_size = -16384;");
   process_ = db_.prepare(kProcessSql);
   thread_ = db_.prepare("INSERT OR REPLACE INTO thread VALUES(?,?,?,?,?,?,?,?,?)");
@@ -106,6 +118,7 @@ void TraceWriter::commit_when_due() {
 }
 
 void TraceWriter::roll_back() {
+  ballast_.reset();
   // SQLite may have done it itself.
   if (open_ && sqlite3_get_autocommit(db_.handle()) == 0) db_.exec("ROLLBACK");
   open_ = false;

@@ -18,6 +18,7 @@
 #include "interposer/collector/call_tree.h"
 #include "interposer/collector/process.h"
 #include "interposer/collector/snapshot.h"
+#include "interposer/collector/unique_fd.h"
 #include "schema/event_batch.h"
 #include "schema/trace_db.h"
 
@@ -66,7 +67,9 @@ class TraceWriter {
   // what was not committed, should not take them.
   void commit_when_due();
   void commit();
-  void roll_back();  // The open transaction, if there is one.
+  // The open transaction, if there is one. Also frees the room that was kept on the disk, so that
+  // something can be written after all: why the recording ended.
+  void roll_back();
   // After a roll-back: counts in the process rows as lost what is not in the file. Returns the
   // calls that are.
   uint64_t count_what_was_kept();
@@ -79,6 +82,7 @@ class TraceWriter {
   schema::CallEncoder encoder_;
   schema::Statement process_, thread_, module_, module_end_, frame_, node_, syscall_, policy_,
       mark_, calls_, faults_, snapshot_, region_, residency_;
+  UniqueFd ballast_;           // A file without a name that holds room on the disk.
   bool open_ = false;          // A transaction.
   uint64_t packed_bytes_ = 0;  // Batches in it.
   std::chrono::steady_clock::time_point begun_;

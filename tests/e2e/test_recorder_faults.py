@@ -3,6 +3,7 @@
 it lacks. The collector is killed or stopped, the disk is full, the trace reaches its size, the whole process group is killed, two
 recordings want one file."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -54,15 +55,15 @@ class RecorderFaults(recording.RecordingTest):
         self.addCleanup(run.kill)
         return run
 
-    def start_until(self, *arguments):
+    def start_until(self, *arguments, name="trace.db"):
         """`until` with some calls in the trace already. Returns the run and the collector's pid."""
-        run = self.start([recording.victim("until"), self.path("go"), *arguments])
+        run = self.start([recording.victim("until"), self.path("go"), *arguments], name=name)
         for _ in range(600):
-            if os.path.exists(self.path("trace.db")):
+            if os.path.exists(self.path(name)):
                 break
             time.sleep(0.02)
-        self.await_value("SELECT count(*) FROM event_batch", lambda count: int(count) > 0)
-        collector = collector_of(self.path("trace.db"))
+        self.await_value("SELECT count(*) FROM event_batch", lambda count: int(count) > 0, self.path(name))
+        collector = collector_of(self.path(name))
         self.assertIsNotNone(collector)
         return run, collector
 
@@ -82,10 +83,10 @@ class RecorderFaults(recording.RecordingTest):
         self.assertEqual(native.returncode, 7)
         return native
 
-    def check_cut(self, *words):
+    def check_cut(self, *words, name="trace.db"):
         """The trace opens in plain sqlite3 and in the reports, has calls in it, and says that it was cut."""
-        self.assertEqual(self.plain_sql("PRAGMA integrity_check"), [["ok"]])
-        trace = recording.Trace(self.path("trace.db"), None)
+        self.assertEqual(self.plain_sql("PRAGMA integrity_check", self.path(name)), [["ok"]])
+        trace = recording.Trace(self.path(name), None)
         self.assertGreater(trace.one("SELECT count(*) FROM event"), 0)
         summary = self.native([recording.HEAPLEDGER, "summary", trace.path])
         self.assertEqual(summary.returncode, 0, summary.stderr)
@@ -182,17 +183,28 @@ class RecorderFaults(recording.RecordingTest):
         self.check_cut("the trace has reached --max-size")
 
     def test_full_disk(self):
-        # Goal: as for the size limit, when the disk is full. Method: a file system of 4 MiB.
+        # Goal: what was committed before the disk was full stays, and the trace says why there is no more. Method: a small file system,
+        # filled in mid-recording.
         folder = self.path("small")
         os.mkdir(folder)
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "heapledger-test", folder], capture_output=True)
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "heapledger-test", folder], capture_output=True)
         if mounted.returncode != 0:
             self.skipTest("cannot mount a small tmpfs: " + mounted.stderr.decode().strip())
         self.addCleanup(subprocess.run, ["umount", "-l", folder], check=True)
-        os.symlink(os.path.join(folder, "trace.db"), self.path("trace.db"))
-        run = self.native([recording.HEAPLEDGER, "record", "--quiet", "-o", os.path.join(folder, "trace.db"), "--",
-                           recording.victim("flood"), str(PAIRS)])
-        self.check_stopped(run, "disk is full")
+        native = self.native_until("alone")
+        run, _ = self.start_until("alone", name="small/trace.db")
+        with open(os.path.join(folder, "filler"), "wb", buffering=0) as file:
+            try:
+                while file.write(b"x" * 4096) == 4096:
+                    pass
+            except OSError as error:
+                self.assertEqual(error.errno, errno.ENOSPC)
+        # Until the collector has noticed.
+        self.assertIn(b"recording stopped, the program runs on: ", run.stderr.readline())
+        out, err, status, _ = self.go_on(run)
+        self.assertEqual((out, status, err), (native.stdout, native.returncode, ""))
+        self.check_cut("disk is full", name="small/trace.db")
+        self.assertEqual(self.plain_sql("SELECT value FROM meta WHERE key = 'state'", self.path("small/trace.db")), [["stopped"]])
 
     def test_a_file_that_is_being_recorded(self):
         # Goal: neither a second recording nor --force touches a trace that is being written; what is left behind gives way.

@@ -355,6 +355,8 @@ void Recording::finalize_trace() const {
   const pid_t pid = fork();
   if (pid == 0) {
     signals_.restore_in_child();
+    // Where the disk was full, it still is: that was said.
+    if (finished_ && finished_->contains("error")) dup2(STDOUT_FILENO, STDERR_FILENO);
     execl(analyzer.c_str(), analyzer.c_str(), "finalize", collector_->output().c_str(),
           static_cast<char*>(nullptr));
     _exit(kNotFound);
