@@ -194,6 +194,71 @@ class Terminal(RecordingTest):
         self.assertEqual(self.sql("SELECT ended_by, signal FROM process WHERE id=1"),
                          [["signal", str(int(signal.SIGHUP))]])
 
+    # Stops its own collector, so that this still has to pack when the program has ended.
+    STOPPER = ("import os, signal\n"
+               "trace = os.path.realpath('trace.db')\n"
+               "def writes_trace(pid):\n"
+               "  try:\n"
+               "    name = open(f'/proc/{pid}/comm').read()\n"
+               "    return name.startswith('heapledger-col') and any(\n"
+               "        os.readlink(f'/proc/{pid}/fd/{fd}') == trace for fd in os.listdir(f'/proc/{pid}/fd'))\n"
+               "  except OSError: return False\n"
+               "collector = next(int(pid) for pid in os.listdir('/proc') if pid.isdigit() and writes_trace(pid))\n"
+               "os.kill(collector, signal.SIGSTOP)\n"
+               "os.write(1, b'READY %d COLLECTOR %d\\n' % (os.getpid(), collector))\n"
+               "os._exit(5)\n")
+
+    def start_stopper(self):
+        """Returns the collector's pid, once the program has ended."""
+        with open(os.path.join(self.folder, "program.py"), "w", encoding="ascii") as file:
+            file.write(self.STOPPER)
+        self.shell.run(self.recorded)
+        match = re.search(r"READY (\d+) COLLECTOR (\d+)\r", self.shell.expect(r"COLLECTOR \d+\r"))
+        collector = int(match.group(2))
+        self.addCleanup(self.continue_process, collector)
+        for _ in range(LIMIT_S * 20):
+            if not os.path.exists(f"/proc/{match.group(1)}"):
+                break
+            time.sleep(0.05)
+        return collector
+
+    def continue_process(self, pid):
+        try:
+            os.kill(pid, signal.SIGCONT)
+        except ProcessLookupError:
+            pass
+
+    def test_ctrl_c_while_the_trace_is_packed(self):
+        # Goal: the first asks, in one line, the second keeps what is packed; the trace opens and says
+        # so, and the status is the program's.
+        collector = self.start_stopper()
+        self.shell.type("\x03")
+        asked = self.shell.expect("press Ctrl-C again to keep only what is packed\r\n")
+        self.assertEqual(asked.count("heapledger: record: "), 1, asked)
+        self.shell.type("\x03")
+        time.sleep(0.2)
+        self.continue_process(collector)
+        self.shell.expect("trace.db is cut short: interrupted")
+        self.shell.expect(re.escape(PROMPT))
+        self.shell.run("echo status=$?")
+        self.shell.expect("status=5")
+        self.assertEqual(self.sql("SELECT value FROM meta WHERE key='state'"), [["stopped"]])
+        self.assertEqual(self.sql("SELECT exit_status FROM process WHERE id=1"), [["5"]])
+        summary = self.heapledger("summary", "trace.db")
+        self.assertEqual(summary.returncode, 0, summary.stderr)
+        self.assertIn(b"the recording was cut short: interrupted", summary.stdout)
+
+    def test_one_ctrl_c_while_the_trace_is_packed(self):
+        # Goal: a Ctrl-C in a hurry costs nothing: the trace is packed to its end.
+        collector = self.start_stopper()
+        self.shell.type("\x03")
+        self.shell.expect("press Ctrl-C again")
+        self.continue_process(collector)
+        self.shell.expect(re.escape(PROMPT))
+        self.shell.run("echo status=$?")
+        self.shell.expect("status=5")
+        self.assertEqual(self.sql("SELECT value FROM meta WHERE key='state'"), [["complete"]])
+
     def test_terminal_stays_the_programs(self):
         # Goal: the program is in the terminal's foreground and sees it as its own.
         script = "import os; print('FORE', os.tcgetpgrp(0) == os.getpgrp(), os.isatty(1), os.isatty(2))"
