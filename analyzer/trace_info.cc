@@ -19,7 +19,8 @@ std::vector<ProcessInfo> load_processes(schema::Database& db) {
       "SELECT id, pid, parent, forked, recorded, exe, command, reason, ended_by, start_ns, end_ns,"
       " exit_status, signal, mmap_threshold, mmap_threshold_dynamic, trim_threshold, top_pad,"
       " mmap_max, arena_max, tcache_count, heap_start, events, events_lost, incomplete_stacks,"
-      " stall_ns, rusage_start_minor, rusage_start_major, rusage_minor, rusage_major, perf_minor,"
+      " stall_ns, stacks_compared, stacks_mismatched, stacks_incomparable, rusage_start_minor, "
+      "rusage_start_major, rusage_minor, rusage_major, perf_minor,"
       " perf_major, perf_lost, rss_peak_bytes FROM process ORDER BY id");
   std::vector<ProcessInfo> processes;
   while (select.step()) {
@@ -49,7 +50,8 @@ std::vector<ProcessInfo> load_processes(schema::Database& db) {
       *field = integer();
     }
     for (std::optional<int64_t>* field :
-         {&process.rusage_start_minor, &process.rusage_start_major, &process.rusage_minor,
+         {&process.stacks_compared, &process.stacks_mismatched, &process.stacks_incomparable,
+          &process.rusage_start_minor, &process.rusage_start_major, &process.rusage_minor,
           &process.rusage_major, &process.perf_minor, &process.perf_major, &process.perf_lost,
           &process.rss_peak_bytes}) {
       *field = optional();

@@ -23,6 +23,7 @@ struct ProcessInfo {
   std::optional<int64_t> mmap_threshold, mmap_threshold_dynamic, trim_threshold, top_pad, mmap_max,
       arena_max, tcache_count, heap_start;
   int64_t events = 0, events_lost = 0, incomplete_stacks = 0, stall_ns = 0;
+  std::optional<int64_t> stacks_compared, stacks_mismatched, stacks_incomparable;
   std::optional<int64_t> rusage_start_minor, rusage_start_major, rusage_minor, rusage_major;
   std::optional<int64_t> perf_minor, perf_major, perf_lost, rss_peak_bytes;
 };

@@ -50,6 +50,9 @@ CREATE TABLE process (
   events INTEGER NOT NULL DEFAULT 0,             -- malloc-family calls in event_batch
   events_lost INTEGER NOT NULL DEFAULT 0,        -- calls that could not be recorded
   incomplete_stacks INTEGER NOT NULL DEFAULT 0,  -- events whose stack could not be walked to its root
+  stacks_compared INTEGER,                       -- walked by libunwind too (record --verify-stacks), both to the outermost frame; NULL: not asked for
+  stacks_mismatched INTEGER,                     -- of them: where the two walks differ
+  stacks_incomparable INTEGER,                   -- walked by both, but one of the two did not come to the outermost frame
   stall_ns INTEGER NOT NULL DEFAULT 0,           -- time its threads waited for room in their rings
   recorder_syscalls INTEGER NOT NULL DEFAULT 0,  -- system calls made by the recorder inside the process
   -- Page faults by three counters (DESIGN: they are three lines, not one).

@@ -57,7 +57,7 @@ struct ControlPage {
   uint32_t stack_depth;    // Frames kept per stack, from the innermost; 0: --no-stacks.
   uint32_t free_stacks;    // 1: releases carry stacks too.
   uint32_t collector_pid;  // In the collector's pid namespace.
-  uint32_t reserved0;
+  uint32_t verify_stacks;  // 1: each stack is walked by libunwind as well, and compared.
 
   alignas(64) std::atomic<uint32_t> heartbeat;  // Collector: counts its loops, at least one a
                                                 // second. Producers that wait read it.
@@ -114,6 +114,19 @@ struct alignas(64) ProcessSlot {
   std::atomic<uint64_t> events_lost;  // No ring could be had, or the collector was gone.
   std::atomic<uint64_t>
       recorder_syscalls;  // System calls the recorder itself made (mmap of the region, futex, ...).
+
+  // With verify_stacks: stacks that were compared, that differed, and that could not be compared
+  // since one of the two walks did not come to the outermost frame. Program: relaxed adds.
+  std::atomic<uint64_t> stacks_compared;
+  std::atomic<uint64_t> stacks_mismatched;
+  std::atomic<uint64_t> stacks_incomparable;
+  // The first one that differed: how many inner frames agree, + 1 (0: none differed so far); the
+  // last of them, and the next frame by our walk and by libunwind's (0: it has none). Program: the
+  // first word last, release; pairs with the collector's acquire.
+  std::atomic<uint64_t> mismatch_at;
+  std::atomic<uint64_t> mismatch_inner;
+  std::atomic<uint64_t> mismatch_walked;
+  std::atomic<uint64_t> mismatch_unwound;
 
   // A snapshot on request (a mark, exit): the program increments `wanted` (release), wakes the
   // doorbell, and waits on `done` with a time limit; the collector stores the `wanted` it has

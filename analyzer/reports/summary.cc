@@ -285,10 +285,37 @@ class Summary {
                                 {"lost", lost},
                                 {"incomplete_stacks", incomplete},
                                 {"stall_ns", stall_ns}};
-    section("Recording",
-            {line("calls recorded", human_count(recorded)), line("calls lost", human_count(lost)),
-             line("stacks cut short", human_count(incomplete)),
-             line("waited for room", human_ns(stall_ns))});
+    std::vector<std::string> lines = {line("calls recorded", human_count(recorded)),
+                                      line("calls lost", human_count(lost)),
+                                      line("stacks cut short", human_count(incomplete)),
+                                      line("waited for room", human_ns(stall_ns))};
+    add_stack_check(lines);
+    section("Recording", std::move(lines));
+  }
+
+  // Of a recording with --verify-stacks.
+  void add_stack_check(std::vector<std::string>& lines) {
+    int64_t compared = 0;
+    int64_t mismatched = 0;
+    int64_t incomparable = 0;
+    bool asked_for = false;
+    for (const ProcessInfo* process : selected_) {
+      asked_for |= process->stacks_compared.has_value();
+      compared += process->stacks_compared.value_or(0);
+      mismatched += process->stacks_mismatched.value_or(0);
+      incomparable += process->stacks_incomparable.value_or(0);
+    }
+    Json& json = document_.json["stack_check"];
+    if (!asked_for) return;
+    const int64_t walked = std::max<int64_t>(compared + incomparable, 1);
+    const double share = static_cast<double>(compared) / static_cast<double>(walked);
+    json = {{"compared", compared},
+            {"mismatched", mismatched},
+            {"incomparable", incomparable},
+            {"share", share}};
+    lines.push_back(line("stacks checked", human_count(compared),
+                         fmt::format("{} differ from libunwind's, {} not comparable",
+                                     human_count(mismatched), human_count(incomparable))));
   }
 
   // What the 16-byte header changes: the same calls under glibc's own.

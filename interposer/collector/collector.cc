@@ -279,7 +279,7 @@ void Collector::join(const Caller& caller) {
   try {
     region = std::make_shared<Region>(
         image_count_ + 1, layout_within(address_space_limit(caller.pid)),
-        RegionSettings{clock_, options_.stack_depth, options_.free_stacks});
+        RegionSettings{clock_, options_.stack_depth, options_.free_stacks, options_.verify_stacks});
   } catch (const schema::Error&) {
     reply_refused(caller);
     return;

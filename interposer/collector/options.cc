@@ -82,6 +82,7 @@ Options read_options(int argc, char** argv) {
       static_cast<uint32_t>(number(variable("HEAPLEDGER_STACK_DEPTH"), options.stack_depth, 65000));
   if (is_set("HEAPLEDGER_NO_STACKS")) options.stack_depth = 0;
   options.free_stacks = is_set("HEAPLEDGER_FREE_STACKS");
+  options.verify_stacks = is_set("HEAPLEDGER_VERIFY_STACKS");
   options.fault_source = fault_source();
   options.kernel_syscalls = variable("HEAPLEDGER_SYSCALLS") == "kernel";
   options.follow = !is_set("HEAPLEDGER_NO_FOLLOW");

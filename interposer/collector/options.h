@@ -22,6 +22,7 @@ struct Options {
   bool overwrite = false;       // HEAPLEDGER_FORCE
   uint32_t stack_depth = 128;   // HEAPLEDGER_STACK_DEPTH; 0 with HEAPLEDGER_NO_STACKS.
   bool free_stacks = false;     // HEAPLEDGER_FREE_STACKS
+  bool verify_stacks = false;   // HEAPLEDGER_VERIFY_STACKS
   schema::FaultSource fault_source = schema::FaultSource::kAuto;  // HEAPLEDGER_FAULT_SOURCE,
                                                                   // HEAPLEDGER_NO_FAULTS
   bool kernel_syscalls = false;                                   // HEAPLEDGER_SYSCALLS is kernel

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "interposer/collector/process.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 
 namespace heapledger::collector {
@@ -74,6 +76,29 @@ void read_counters(Process& process, const schema::ProcessSlot& slot) {
     process.rusage_major = sane(major);
   }
   if (slot.heap_start != 0) process.heap_start = slot.heap_start;
+  process.changed = true;
+}
+
+void read_stack_check(Process& process, const schema::ProcessSlot& slot) {
+  const auto count = [](const std::atomic<uint64_t>& counter) {
+    return sane(counter.load(std::memory_order_relaxed)).value_or(0);
+  };
+  Process::StackCheck check{count(slot.stacks_compared),
+                            count(slot.stacks_mismatched),
+                            count(slot.stacks_incomparable),
+                            {}};
+  // Acquire: pairs with the program's release, after the words below.
+  if (const uint64_t at = slot.mismatch_at.load(std::memory_order_acquire)) {
+    const auto frame = [](const std::atomic<uint64_t>& address) {
+      return fmt::format("{:#x}", address.load(std::memory_order_relaxed));
+    };
+    check.first_mismatch = fmt::format(
+        "a stack differs from libunwind's: beyond its {} innermost frames, the last of them {}, "
+        "comes {}, but {} by libunwind",
+        at - 1, frame(slot.mismatch_inner), frame(slot.mismatch_walked),
+        frame(slot.mismatch_unwound));
+  }
+  process.stack_check = std::move(check);
   process.changed = true;
 }
 

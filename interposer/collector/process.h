@@ -82,6 +82,11 @@ struct Process {
   uint64_t events = 0;
   uint64_t events_lost = 0;
   uint64_t incomplete_stacks = 0;
+  struct StackCheck {
+    uint64_t compared, mismatched, incomparable;
+    std::string first_mismatch;  // In words; empty: none.
+  };
+  std::optional<StackCheck> stack_check;  // With --verify-stacks.
   int64_t stall_ns = 0;
   uint64_t recorder_syscalls = 0;
   std::optional<uint64_t> rusage_start_minor, rusage_start_major, rusage_minor, rusage_major;
@@ -118,6 +123,8 @@ Thread& thread_of(Process& process, pid_t tid, int64_t time_ns, uint32_t& next_i
 // Reads settings and counters out of the program's slot, as far as they make sense.
 void read_start(Process& process, const schema::ProcessSlot& slot);
 void read_counters(Process& process, const schema::ProcessSlot& slot);
+// The same for what --verify-stacks counts.
+void read_stack_check(Process& process, const schema::ProcessSlot& slot);
 
 // Keeps `ranges` in step with a successful system call of the allocator.
 void apply_mapping_call(MappedRanges& ranges, const schema::SyscallEvent& call);

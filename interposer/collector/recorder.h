@@ -158,6 +158,7 @@ class Recorder {
   void release_dead_rings();
   void end_unwatched();
   void close_processes(int64_t drained_until_raw_ns);
+  void close_stack_check(Process& process, const schema::ProcessSlot& fields);
   void close_process(Process& process);
   void retire_images(int64_t now_raw_ns);
   // recorder_syscalls.cc

@@ -197,6 +197,12 @@ void Recorder::close_processes(int64_t drained_until_raw_ns) {
   });
 }
 
+void Recorder::close_stack_check(Process& process, const schema::ProcessSlot& fields) {
+  read_stack_check(process, fields);
+  const std::string& text = process.stack_check->first_mismatch;
+  if (!text.empty()) writer_.mark(now_ns_, process.id, 0, "note", text, 0);
+}
+
 // Everything it wrote is decoded: counts it, frees its slots, writes it.
 void Recorder::close_process(Process& process) {
   Image* image = process.region != nullptr ? image_of(process.region.get()) : nullptr;
@@ -213,6 +219,7 @@ void Recorder::close_process(Process& process) {
     const uint64_t lost_before = process.events_lost;
     read_counters(process, fields);
     counters_.lost += process.events_lost - lost_before;
+    if (image->region->control().verify_stacks != 0) close_stack_check(process, fields);
     const uint32_t status = fields.exit_status.load(std::memory_order_relaxed);
     if (process.over && process.ended_by == nullptr && status > 0 && status <= 256) {
       process.ended_by = "exit";
@@ -226,6 +233,11 @@ void Recorder::close_process(Process& process) {
       fields.exit_status.store(0);
       fields.events_lost.store(0);
       fields.recorder_syscalls.store(0);
+      fields.mismatch_at.store(0);
+      fields.mismatch_inner.store(0);
+      fields.stacks_compared.store(0);
+      fields.stacks_mismatched.store(0);
+      fields.stacks_incomparable.store(0);
       fields.snapshot_done.store(fields.snapshot_wanted.load());
       // Release: whoever claims it next sees the counters at zero.
       fields.state.store(ProcessState::kFree, std::memory_order_release);

@@ -67,6 +67,7 @@ Region::Region(uint32_t image, const RegionLayout& layout, const RegionSettings&
   page.ring_slots = layout_.ring_slots;
   page.stack_depth = settings.stack_depth;
   page.free_stacks = settings.free_stacks ? 1 : 0;
+  page.verify_stacks = settings.verify_stacks ? 1 : 0;
   page.collector_pid = static_cast<uint32_t>(getpid());
   page.recording.store(1, std::memory_order_release);
 }

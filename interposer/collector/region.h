@@ -36,6 +36,7 @@ struct RegionSettings {
   schema::Clock clock = schema::Clock::kMonotonicRaw;
   uint32_t stack_depth = 128;
   bool free_stacks = false;
+  bool verify_stacks = false;
 };
 
 class Region {

@@ -22,10 +22,11 @@ constexpr std::string_view kProcessSql =
     "INSERT OR REPLACE INTO process(id, pid, ppid, parent, forked, image, exe, command, recorded, "
     "reason, start_ns, end_ns, ended_by, exit_status, signal, mmap_threshold, "
     "mmap_threshold_dynamic, trim_threshold, top_pad, mmap_max, arena_max, tcache_count, "
-    "heap_start, events, events_lost, incomplete_stacks, stall_ns, recorder_syscalls, "
+    "heap_start, events, events_lost, incomplete_stacks, stacks_compared, stacks_mismatched, "
+    "stacks_incomparable, stall_ns, recorder_syscalls, "
     "rusage_start_minor, rusage_start_major, rusage_minor, rusage_major, perf_minor, perf_major, "
     "perf_lost, rss_peak_bytes) VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,"
-    "?,?,?,?,?,?)";
+    "?,?,?,?,?,?,?,?,?)";
 
 std::optional<std::string_view> text_or_null(const std::string& text) {
   return text.empty() ? std::nullopt : std::optional<std::string_view>(text);
@@ -168,9 +169,11 @@ void TraceWriter::process(const Process& row) {
       setting(&S::mmap_threshold), setting(&S::mmap_threshold_dynamic), setting(&S::trim_threshold),
       setting(&S::top_pad), setting(&S::mmap_max), setting(&S::arena_max),
       setting(&S::tcache_count), row.heap_start, row.events, row.events_lost, row.incomplete_stacks,
-      row.stall_ns, row.recorder_syscalls, row.rusage_start_minor, row.rusage_start_major,
-      row.rusage_minor, row.rusage_major, row.perf_minor, row.perf_major, row.perf_lost,
-      row.rss_peak_bytes);
+      row.stack_check ? std::optional(row.stack_check->compared) : std::nullopt,
+      row.stack_check ? std::optional(row.stack_check->mismatched) : std::nullopt,
+      row.stack_check ? std::optional(row.stack_check->incomparable) : std::nullopt, row.stall_ns,
+      row.recorder_syscalls, row.rusage_start_minor, row.rusage_start_major, row.rusage_minor,
+      row.rusage_major, row.perf_minor, row.perf_major, row.perf_lost, row.rss_peak_bytes);
 }
 
 void TraceWriter::thread(uint32_t process, const Thread& row) {

@@ -9,7 +9,7 @@
 //
 // The information comes from the loaded file itself, found by glibc's _dl_find_object (2.35), which
 // takes no lock. Every read is checked to lie in one readable segment. Thread safety: any thread,
-// any signal handler. Runs inside malloc: no allocation, no locks, errno kept; 1 KiB of stack.
+// any signal handler. Runs inside malloc: no allocation, no locks, errno kept; 1.5 KiB of stack.
 #pragma once
 
 #include <cstddef>

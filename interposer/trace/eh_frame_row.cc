@@ -8,7 +8,7 @@ namespace {
 
 using Kind = Rule::Kind;
 
-constexpr unsigned kRememberMax = 6;  // gcc and clang never nest; assembler macros hardly do.
+constexpr unsigned kRememberMax = 4;  // gcc and clang never nest; assembler macros hardly do.
 
 // Runs one program after the other on a row.
 class RowProgram {
@@ -93,9 +93,7 @@ class RowProgram {
       case 0x0e:  // def_cfa_offset
         return set_cfa_offset(static_cast<int64_t>(program->unsigned_leb()));
       case 0x0f: {  // def_cfa_expression
-        row_.cfa = {};
-        row_.cfa.kind = Kind::kExpression;
-        row_.cfa.expression = program->part(program->unsigned_leb());
+        row_.cfa = expression_rule(program);
         return true;
       }
       case 0x10:
@@ -159,10 +157,17 @@ class RowProgram {
     if (Rule* rule = row_.rule(reg)) rule->value = offset;
     return true;
   }
-  bool set_expression(uint64_t reg, EhReader* program) {
-    set(reg, Kind::kExpression);
+  static Rule expression_rule(EhReader* program) {
     const EhReader expression = program->part(program->unsigned_leb());
-    if (Rule* rule = row_.rule(reg)) rule->expression = expression;
+    Rule rule;
+    rule.kind = Kind::kExpression;
+    rule.expression_bytes = static_cast<uint32_t>(expression.left());
+    rule.value = reinterpret_cast<int64_t>(expression.position());
+    return rule;
+  }
+  bool set_expression(uint64_t reg, EhReader* program) {
+    const Rule read = expression_rule(program);
+    if (Rule* rule = row_.rule(reg)) *rule = read;
     return true;
   }
   bool set_cfa(uint64_t reg, int64_t offset) {
@@ -220,7 +225,8 @@ bool is_register_and(EhReader expression, uint64_t reg, bool dereferenced, int64
 
 bool is_at(const Rule& rule, uint64_t reg, size_t wanted) {
   int64_t offset = 0;
-  return rule.kind == Kind::kExpression && is_register_and(rule.expression, reg, false, &offset) &&
+  return rule.kind == Kind::kExpression &&
+         is_register_and(rule.expression(), reg, false, &offset) &&
          offset == static_cast<int64_t>(wanted);
 }
 
@@ -243,7 +249,7 @@ bool is_plt(EhReader expression, uintptr_t at, int64_t* offset) {
 bool is_signal_trampoline(const Row& row) {
   int64_t rsp = 0;
   return row.cfa.kind == Kind::kExpression &&
-         is_register_and(row.cfa.expression, kDwarfRsp, true, &rsp) &&
+         is_register_and(row.cfa.expression(), kDwarfRsp, true, &rsp) &&
          rsp == static_cast<int64_t>(kSignalRsp) && is_at(row.rip, kDwarfRsp, kSignalRip) &&
          is_at(row.rbp, kDwarfRsp, kSignalRbp) && is_at(row.rsp, kDwarfRsp, kSignalRsp);
 }
@@ -272,9 +278,9 @@ Recipe recipe_of_row(const Row& row, bool is_signal_frame, uintptr_t at) noexcep
     if (row.cfa.reg == kDwarfRsp) type = RecipeType::kRsp;
     if (row.cfa.reg == kDwarfRbp) type = RecipeType::kRbp;
   } else if (row.cfa.kind == Kind::kExpression) {
-    if (is_plt(row.cfa.expression, at, &cfa)) {
+    if (is_plt(row.cfa.expression(), at, &cfa)) {
       type = RecipeType::kRsp;
-    } else if (is_register_and(row.cfa.expression, kDwarfRbp, true, &cfa)) {
+    } else if (is_register_and(row.cfa.expression(), kDwarfRbp, true, &cfa)) {
       if (is_at(row.rbp, kDwarfRbp, 0) && static_cast<int32_t>(cfa) == cfa) {
         return {RecipeType::kAligned, static_cast<int32_t>(cfa), 0};
       }

@@ -24,10 +24,16 @@ struct Rule {
     kOther,
   };
   Kind kind = Kind::kDefault;
-  uint8_t reg = 0;                        // Of the CFA's kOffset.
-  int64_t value = 0;                      // Of kOffset: bytes.
-  EhReader expression{nullptr, nullptr};  // Of kExpression.
+  uint8_t reg = 0;                // Of the CFA's kOffset.
+  uint32_t expression_bytes = 0;  // Of kExpression.
+  int64_t value = 0;              // Of kOffset: bytes; of kExpression: where it is.
+
+  EhReader expression() const {
+    const auto* start = reinterpret_cast<const std::byte*>(value);
+    return {start, start + expression_bytes};
+  }
 };
+static_assert(sizeof(Rule) == 16);  // Rows are on the stack, several of them.
 
 struct Row {
   Rule cfa;  // kDefault: none yet.

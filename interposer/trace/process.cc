@@ -76,6 +76,11 @@ void fill_slot(ProcessSlot& slot, uint64_t start_tick) {
   slot.end_tick.store(0, std::memory_order_relaxed);
   slot.exit_status.store(0, std::memory_order_relaxed);
   slot.events_lost.store(0, std::memory_order_relaxed);
+  slot.mismatch_at.store(0, std::memory_order_relaxed);
+  slot.mismatch_inner.store(0, std::memory_order_relaxed);
+  slot.stacks_compared.store(0, std::memory_order_relaxed);
+  slot.stacks_mismatched.store(0, std::memory_order_relaxed);
+  slot.stacks_incomparable.store(0, std::memory_order_relaxed);
   slot.recorder_syscalls.store(3, std::memory_order_relaxed);  // The three above.
   slot.snapshot_wanted.store(0, std::memory_order_relaxed);
   slot.snapshot_done.store(0, std::memory_order_relaxed);

@@ -94,6 +94,7 @@ TraceBuilder by_snapshot() {
 TraceBuilder lossy() {
   TraceBuilder trace = pinned();
   trace.set("events_lost", 7).set("perf_lost", 3).set("incomplete_stacks", 2);
+  trace.set("stacks_compared", 1990).set("stacks_mismatched", 4).set("stacks_incomparable", 10);
   return trace.meta("state", "recording");
 }
 
