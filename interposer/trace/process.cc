@@ -9,6 +9,7 @@
 #include "interposer/trace/own_calls.h"
 #include "interposer/trace/recipe_table.h"
 #include "interposer/trace/stack_capture.h"
+#include "interposer/trace/stack_check.h"
 #include "interposer/trace/thread_local.h"
 
 namespace heapledger::trace {
@@ -131,10 +132,17 @@ const char* start(const Region& region, const StartSettings& settings, bool foll
     start_recipes();  // Without them libunwind walks.
     learn_context_start();
   }
-  g_recorder = {region,        region.control->clock,
-                depth,         region.control->free_stacks != 0,
-                follow,        static_cast<std::byte*>(address),
-                stride,        settings,
+  const bool verify = region.control->verify_stacks != 0 && depth != 0 &&
+                      start_stack_check(region.ring_slots, depth);
+  g_recorder = {region,
+                region.control->clock,
+                depth,
+                region.control->free_stacks != 0,
+                verify,
+                follow,
+                static_cast<std::byte*>(address),
+                stride,
+                settings,
                 on_first_event};
   // From its own first call on: all events of the process lie after its start.
   if (!adopt_slot(g_recorder.process(), first_own_call(g_recorder.clock))) {

@@ -49,6 +49,7 @@ struct Recorder {
   schema::Clock clock;
   uint32_t depth;  // Frames per stack; 0: none are taken.
   bool free_stacks;
+  bool verify_stacks;         // Each stack is compared with libunwind's (stack_check.h).
   bool follow;                // False: forked children record nothing.
   std::byte* private_memory;  // ProcessPage, then the ThreadRings.
   size_t ring_stride;

@@ -4,6 +4,7 @@
 #include "interposer/base/sys.h"
 #include "interposer/trace/recipe_table.h"
 #include "interposer/trace/stack_capture.h"
+#include "interposer/trace/stack_check.h"
 
 namespace heapledger::trace {
 
@@ -26,7 +27,13 @@ void CallScope::walk() noexcept {
   StackWalk& walk = ring_->walk;
   StackWalk::Result found = {StackWalk::Outcome::kHelpless, 0, 0};
   if (g_recipes.attached()) found = walk.walk(registers_above(frame_), caller_, ring_->bounds);
-  if (__builtin_expect(found.outcome == StackWalk::Outcome::kHelpless, 0)) found = unwind(found);
+  const bool helpless = found.outcome == StackWalk::Outcome::kHelpless;
+  if (__builtin_expect(helpless, 0)) found = unwind(found);
+  if (__builtin_expect(g_recorder.verify_stacks, 0)) {
+    // What libunwind itself has found is not worth a comparison.
+    const bool complete = !helpless && found.outcome == StackWalk::Outcome::kComplete;
+    check_stack({walk.frames(), walk.count(), complete}, caller_, ring_->slot, &ring_->busy);
+  }
   keep_ = found.keep;
   fresh_ = found.fresh;
   incomplete_ = found.outcome != StackWalk::Outcome::kComplete;

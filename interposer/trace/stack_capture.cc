@@ -139,11 +139,11 @@ size_t drop_own_frames(uintptr_t* frames, size_t count, uintptr_t caller) {
   return count - own;
 }
 
-UnwoundStack walk_with_libunwind(uintptr_t* frames, size_t depth, uintptr_t caller) {
+UnwoundStack walk_with_libunwind(uintptr_t* frames, size_t depth, uintptr_t caller, bool fast) {
   UnwoundStack walk;
   const size_t limit = depth + kOwnFramesMax;
   bool root = false;
-  if (g_fast_walk.load(std::memory_order_relaxed)) {
+  if (fast) {
     const int count =
         g_unwinder.backtrace(reinterpret_cast<void**>(frames), static_cast<int>(limit));
     walk.count = count > 0 ? static_cast<size_t>(count) : 0;
@@ -192,16 +192,29 @@ bool is_bare_root(uintptr_t ip) noexcept {
          (ip == g_context_start && ip != 0);
 }
 
-UnwoundStack unwind_stack(uintptr_t* frames, size_t depth, uintptr_t caller,
-                          std::atomic<uint32_t>* busy) noexcept {
+namespace {
+UnwoundStack unwind_or_step(uintptr_t* frames, size_t depth, uintptr_t caller,
+                            std::atomic<uint32_t>* busy, bool fast) {
   UnwoundStack walk;
   const int saved_errno = errno;
   {
     UnwinderScope scope(busy);
-    if (scope.entered()) walk = walk_with_libunwind(frames, depth, caller);
+    if (scope.entered()) walk = walk_with_libunwind(frames, depth, caller, fast);
   }
   errno = saved_errno;
   return walk;
+}
+}  // namespace
+
+UnwoundStack unwind_stack(uintptr_t* frames, size_t depth, uintptr_t caller,
+                          std::atomic<uint32_t>* busy) noexcept {
+  const bool fast = g_fast_walk.load(std::memory_order_relaxed);
+  return unwind_or_step(frames, depth, caller, busy, fast);
+}
+
+UnwoundStack step_stack(uintptr_t* frames, size_t depth, uintptr_t caller,
+                        std::atomic<uint32_t>* busy) noexcept {
+  return unwind_or_step(frames, depth, caller, busy, false);
 }
 
 LoaderScope::LoaderScope() noexcept { ++t_local.loader_depth; }

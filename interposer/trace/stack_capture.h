@@ -65,6 +65,10 @@ struct UnwoundStack {
 UnwoundStack unwind_stack(uintptr_t* frames, size_t depth, uintptr_t caller,
                           std::atomic<uint32_t>* busy) noexcept;
 
+// The same, one frame after the other in any case (rule 4).
+UnwoundStack step_stack(uintptr_t* frames, size_t depth, uintptr_t caller,
+                        std::atomic<uint32_t>* busy) noexcept;
+
 // While one exists, this thread does not call libunwind.
 class LoaderScope {
  public:

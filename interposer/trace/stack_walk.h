@@ -81,6 +81,8 @@ class StackWalk {
     joinable_ = false;
   }
   uint32_t count() const noexcept { return count_; }
+  // The known stack: count() frames, the outermost first.
+  const uintptr_t* frames() const noexcept { return ips_; }
 
  private:
   enum FrameFlags : uint32_t {

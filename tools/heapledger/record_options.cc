@@ -37,6 +37,8 @@ const std::vector<RecordOption> kRecordOptions = {
     {"--free-stacks", "HEAPLEDGER_FREE_STACKS", kNone, kCollector,
      "record the stacks of frees too"},
     {"--no-stacks", "HEAPLEDGER_NO_STACKS", kNone, kCollector, "record no stacks"},
+    {"--verify-stacks", "HEAPLEDGER_VERIFY_STACKS", kNone, kCollector,
+     "walk each stack by libunwind too, and count differences (slow)"},
     {"--no-faults", "HEAPLEDGER_NO_FAULTS", kNone, kCollector, "record no page faults"},
     {"--fault-source", "HEAPLEDGER_FAULT_SOURCE", kFaultSource, kCollector,
      "perf | getrusage (default: perf where the machine allows it)"},

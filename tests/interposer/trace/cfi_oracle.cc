@@ -129,7 +129,7 @@ std::string beyond_recipes(const Dwarf_Op* cfa, size_t count, const Column& rbp,
   }
   if (count != 1) return "CFA is an expression:" + describe(cfa, count);
   if (rbp.undefined()) return "rbp undefined";
-  if (!rbp.unchanged() && (!rbp.saved(&offset) || offset == 0)) {
+  if (!rbp.unchanged() && (!rbp.saved(&offset) || offset >= 0)) {
     return "rbp is" + describe(rbp.ops, rbp.count);
   }
   return {};
