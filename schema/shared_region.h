@@ -86,7 +86,7 @@ struct alignas(64) ProcessSlot {
   uint64_t start_tick;   // Its first moment: init of the image, or the child's return from fork.
   uint64_t parent_start_tick;  // Of the process that held parent_slot at the fork: another one may
                                // hold it by now. 0 for slot 0.
-  uint64_t parent_fork_tick;  // Forked: a stamp taken in the parent before the fork, where known,
+  uint64_t parent_fork_tick;   // Forked: a stamp taken in the parent before the fork, where known,
                               // else start_tick: events of the parent's threads after it are not in
                               // the child's memory.
 

@@ -105,9 +105,9 @@ class Recorder {
     RegionPtr region;
     SlotPids pids;
     std::vector<std::unique_ptr<Ring>> rings;
-    std::vector<Process*> processes;  // By slot.
+    std::vector<Process*> processes;               // By slot.
     std::unordered_map<uint64_t, Process*> begun;  // All that ever held a slot, by start_tick.
-    int64_t empty_since_ns = 0;       // 0: it has live processes.
+    int64_t empty_since_ns = 0;                    // 0: it has live processes.
   };
   struct Closing {
     Process* process;
