@@ -652,12 +652,16 @@ template <class Layout, OperatingSystem Os>
   ArenaType& arena = arena_of_chunk(chunk);
   if (next_bytes - kFenceBytes >= room - bytes) [[unlikely]]
     return false;
-  if (with_fast(arena).first_fast(BinsOf::fast_index(bytes)) == chunk) [[unlikely]]
+  const Chunk* first = with_fast(arena).first_fast(BinsOf::fast_index(bytes));
+  if (first == chunk) [[unlikely]]
     return false;
   if (!is_single_threaded()) {
     push_fast(arena, chunk, bytes);
     return true;
   }
+  // With other threads, the first one may be anybody's by now: not to be looked at.
+  if (first != nullptr && View::size(first) != bytes) [[unlikely]]
+    return false;
   if (__atomic_load_n(&admin_depth_, __ATOMIC_RELAXED) != 0) [[unlikely]]
     return false;
   const ArenaScope<Layout> scope(thread, arena, true);
