@@ -26,8 +26,9 @@ class Family {
 
   std::vector<Fidelity> run() {
     for (const ProcessInfo& process : info_.processes) {
-      if (process.recorded && !is_forked(process)) play_afresh(process);
+      if (process.recorded && !is_forked(process)) afresh_.push_back(&process);
     }
+    for (size_t i = 0; i < afresh_.size(); ++i) play_afresh(*afresh_[i]);  // It grows meanwhile.
     std::sort(results_.begin(), results_.end(),
               [](const Fidelity& a, const Fidelity& b) { return a.process < b.process; });
     return std::move(results_);
@@ -62,7 +63,7 @@ class Family {
     if (children != children_.end()) {
       for (const ProcessInfo* child : children->second) {
         if (depth >= kDepthMax) {
-          play_afresh(*child);
+          afresh_.push_back(child);
           continue;
         }
         advance(reader, model, *child->start_ns);
@@ -86,6 +87,7 @@ class Family {
   const TraceInfo& info_;
   size_t cpus_;
   std::map<int64_t, std::vector<const ProcessInfo*>> children_;
+  std::vector<const ProcessInfo*> afresh_;  // Still to be played: a model takes address space.
   std::vector<Fidelity> results_;
 };
 
