@@ -173,7 +173,7 @@ void hide_session() noexcept {
 
 ChildEnvironment::ChildEnvironment(char* const* given, const char* program) noexcept
     : given_(given) {
-  if (g_kept.count == 0 || trace::is_sandboxed()) return;
+  if (g_kept.count == 0) return;
   for (; given_ != nullptr && given_[count_] != nullptr; ++count_) {
     const char* entry = given_[count_];
     if (const char* value = base::env_value_if_named(entry, "LD_PRELOAD")) preload_ = value;
@@ -184,7 +184,7 @@ ChildEnvironment::ChildEnvironment(char* const* given, const char* program) noex
     if (record != nullptr && strcmp(record, "off") == 0) return;
   }
   has_library_ = preload_ != nullptr && lists_library(preload_);
-  const bool reachable = library_is_reachable();
+  const bool reachable = !trace::is_sandboxed() && library_is_reachable();
   if (!reachable && has_library_) change_ = Change::kTakeOut;
   if (reachable && (!has_library_ || !has_session_) && !is_collector(program)) {
     change_ = Change::kPutIn;

@@ -5,8 +5,9 @@
 // or rebuilt it (env -i, execve with an empty list), they are put back, behind a marker, and the
 // new image hides them again before its main runs: it is recorded, and sees what it was given.
 // Where this library cannot be reached from the new program's root (chroot), it is left out of
-// LD_PRELOAD, since the loader would complain on stderr. HEAPLEDGER_RECORD=off in an environment is
-// obeyed.
+// LD_PRELOAD, since the loader would complain on stderr; likewise behind a seccomp filter that the
+// program has set, since the new image's start would ask the kernel for what may end it.
+// HEAPLEDGER_RECORD=off in an environment is obeyed.
 //
 // Thread safety: remember_session() and hide_session() at start; a ChildEnvironment belongs to one
 // call. Works in a vfork child: no allocation, the room for a new list comes from the caller's

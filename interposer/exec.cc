@@ -18,6 +18,7 @@
 #include "interposer/child_environment.h"
 #include "interposer/lifecycle.h"
 #include "interposer/trace/recorder.h"
+#include "interposer/trace/ring_producer.h"
 
 #define HL_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -32,7 +33,10 @@ namespace sys = heapledger::base::sys;
 
 using Arguments = const char* const*;
 
-uint32_t own_pid() { return static_cast<uint32_t>(sys::getpid()); }
+// In a sandbox, which this call might end, 0: nothing is announced there.
+uint32_t own_pid() {
+  return trace::is_sandboxed() ? 0 : static_cast<uint32_t>(sys::getpid());
+}
 
 bool is_executable(const char* path) {
   return sys::call(SYS_faccessat, AT_FDCWD, sys::word(path), X_OK) == 0;
@@ -86,7 +90,7 @@ const char* descriptor_path(int fd, char* path) {
 
 void announce(Named named, const char* file, int fd, Arguments argv, uint32_t pid,
               const void* caller) {
-  if (!heapledger::traced()) return;
+  if (!heapledger::traced() || trace::is_sandboxed()) return;
   trace::CallScope scope(caller);
   char* path = scope.path_buffer();
   if (path == nullptr) return trace::count_lost_event();
@@ -98,7 +102,7 @@ void announce(Named named, const char* file, int fd, Arguments argv, uint32_t pi
 
 // Only a failed exec returns.
 int failed_exec(int result, const void* caller) {
-  if (heapledger::traced()) {
+  if (heapledger::traced() && !trace::is_sandboxed()) {
     const int saved_errno = errno;
     trace::CallScope scope(caller);
     scope.on_exec(own_pid(), nullptr, nullptr);
@@ -111,7 +115,9 @@ void note_left_out(const ChildEnvironment& environment, const void* caller) {
   if (!environment.leaves_library_out() || !heapledger::traced()) return;
   trace::CallScope scope(caller);
   scope.on_text(heapledger::schema::EventKind::kNote,
-                "a program was started in a root where libheapledger.so is not: not recorded",
+                trace::is_sandboxed()
+                    ? "a program was started behind a seccomp filter: not recorded"
+                    : "a program was started in a root where libheapledger.so is not: not recorded",
                 true);
 }
 

@@ -304,6 +304,7 @@ void start_once() noexcept {
       if (why != trace::kRecordingEnded) warn_untraced(why);
     } else {
       mode = Mode::kTraced;
+      if (g_other_malloc.load(std::memory_order_relaxed)) trace::note_gap(schema::kGapOwnMalloc);
       base::set_fatal_hook(trace::note_fatal);
     }
   }

@@ -21,6 +21,7 @@ namespace {
 void before_sandbox(const void* caller) {
   if (!heapledger::traced()) return;
   const heapledger::trace::CallScope scope(caller);  // Claims this thread's ring while it may.
+  heapledger::trace::learn_tid_place();
   heapledger::trace::g_sandboxed.store(true, std::memory_order_relaxed);
 }
 

@@ -30,8 +30,8 @@ CREATE TABLE process (
   image INTEGER NOT NULL DEFAULT 0,              -- which shared region it wrote to: ids (event.id) are unique within one image
   exe TEXT,                                      -- path of its executable
   command TEXT,                                  -- its arguments, quoted for a shell
-  recorded INTEGER NOT NULL,                     -- 1: its calls are in the trace; 0: they are not, and `reason` says why
-  reason TEXT,                                   -- why they are not, one line; NULL where recorded
+  recorded INTEGER NOT NULL,                     -- 1: its calls are in the trace; 0: they are not, and `reason` says why; 2: in part
+  reason TEXT,                                   -- why they are not, one line; NULL where recorded is 1
   start_ns INTEGER,                              -- first moment that was seen
   end_ns INTEGER,                                -- NULL: still running when the recording ended, or not seen
   ended_by TEXT,                                 -- exit | signal | exec; NULL: not known, or still running when the recording ended

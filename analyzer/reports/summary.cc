@@ -125,7 +125,10 @@ class Summary {
           {process.pid, result_of(process), end_ns - process.start_ns.value_or(end_ns),
            process.recorded ? Cell(process.events) : Cell(), integer_cell(held),
            integer_cell(process.rss_peak_bytes),
-           process.recorded ? name : fmt::format("[not recorded: {}] {}", process.reason, name)});
+           process.reason.empty()
+               ? name
+               : fmt::format("[{}recorded: {}] {}", process.recorded ? "partly " : "not ",
+                             process.reason, name)});
       rows.push_back({{"pid", process.pid},
                       {"exe", process.exe},
                       {"command", process.command},

@@ -15,6 +15,15 @@ std::optional<uint64_t> sane(uint64_t count) {
   return count < kSaneCount ? std::optional(count) : std::nullopt;
 }
 
+void read_gaps(Process& process, const schema::ProcessSlot& slot) {
+  process.gaps |= slot.gaps.load(std::memory_order_relaxed);
+  if ((process.gaps & schema::kGapOwnMalloc) != 0) {
+    process.reason = "it has a malloc of its own: its calls are not recorded, its system calls are";
+  } else if ((process.gaps & schema::kGapSandbox) != 0) {
+    process.reason = "behind its seccomp filter, new threads or children could not be recorded";
+  }
+}
+
 void erase_range(MappedRanges& ranges, uint64_t start, uint64_t end) {
   auto it = ranges.upper_bound(start);
   if (it != ranges.begin()) --it;
@@ -62,6 +71,7 @@ void read_start(Process& process, const schema::ProcessSlot& slot) {
                                        slot.tcache_count};
   process.rusage_start_minor = sane(slot.start_minor_faults);
   process.rusage_start_major = sane(slot.start_major_faults);
+  read_gaps(process, slot);
   process.changed = true;
 }
 
@@ -76,6 +86,7 @@ void read_counters(Process& process, const schema::ProcessSlot& slot) {
     process.rusage_major = sane(major);
   }
   if (slot.heap_start != 0) process.heap_start = slot.heap_start;
+  read_gaps(process, slot);
   process.changed = true;
 }
 

@@ -65,6 +65,7 @@ struct Process {
   std::string exe;
   std::string command;
   bool recorded = false;
+  uint32_t gaps = 0;  // Bits of schema::Gap: it is recorded in part.
   std::string reason;
   std::optional<int64_t> start_ns;
   std::optional<int64_t> end_ns;

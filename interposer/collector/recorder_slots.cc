@@ -231,6 +231,7 @@ void Recorder::close_process(Process& process) {
       fields.end_major_faults.store(0);
       fields.end_tick.store(0);
       fields.exit_status.store(0);
+      fields.gaps.store(0);
       fields.events_lost.store(0);
       fields.recorder_syscalls.store(0);
       fields.mismatch_at.store(0);

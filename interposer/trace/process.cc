@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <sys/mman.h>
 
+#include <cstring>
+
 #include "interposer/base/bits.h"
 #include "interposer/base/sys.h"
 #include "interposer/trace/own_calls.h"
@@ -29,7 +31,14 @@ constexpr uint64_t kExitSnapshotNs = 1'000'000'000;
 constinit uint32_t g_last_process_index = UINT32_MAX;
 constinit uint64_t g_last_process_start = 0;
 constinit uint64_t g_fork_tick = 0;
+constinit uint32_t g_last_pid = 0;
 constinit bool g_fork_handled = false;  // The handlers ran for this fork.
+constinit std::atomic<uint32_t> g_gaps{0};
+
+constinit size_t g_tid_place = 0;  // From the thread pointer; 0: unknown.
+// glibc's struct pthread has the tid at 720 (2.36); it does not end before 2,000.
+constexpr size_t kTidPlaceFirst = 256;
+constexpr size_t kTidPlaceLast = 1024;
 
 void raise_to(std::atomic<uint32_t>& high_water, uint32_t value) {
   uint32_t seen = high_water.load(std::memory_order_relaxed);
@@ -54,8 +63,10 @@ uint32_t claim_slot() {
 
 void fill_slot(ProcessSlot& slot, uint64_t start_tick) {
   const StartSettings& settings = g_recorder.settings;
-  slot.pid = static_cast<uint32_t>(sys::getpid());
-  slot.ppid = static_cast<uint32_t>(sys::getppid());
+  const bool may_ask = !is_sandboxed();  // Otherwise this is a fork's only thread.
+  slot.pid = may_ask ? static_cast<uint32_t>(sys::getpid()) : kept_tid();
+  slot.ppid = may_ask ? static_cast<uint32_t>(sys::getppid()) : g_last_pid;
+  g_last_pid = slot.pid;
   slot.parent_slot = g_last_process_index;
   slot.start_tick = start_tick;
   slot.parent_start_tick = g_last_process_start;
@@ -68,8 +79,9 @@ void fill_slot(ProcessSlot& slot, uint64_t start_tick) {
   slot.mmap_threshold_dynamic = settings.mmap_threshold_dynamic;
   slot.tcache_count = settings.tcache_count;
   slot.heap_start = 0;
+  slot.gaps.store(g_gaps.load(std::memory_order_relaxed), std::memory_order_relaxed);
   rusage usage{};
-  sys::getrusage(RUSAGE_SELF, &usage);
+  if (may_ask) sys::getrusage(RUSAGE_SELF, &usage);
   slot.start_minor_faults = static_cast<uint64_t>(usage.ru_minflt);
   slot.start_major_faults = static_cast<uint64_t>(usage.ru_majflt);
   slot.end_minor_faults.store(0, std::memory_order_relaxed);
@@ -82,7 +94,7 @@ void fill_slot(ProcessSlot& slot, uint64_t start_tick) {
   slot.stacks_compared.store(0, std::memory_order_relaxed);
   slot.stacks_mismatched.store(0, std::memory_order_relaxed);
   slot.stacks_incomparable.store(0, std::memory_order_relaxed);
-  slot.recorder_syscalls.store(3, std::memory_order_relaxed);  // The three above.
+  slot.recorder_syscalls.store(may_ask ? 3 : 0, std::memory_order_relaxed);  // Those above.
   slot.snapshot_wanted.store(0, std::memory_order_relaxed);
   slot.snapshot_done.store(0, std::memory_order_relaxed);
 }
@@ -153,7 +165,13 @@ const char* start(const Region& region, const StartSettings& settings, bool foll
 }
 
 bool adopt_child() noexcept {
-  if (!g_recorder.follow || is_sandboxed()) {
+  // A sandboxed child knows its pid only where libc made it.
+  const bool nameless = is_sandboxed() && (!g_fork_handled || kept_tid() == 0);
+  if (nameless && g_last_process_index < g_recorder.region.process_slots) {
+    g_recorder.region.processes[g_last_process_index].gaps.fetch_or(schema::kGapSandbox,
+                                                                    std::memory_order_relaxed);
+  }
+  if (!g_recorder.follow || nameless) {
     g_stopped.store(1, std::memory_order_relaxed);
     return false;
   }
@@ -171,6 +189,34 @@ void count_lost_event() noexcept {
   if (g_recorder.region.control == nullptr) return;
   ProcessSlot* slot = g_recorder.process()->slot;
   if (slot != nullptr) slot->events_lost.fetch_add(1, std::memory_order_relaxed);
+}
+
+void note_gap(schema::Gap gap) noexcept {
+  g_gaps.fetch_or(gap, std::memory_order_relaxed);
+  ProcessSlot* slot = g_recorder.region.control != nullptr ? g_recorder.process()->slot : nullptr;
+  if (slot != nullptr) slot->gaps.fetch_or(gap, std::memory_order_relaxed);
+}
+
+void learn_tid_place() noexcept {
+  if (g_tid_place != 0) return;
+  const auto tid = static_cast<uint32_t>(sys::gettid());
+  const char* thread = static_cast<const char*>(__builtin_thread_pointer());
+  size_t found = 0;
+  for (size_t place = kTidPlaceFirst; place < kTidPlaceLast; place += sizeof(tid)) {
+    uint32_t word = 0;
+    memcpy(&word, thread + place, sizeof(word));
+    if (word != tid) continue;
+    if (found != 0) return;  // Not sure which.
+    found = place;
+  }
+  g_tid_place = found;
+}
+
+uint32_t kept_tid() noexcept {
+  if (g_tid_place == 0) return 0;
+  uint32_t tid = 0;
+  memcpy(&tid, static_cast<const char*>(__builtin_thread_pointer()) + g_tid_place, sizeof(tid));
+  return tid;
 }
 
 void count_recorder_syscalls(uint64_t count) noexcept {

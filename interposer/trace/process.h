@@ -91,6 +91,16 @@ inline ProcessPage* this_process() noexcept {
 }
 
 void count_lost_event() noexcept;
+
+// Something of this process, and of its forked children, is not recorded.
+void note_gap(schema::Gap gap) noexcept;
+
+// The pid or tid that a sandboxed process or thread cannot ask for: libc keeps the tid beside the
+// thread's own storage. learn_tid_place() finds where, while the kernel may still be asked;
+// kept_tid() is 0 where it is not known.
+void learn_tid_place() noexcept;
+uint32_t kept_tid() noexcept;
+
 void count_recorder_syscalls(uint64_t count) noexcept;
 
 // Fork handlers. The child's adopts its slot at once, so that a child that never allocates is seen

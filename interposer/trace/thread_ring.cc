@@ -65,7 +65,7 @@ uint32_t try_claim_slot() {
 // latter is worth waiting for.
 uint32_t claim_slot() {
   uint32_t slot = try_claim_slot();
-  if (slot != kNone) return slot;
+  if (slot != kNone || is_sandboxed()) return slot;
   schema::ControlPage& control = *g_recorder.region.control;
   const uint64_t deadline = monotonic_raw_ns() + kClaimLimitNs;
   while (slot == kNone && control.recording.load(std::memory_order_acquire) != 0 &&
@@ -91,7 +91,7 @@ void open_ring(ThreadRing* ring, uint32_t index, unsigned level) {
   ring->walk.attach(ring + 1, g_recorder.depth);
   ring->bounds = {};
   ring->pending_count = 0;
-  const auto tid = static_cast<uint32_t>(sys::gettid());
+  const uint32_t tid = is_sandboxed() ? kept_tid() : static_cast<uint32_t>(sys::gettid());
   slot.pid.store(page->pid, std::memory_order_relaxed);
   slot.tid.store(tid, std::memory_order_relaxed);
   slot.process_slot.store(page->index, std::memory_order_relaxed);
@@ -120,7 +120,7 @@ void open_ring(ThreadRing* ring, uint32_t index, unsigned level) {
   }
   // Release: pairs with the collector's acquire load; the owner's name and first event are there.
   slot.state.store(RingState::kLive, std::memory_order_release);
-  count_recorder_syscalls(1);
+  if (!is_sandboxed()) count_recorder_syscalls(1);
 }
 
 void close_ring(ThreadRing* ring) {
@@ -193,7 +193,10 @@ ThreadRing* claim_ring(unsigned level, const CallScope* scope) noexcept {
     ThreadRing* nested = base->nested[level - 1];
     if (nested != nullptr && nested->producer.attached()) return nested;
   }
-  if (is_sandboxed()) return nullptr;  // Its first event asks the kernel who it is.
+  if (is_sandboxed() && kept_tid() == 0) {
+    note_gap(schema::kGapSandbox);
+    return nullptr;
+  }
   const uint32_t index = claim_slot();
   if (index == kNone) return nullptr;
   ThreadRing* ring = g_recorder.ring(index);

@@ -75,6 +75,9 @@ class Ends(recording.RecordingTest):
         self.assertEqual((trace.run.returncode, trace.run.stdout), (0, b"done 1\n"), trace.run.stderr)
         self.assertIn(b"a malloc of its own", trace.run.stderr)
         self.assertEqual(trace.one("SELECT count(*) FROM mark WHERE kind = 'note' AND text LIKE '%malloc of its own%'"), 1)
+        row = trace.sql("SELECT recorded, reason FROM process")[0]
+        self.assertEqual(row["recorded"], 2)
+        self.assertIn("a malloc of its own", row["reason"])
         self.assertGreater(trace.one("SELECT count(*) FROM syscall WHERE name = 'mmap' AND origin = 'program'"), 30)
 
     def test_its_operators_use_it_too(self):

@@ -117,6 +117,19 @@ class ProcessTrees(recording.RecordingTest):
             self.skipTest("namespaces are not allowed here")
         self.check("in_namespaces")
 
+    def test_in_a_sandbox(self):
+        trace, _, processes = self.check("in_a_sandbox")
+        self.assertEqual(len(processes), 1 + 3 * 2)
+        self.assertEqual(trace.one("SELECT count(*) FROM process WHERE recorded != 1"), 0)
+
+    def test_a_program_started_in_a_sandbox_is_left_alone(self):
+        trace, parts = self.run_section("exec_in_a_sandbox")
+        self.assert_clean(trace)
+        calls = trace.one(f"SELECT count(*) FROM event WHERE kind = 'malloc' AND size BETWEEN {min(parts)} AND {max(parts)}")
+        self.assertEqual(calls, 15)  # Not those of the new program.
+        self.assertEqual(trace.one("SELECT count(*) FROM process WHERE recorded = 0"), 1)
+        self.assertEqual(trace.one("SELECT count(*) FROM mark WHERE kind = 'note' AND text LIKE '%behind a seccomp filter%'"), 1)
+
 
 if __name__ == "__main__":
     recording.main()

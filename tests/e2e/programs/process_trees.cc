@@ -5,6 +5,8 @@
 // process_trees image TRUTH CHAIN WAY: what the exec sections become: allocates, and execs itself
 // CHAIN more times.
 #include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -363,6 +365,84 @@ void in_namespaces() {
   }
 }
 
+// ---- Sandboxes.
+
+// Kills the process at every call but these, or at these alone.
+void filter_calls(const int* calls, size_t count, bool allow) {
+  constexpr size_t kCallsMax = 64;
+  sock_filter program[kCallsMax + 4];
+  size_t used = 0;
+  program[used++] = BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr));
+  for (size_t i = 0; i < count && i < kCallsMax; ++i) {
+    const auto to_the_end = static_cast<unsigned char>(count - i);
+    program[used++] =
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, static_cast<unsigned>(calls[i]), to_the_end, 0);
+  }
+  constexpr unsigned kAllow = SECCOMP_RET_ALLOW;
+  constexpr unsigned kKill = SECCOMP_RET_KILL_PROCESS;
+  program[used++] = BPF_STMT(BPF_RET | BPF_K, allow ? kKill : kAllow);
+  program[used++] = BPF_STMT(BPF_RET | BPF_K, allow ? kAllow : kKill);
+  const sock_fprog filter = {static_cast<unsigned short>(used), program};
+  if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) abort();
+  if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) != 0) abort();
+}
+
+std::atomic<bool> filtered{false};
+void* play_before_and_after(void*) {
+  play(10);
+  while (!filtered) sched_yield();
+  play(20);
+  return nullptr;
+}
+
+// What malloc, threads and fork need of the kernel, and nothing else.
+constexpr int kNeeded[] = {
+    SYS_brk,   SYS_mmap,       SYS_munmap, SYS_mremap,          SYS_madvise,    SYS_mprotect,
+    SYS_futex, SYS_clone,      SYS_clone3, SYS_set_robust_list, SYS_rseq,       SYS_rt_sigprocmask,
+    SYS_exit,  SYS_exit_group, SYS_write,  SYS_wait4,           SYS_sched_yield};
+
+void in_a_sandbox() {
+  play(10);
+  pthread_t before[3];
+  for (pthread_t& thread : before) pthread_create(&thread, nullptr, play_before_and_after, nullptr);
+  while (victim::truth->ended < 4) sched_yield();
+  // TSYNC, so that the threads are behind it, too, is not prctl's: they are not.
+  filter_calls(kNeeded, sizeof kNeeded / sizeof kNeeded[0], true);
+  filtered = true;
+  for (pthread_t thread : before) pthread_join(thread, nullptr);
+  play(30);
+  for (int round = 0; round < 3; ++round) {
+    pthread_t after[4];
+    for (pthread_t& thread : after) pthread_create(&thread, nullptr, play_in_thread, nullptr);
+    for (pthread_t thread : after) pthread_join(thread, nullptr);
+  }
+  for (int i = 0; i < 3; ++i) {
+    if (fork() != 0) continue;
+    play(15);
+    pthread_t thread;
+    pthread_create(&thread, nullptr, play_in_thread, nullptr);
+    pthread_join(thread, nullptr);
+    if (fork() == 0) {
+      play(5);
+      end(1);
+    }
+    end(1 + wait_for_all());
+  }
+  printf("statuses: %d\n", wait_for_all());
+  play(5);
+}
+
+// The new program lives behind the filter too, which would kill it for a socket.
+void exec_in_a_sandbox() {
+  play(5);
+  constexpr int kForbidden[] = {SYS_socket, SYS_socketpair, SYS_memfd_create, SYS_connect};
+  filter_calls(kForbidden, sizeof kForbidden / sizeof kForbidden[0], false);
+  play(5);
+  if (fork() == 0) become("0", kInherit);
+  printf("statuses: %d\n", wait_for_all());
+  play(5);
+}
+
 struct Section {
   const char* name;
   void (*run)();
@@ -370,12 +450,19 @@ struct Section {
 #define SECTION(name) \
   { #name, name }
 constexpr Section kSections[] = {
-    SECTION(fork_chain),    SECTION(fork_tower),
-    SECTION(fork_bush),     SECTION(vforks),
-    SECTION(raw_clones),    SECTION(clones_on_the_same_memory),
-    SECTION(execs),         SECTION(spawns),
-    SECTION(daemons),       SECTION(in_an_empty_root),
+    SECTION(fork_chain),
+    SECTION(fork_tower),
+    SECTION(fork_bush),
+    SECTION(vforks),
+    SECTION(raw_clones),
+    SECTION(clones_on_the_same_memory),
+    SECTION(execs),
+    SECTION(spawns),
+    SECTION(daemons),
+    SECTION(in_an_empty_root),
     SECTION(in_namespaces),
+    SECTION(in_a_sandbox),
+    SECTION(exec_in_a_sandbox),
 };
 
 }  // namespace
