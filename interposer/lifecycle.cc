@@ -231,11 +231,25 @@ bool another_malloc_wins() {
   return !is_only_plt_entry(first);
 }
 
+// A malloc before ours may be another preload's that counts calls and hands them on, to us. Tried
+// out, since no name tells.
+bool first_malloc_comes_here() {
+  const trace::OwnWork own;
+  auto* const first_malloc = reinterpret_cast<void* (*)(size_t)>(dlsym(RTLD_DEFAULT, "malloc"));
+  auto* const first_free = reinterpret_cast<void (*)(void*)>(dlsym(RTLD_DEFAULT, "free"));
+  if (first_malloc == nullptr || first_free == nullptr) return false;
+  void* block = first_malloc(64);
+  const bool ours = is_own_block(block);
+  first_free(block);
+  return ours;
+}
+
 // Such an allocator's mmap calls reach us under its own locks. A stack walk could call it there
 // (libunwind's thread-local storage comes from malloc), so none is made: stacks end at the caller.
 void respect_other_malloc(trace::CallScope& scope) {
   constexpr char kText[] =
       "the program has a malloc of its own: its calls are not recorded, its system calls are";
+  trace::note_gap(schema::kGapOwnMalloc);
   scope.on_text(schema::EventKind::kNote, kText, false);
   if (!option_is_set("HEAPLEDGER_QUIET")) base::warn(kText);
 }
@@ -254,13 +268,14 @@ __attribute__((constructor)) void on_load() {
     arm_thread_end();
   }
   pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
-  // What failed here would fail in each child again, with a line on stderr from each.
   hide_session();
+  // What failed here would fail in each child again, with a line on stderr from each.
   if (g_collector_failed) setenv("HEAPLEDGER_RECORD", "off", 1);
   if (g_mode.load(std::memory_order_relaxed) != Mode::kTraced) return;
   {
     trace::CallScope scope(__builtin_return_address(0));
-    const bool other_malloc = g_other_malloc.load(std::memory_order_relaxed);
+    const bool other_malloc =
+        g_other_malloc.load(std::memory_order_relaxed) && !first_malloc_comes_here();
     {
       const trace::OwnWork own;
       if (!other_malloc) load_unwinder(scope);
@@ -304,7 +319,6 @@ void start_once() noexcept {
       if (why != trace::kRecordingEnded) warn_untraced(why);
     } else {
       mode = Mode::kTraced;
-      if (g_other_malloc.load(std::memory_order_relaxed)) trace::note_gap(schema::kGapOwnMalloc);
       base::set_fatal_hook(trace::note_fatal);
     }
   }

@@ -80,6 +80,19 @@ class Ends(recording.RecordingTest):
         self.assertIn("a malloc of its own", row["reason"])
         self.assertGreater(trace.one("SELECT count(*) FROM syscall WHERE name = 'mmap' AND origin = 'program'"), 30)
 
+    def test_a_program_with_jemalloc_linked_in(self):
+        if not os.path.exists(recording.victim("with_jemalloc")):
+            self.skipTest("libjemalloc-dev is not installed")
+        native = self.native([recording.victim("with_jemalloc")])
+        self.assertEqual(native.returncode, 0)
+        trace = self.record([recording.victim("with_jemalloc")], timeout=60)
+        self.assertEqual((trace.run.returncode, trace.run.stdout), (0, native.stdout), trace.run.stderr)
+        self.assertEqual(trace.run.stderr.count(b"a malloc of its own"), 1)
+        row = trace.sql("SELECT recorded, reason FROM process")[0]
+        self.assertEqual(row["recorded"], 2)
+        self.assertIn("a malloc of its own", row["reason"])
+        self.assertGreater(trace.one("SELECT count(*) FROM syscall WHERE name = 'mmap' AND origin = 'program'"), 0)
+
     def test_its_operators_use_it_too(self):
         native = self.native([recording.victim("own_operators")])
         self.assertEqual((native.returncode, native.stderr), (0, b""))
