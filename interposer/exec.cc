@@ -34,9 +34,7 @@ namespace sys = heapledger::base::sys;
 using Arguments = const char* const*;
 
 // In a sandbox, which this call might end, 0: nothing is announced there.
-uint32_t own_pid() {
-  return trace::is_sandboxed() ? 0 : static_cast<uint32_t>(sys::getpid());
-}
+uint32_t own_pid() { return trace::is_sandboxed() ? 0 : static_cast<uint32_t>(sys::getpid()); }
 
 bool is_executable(const char* path) {
   return sys::call(SYS_faccessat, AT_FDCWD, sys::word(path), X_OK) == 0;

@@ -78,7 +78,7 @@ enum class ProcessState : uint32_t { kFree = 0, kClaimed = 1, kLive = 2, kEnded 
 // ProcessSlot::gaps: what of a recorded process is not in its rings.
 enum Gap : uint32_t {
   kGapOwnMalloc = 1,  // It has a malloc of its own: none of its calls.
-  kGapSandbox = 2,    // Behind its seccomp filter: threads or children that could not say who they are.
+  kGapSandbox = 2,    // Behind its seccomp filter: threads or children that know no id of theirs.
 };
 
 // One process of the image. Claimed by the program (slot 0 by the image's first process, then by
@@ -116,7 +116,7 @@ struct alignas(64) ProcessSlot {
   std::atomic<uint64_t> end_tick;     // When exit() or _exit() was entered; 0: it was not seen.
   std::atomic<uint32_t> exit_status;  // Status handed to _exit, + 1; 0: not seen.
 
-  std::atomic<uint32_t> gaps;         // Bits of Gap. Program: relaxed.
+  std::atomic<uint32_t> gaps;  // Bits of Gap. Program: relaxed.
 
   // Counted, so that each report can say what is missing. Program: relaxed adds.
   std::atomic<uint64_t> events_lost;  // No ring could be had, or the collector was gone.

@@ -121,14 +121,13 @@ class Summary {
           "SELECT held_bytes FROM fragmentation WHERE at = 'peak' AND process = {}", process.id));
       const int64_t end_ns = process.end_ns.value_or(trace_.info.end_ns);
       const std::string& name = process.command.empty() ? process.exe : process.command;
-      table.add(
-          {process.pid, result_of(process), end_ns - process.start_ns.value_or(end_ns),
-           process.recorded ? Cell(process.events) : Cell(), integer_cell(held),
-           integer_cell(process.rss_peak_bytes),
-           process.reason.empty()
-               ? name
-               : fmt::format("[{}recorded: {}] {}", process.recorded ? "partly " : "not ",
-                             process.reason, name)});
+      table.add({process.pid, result_of(process), end_ns - process.start_ns.value_or(end_ns),
+                 process.recorded ? Cell(process.events) : Cell(), integer_cell(held),
+                 integer_cell(process.rss_peak_bytes),
+                 process.reason.empty()
+                     ? name
+                     : fmt::format("[{}recorded: {}] {}", process.recorded ? "partly " : "not ",
+                                   process.reason, name)});
       rows.push_back({{"pid", process.pid},
                       {"exe", process.exe},
                       {"command", process.command},

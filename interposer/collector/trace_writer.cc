@@ -164,8 +164,8 @@ void TraceWriter::process(const Process& row) {
   process_.run_with(
       row.id, row.pid, id_or_null(row.ppid),
       id_or_null(row.parent != nullptr ? row.parent->id : 0U), row.forked, row.image,
-      text_or_null(row.exe), text_or_null(row.command), row.recorded ? (row.gaps == 0 ? 1 : 2) : 0, text_or_null(row.reason),
-      row.start_ns, row.end_ns, row.ended_by, row.exit_status, row.signal,
+      text_or_null(row.exe), text_or_null(row.command), row.recorded ? (row.gaps == 0 ? 1 : 2) : 0,
+      text_or_null(row.reason), row.start_ns, row.end_ns, row.ended_by, row.exit_status, row.signal,
       setting(&S::mmap_threshold), setting(&S::mmap_threshold_dynamic), setting(&S::trim_threshold),
       setting(&S::top_pad), setting(&S::mmap_max), setting(&S::arena_max),
       setting(&S::tcache_count), row.heap_start, row.events, row.events_lost, row.incomplete_stacks,

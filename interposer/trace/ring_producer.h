@@ -23,7 +23,8 @@ namespace heapledger::trace {
 
 // The program has gone into a seccomp sandbox, where a system call may end it: the recorder makes
 // none. A full ring is waited for by spinning; new threads and children are recorded as far as they
-// know who they are (process.h, kept_tid), and the process' end is the kernel's to tell. Never reset; children inherit it.
+// know who they are (process.h, kept_tid), and the process' end is the kernel's to tell. Never
+// reset; children inherit it.
 extern constinit std::atomic<bool> g_sandboxed;
 inline bool is_sandboxed() noexcept { return g_sandboxed.load(std::memory_order_relaxed); }
 
