@@ -3,10 +3,12 @@
 
 #include <dlfcn.h>
 #include <link.h>
+#include <sys/auxv.h>
 
 #include <cstring>
 
 #include "interposer/base/bits.h"
+#include "interposer/base/env.h"
 #include "interposer/trace/eh_frame_reader.h"
 #include "interposer/trace/eh_frame_row.h"
 
@@ -203,10 +205,16 @@ Recipe search_frames(const UnwindTable& table, const Header& header, uintptr_t a
 
 // ---- The loaded file.
 
-// The readable segment of the file mapped at `start` that holds `header`. False: the file's own
-// headers do not say.
-bool find_segment(const std::byte* start, const std::byte* end, const std::byte* header,
-                  UnwindTable* table) {
+// A file's program headers, and what is added to their addresses.
+struct Segments {
+  const std::byte* headers = nullptr;
+  size_t count = 0;
+  uintptr_t bias = 0;
+};
+
+// Those of a shared library or a position-independent program: mapped as one piece, which begins
+// with its first segment and so with the ELF header.
+bool read_elf_header(const std::byte* start, const std::byte* end, Segments* segments) {
   EhReader reader(start, end);
   const auto elf = reader.fixed<ElfW(Ehdr)>();
   if (reader.failed() || memcmp(elf.e_ident, ELFMAG, SELFMAG) != 0 ||
@@ -214,21 +222,41 @@ bool find_segment(const std::byte* start, const std::byte* end, const std::byte*
       elf.e_phoff + size_t{elf.e_phnum} * sizeof(ElfW(Phdr)) > base::kPageBytes) {
     return false;
   }
-  uintptr_t bias = 0;
-  bool first = true;
+  *segments = {start + elf.e_phoff, elf.e_phnum, 0};
   for (size_t i = 0; i < elf.e_phnum; ++i) {
     ElfW(Phdr) segment;
-    memcpy(&segment, start + elf.e_phoff + i * sizeof(segment), sizeof(segment));
+    memcpy(&segment, segments->headers + i * sizeof(segment), sizeof(segment));
     if (segment.p_type != PT_LOAD) continue;
-    if (first) {
-      bias =
-          reinterpret_cast<uintptr_t>(start) - base::align_down(segment.p_vaddr, base::kPageBytes);
-    }
-    first = false;
-    const uintptr_t from = bias + segment.p_vaddr;
-    const uintptr_t at = reinterpret_cast<uintptr_t>(header);
-    if ((segment.p_flags & PF_R) == 0 || at < from || at - from >= segment.p_filesz) continue;
-    if (segment.p_filesz > static_cast<size_t>(end - header) + (at - from)) return false;
+    segments->bias =
+        reinterpret_cast<uintptr_t>(start) - base::align_down(segment.p_vaddr, base::kPageBytes);
+    return true;
+  }
+  return false;
+}
+
+// The program headers of the file that `object` describes. For the program itself the mapping that
+// _dl_find_object tells may be one segment alone (dl-find_object.c: maps that are not contiguous);
+// the kernel says where its headers are.
+bool find_segments(const dl_find_object& object, Segments* segments) {
+  const char* name = object.dlfo_link_map->l_name;
+  if (name == nullptr || name[0] != 0) {
+    return read_elf_header(static_cast<const std::byte*>(object.dlfo_map_start),
+                           static_cast<const std::byte*>(object.dlfo_map_end), segments);
+  }
+  *segments = {static_cast<const std::byte*>(base::pointer_to(base::aux_value(AT_PHDR))),
+               base::aux_value(AT_PHNUM), object.dlfo_link_map->l_addr};
+  return segments->headers != nullptr;
+}
+
+// The readable segment that holds `header`; false: none does.
+bool find_table(const Segments& segments, const std::byte* header, UnwindTable* table) {
+  const uintptr_t at = reinterpret_cast<uintptr_t>(header);
+  for (size_t i = 0; i < segments.count; ++i) {
+    ElfW(Phdr) segment;
+    memcpy(&segment, segments.headers + i * sizeof(segment), sizeof(segment));
+    if (segment.p_type != PT_LOAD || (segment.p_flags & PF_R) == 0) continue;
+    const uintptr_t from = segments.bias + segment.p_vaddr;
+    if (at < from || at - from >= segment.p_filesz) continue;
     *table = {header, header - (at - from), header - (at - from) + segment.p_filesz};
     return true;
   }
@@ -250,10 +278,10 @@ Recipe compile_recipe(uintptr_t at) noexcept {
   dl_find_object object;
   if (!can_compile() || _dl_find_object(base::pointer_to(at), &object) != 0) return kNoCfi;
   if (object.dlfo_eh_frame == nullptr) return kNoCfi;
+  Segments segments;
   UnwindTable table;
-  if (!find_segment(static_cast<const std::byte*>(object.dlfo_map_start),
-                    static_cast<const std::byte*>(object.dlfo_map_end),
-                    static_cast<const std::byte*>(object.dlfo_eh_frame), &table)) {
+  if (!find_segments(object, &segments)) return kOther;
+  if (!find_table(segments, static_cast<const std::byte*>(object.dlfo_eh_frame), &table)) {
     return kOther;
   }
   return compile_recipe(table, at);

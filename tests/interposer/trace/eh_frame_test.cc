@@ -144,6 +144,18 @@ INSTANTIATE_TEST_SUITE_P(Files, CompiledFromFile, ::testing::ValuesIn(kFiles),
                            return name;
                          });
 
+// Goal: a program whose segments lie apart has recipes too: there _dl_find_object tells one segment
+// alone, without the ELF header and without the unwind information. Method: this program is linked
+// that way.
+TEST(CompiledFromProgram, IsFoundThoughItsSegmentsLieApart) {
+  dl_find_object object;
+  const auto here = reinterpret_cast<uintptr_t>(&PrintTo);
+  ASSERT_EQ(_dl_find_object(reinterpret_cast<void*>(here), &object), 0);
+  EXPECT_GT(object.dlfo_eh_frame, object.dlfo_map_end);
+  const RecipeType type = trace::compile_recipe(here).type;
+  EXPECT_TRUE(type == RecipeType::kRsp || type == RecipeType::kRbp) << static_cast<int>(type);
+}
+
 // A copy of a file's unwind information between inaccessible pages, ending or beginning exactly at
 // one of them.
 class DamagedEhFrame : public ::testing::Test {
