@@ -18,9 +18,10 @@ thread_local constinit OwnHeap::ThreadState t_own_heap
 namespace {
 
 // Addresses, not memory. libunwind takes some 20 KiB, and 10 KiB more per thread.
-constexpr size_t kReservedBytes = 4 * 1024 * 1024;
+constexpr size_t kReservedBytes = 4 * 1024 * 1024;  // Less under a low limit of data.
 
-constinit uintptr_t g_area = 0;   // 0: none was reserved.
+constinit uintptr_t g_area = 0;  // 0: none was reserved.
+constinit size_t g_area_bytes = 0;
 constinit uintptr_t g_break = 0;  // Written under the lock of the only arena.
 
 heap::DirectOs counted() {
@@ -31,9 +32,12 @@ heap::DirectOs counted() {
 }  // namespace
 
 void reserve_own_heap() noexcept {
-  const long memory = trace::own_mmap(nullptr, kReservedBytes, PROT_READ | PROT_WRITE,
+  const size_t bytes = trace::private_allowance(kReservedBytes) & ~size_t{4095};
+  const long memory = trace::own_mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
-  if (!base::sys::failed(memory)) g_area = g_break = static_cast<uintptr_t>(memory);
+  if (base::sys::failed(memory)) return;
+  g_area = g_break = static_cast<uintptr_t>(memory);
+  g_area_bytes = bytes;
 }
 
 heap::Settings OwnOs::initial_settings() {
@@ -48,7 +52,7 @@ heap::Settings OwnOs::initial_settings() {
 }
 
 uintptr_t OwnOs::brk(uintptr_t address, heap::Cause) {
-  if (address >= g_area && address <= g_area + kReservedBytes && g_area != 0) g_break = address;
+  if (address >= g_area && address <= g_area + g_area_bytes && g_area != 0) g_break = address;
   return g_break;
 }
 

@@ -54,7 +54,7 @@ constinit Table g_table;
 bool allocate_table() {
   if (g_table.modules != nullptr) return true;
   const size_t bytes = kModulesMax * sizeof(Module);
-  if (mapping_allowance(bytes) < bytes) return false;
+  if (private_allowance(bytes) < bytes) return false;
   const long memory =
       own_mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
   if (sys::failed(memory)) return false;

@@ -26,6 +26,8 @@ using schema::ProcessSlot;
 using schema::ProcessState;
 
 constexpr uint64_t kExitSnapshotNs = 1'000'000'000;
+constexpr uint64_t kClaimLimitNs = 10'000'000'000;  // Waiting for a slot to be let go.
+constexpr uint32_t kRingsLeast = 16;                // Fewer threads are not worth a recording.
 
 // Survive fork: what a child must know of its parent.
 constinit uint32_t g_last_process_index = UINT32_MAX;
@@ -59,6 +61,23 @@ uint32_t claim_slot() {
     }
   }
   return UINT32_MAX;
+}
+
+// All slots are taken: by live processes, or by ended ones that the collector has yet to let go,
+// where programs fork fast. The latter is worth waiting for.
+uint32_t wait_for_slot() {
+  uint32_t index = claim_slot();
+  schema::ControlPage& control = *g_recorder.region.control;
+  const uint64_t deadline = index == UINT32_MAX ? monotonic_raw_ns() + kClaimLimitNs : 0;
+  while (index == UINT32_MAX && !is_sandboxed() &&
+         control.recording.load(std::memory_order_acquire) != 0 && monotonic_raw_ns() < deadline) {
+    control.doorbell.fetch_add(1, std::memory_order_seq_cst);
+    sys::futex_wake(reinterpret_cast<volatile uint32_t*>(&control.doorbell), 1, true);
+    constexpr timespec kNap = {0, 1'000'000};
+    sys::nanosleep(&kNap);
+    index = claim_slot();
+  }
+  return index;
 }
 
 void fill_slot(ProcessSlot& slot, uint64_t start_tick) {
@@ -100,7 +119,7 @@ void fill_slot(ProcessSlot& slot, uint64_t start_tick) {
 }
 
 bool adopt_slot(ProcessPage* page, uint64_t start_tick) {
-  const uint32_t index = claim_slot();
+  const uint32_t index = wait_for_slot();
   if (index == UINT32_MAX) return false;
   ProcessSlot& slot = g_recorder.region.processes[index];
   fill_slot(slot, start_tick);
@@ -123,13 +142,18 @@ bool collector_is_gone() {
 
 }  // namespace
 
-const char* start(const Region& region, const StartSettings& settings, bool follow,
+const char* start(const Region& given, const StartSettings& settings, bool follow,
                   void (*on_first_event)()) noexcept {
+  Region region = given;
   const uint32_t wanted_depth = region.control->stack_depth;
   const uint32_t depth = wanted_depth < kDepthMax ? wanted_depth : kDepthMax;
   const size_t stride = base::align_up(sizeof(ThreadRing) + StackWalk::bytes_for(depth), 4096);
+  const uint64_t allowed = private_allowance(4096 + region.ring_slots * stride);
+  if (allowed < 4096 + kRingsLeast * stride) {
+    return "the limit of address space or data leaves no room for it";
+  }
+  region.ring_slots = static_cast<uint32_t>((allowed - 4096) / stride);
   const size_t bytes = 4096 + region.ring_slots * stride;
-  if (mapping_allowance(bytes) < bytes) return "the address space limit leaves no room for it";
   const long memory =
       own_mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
   if (sys::failed(memory)) return "no memory for the recorder";

@@ -16,7 +16,7 @@ namespace {
 namespace sys = base::sys;
 using schema::ControlPage;
 
-constexpr uint64_t kAddressSpaceShare = 8;  // At most one part in so many of RLIMIT_AS is ours.
+constexpr uint64_t kLimitShare = 8;  // At most one part in so many of a limit is ours, at a time.
 // The collector attaches to the process before it answers. One that is silent for so long is taken
 // for dead, as by the rings' producers.
 constexpr timeval kAnswerLimit = {10, 0};
@@ -100,14 +100,20 @@ const char* exchange(int fd, int* region_fd, uint64_t* region_bytes) {
   return *region_fd < 0 ? "the collector sent no memory" : nullptr;
 }
 
+uint64_t share_of(int resource, uint64_t wanted) {
+  rlimit limit{};
+  if (sys::failed(sys::call(SYS_prlimit64, 0, resource, 0, sys::word(&limit)))) return wanted;
+  if (limit.rlim_cur == RLIM_INFINITY) return wanted;
+  const uint64_t share = limit.rlim_cur / kLimitShare;
+  return share < wanted ? share : wanted;
+}
+
 }  // namespace
 
-uint64_t mapping_allowance(uint64_t wanted) noexcept {
-  rlimit limit{};
-  if (sys::failed(sys::call(SYS_prlimit64, 0, RLIMIT_AS, 0, sys::word(&limit)))) return wanted;
-  if (limit.rlim_cur == RLIM_INFINITY) return wanted;
-  const uint64_t share = limit.rlim_cur / kAddressSpaceShare;
-  return share < wanted ? share : wanted;
+uint64_t mapping_allowance(uint64_t wanted) noexcept { return share_of(RLIMIT_AS, wanted); }
+
+uint64_t private_allowance(uint64_t wanted) noexcept {
+  return share_of(RLIMIT_DATA, mapping_allowance(wanted));
 }
 
 const char* map_region(int fd, uint64_t region_bytes, Region* region) noexcept {

@@ -52,7 +52,7 @@ void note_mismatch(schema::ProcessSlot& slot, const WalkedStack& walked, const u
 bool start_stack_check(uint32_t ring_slots, size_t depth) noexcept {
   const size_t stride = depth + kOwnFramesMax + 4;
   const size_t bytes = ring_slots * stride * sizeof(uintptr_t);
-  if (mapping_allowance(bytes) < bytes) return false;
+  if (private_allowance(bytes) < bytes) return false;
   const long memory =
       own_mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
   if (base::sys::failed(memory)) return false;

@@ -102,6 +102,15 @@ class Ends(recording.RecordingTest):
         trace = self.record([recording.victim("own_operators")], ["--quiet"], timeout=30)
         self.assertEqual((trace.run.returncode, trace.run.stdout), (0, native.stdout), trace.run.stderr)
 
+    def test_little_room_for_data(self):
+        truth = self.path("truth")
+        program = f"{recording.victim('process_trees')} fork_tower {truth} 5"
+        trace = self.record(["sh", "-c", f"ulimit -d 12288; exec {program}"], ["--wait"])
+        self.assertEqual((trace.run.returncode, trace.run.stdout), (0, b"statuses: 0\n"), trace.run.stderr)
+        self.assertEqual(trace.sql("SELECT exe, reason FROM process WHERE recorded != 1"), [])
+        self.assert_clean(trace)
+        self.assertEqual(trace.one("SELECT count(DISTINCT process) FROM event WHERE kind = 'malloc' AND size BETWEEN 10000 AND 10020"), 6)
+
     def test_descriptors_are_those_of_an_unrecorded_run(self):
         command = ["sh", "-c", "ls /proc/self/fd | wc -l"]
         self.assertEqual(self.record(command).run.stdout, self.native(command).stdout)
