@@ -323,7 +323,8 @@ bool Allocator<L, Os>::trim_top(ArenaType& arena, size_t pad) {
   const size_t extra = base::align_down(area - pad, unit);
   if (extra == 0) return false;
   const uintptr_t top_end = base::address_of(arena.top) + top_bytes;
-  if (move_break(0, Cause::kNone) != top_end) return false;
+  const uintptr_t now = move_break(0, Cause::kNone);  // 0 where the break is never moved.
+  if (arena.top == nullptr || now != top_end) return false;
   move_break(-static_cast<ptrdiff_t>(extra), Cause::kTrimTop);
   const size_t released = top_end - known_break();
   if (released == 0) return false;

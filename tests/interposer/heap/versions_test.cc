@@ -400,6 +400,14 @@ TEST(HugePages, From243OnABlockOfThePoolIsResizedInItsPages) {
   EXPECT_EQ(world.calls(), "mremap 4194304 6291456");
 }
 
+TEST(HugePages, ATrimBeforeTheFirstBlockFindsNoTop) {
+  World world(241);
+  world.settings_.hugetlb = 2;
+  offer(&world, ThpMode::kMadvise);
+  world.heap().note_break(0x605000);  // The program has asked where the break is.
+  EXPECT_FALSE(world.heap().trim(0));
+}
+
 // A second thread's first heap, from a pool that has pages: its size and what it grows by.
 TEST(HugePages, HeapsAreFourPagesOfThePoolBefore242) {
   for (const uint16_t version : List{236, 241, 242, 243}) {
