@@ -179,14 +179,10 @@ void load_unwinder(trace::CallScope& scope) {
   unwinder.get_register = reinterpret_cast<int (*)(void*, int, uint64_t*)>(found[4]);
   unwinder.get_proc_info = reinterpret_cast<int (*)(void*, void*)>(found[5]);
   const uintptr_t linker = base::aux_value(AT_BASE);
-  uintptr_t entry = 0;
-  if (linker != 0) {
-    entry = linker + reinterpret_cast<const Elf64_Ehdr*>(linker)->e_entry;
-  }
   trace::set_own_code(
       trace::module_around(g_real.dl_iterate_phdr, reinterpret_cast<uintptr_t>(found[0])),
       trace::module_around(g_real.dl_iterate_phdr, linker));
-  trace::set_unwinder(unwinder, entry);
+  trace::set_unwinder(unwinder);
 }
 
 // LD_PRELOAD without this library: other preloads stay.
@@ -244,8 +240,9 @@ bool first_malloc_comes_here() {
   return ours;
 }
 
-// Such an allocator's mmap calls reach us under its own locks. A stack walk could call it there
-// (libunwind's thread-local storage comes from malloc), so none is made: stacks end at the caller.
+// Such an allocator's mmap calls reach us under its own locks, where libunwind could call it
+// (its thread-local storage comes from malloc): libunwind is not loaded, and stacks are what the
+// recorder's own walk finds.
 void respect_other_malloc(trace::CallScope& scope) {
   constexpr char kText[] =
       "the program has a malloc of its own: its calls are not recorded, its system calls are";
@@ -254,7 +251,7 @@ void respect_other_malloc(trace::CallScope& scope) {
   if (!option_is_set("HEAPLEDGER_QUIET")) base::warn(kText);
 }
 
-// Has libunwind make its first allocations and learn the way from here to the root.
+// Has libunwind make its first allocations.
 void warm_up_unwinder() {
   std::atomic<uint32_t> busy{0};
   uintptr_t frames[8 + trace::kOwnFramesMax];

@@ -166,7 +166,7 @@ const char* start(const Region& given, const StartSettings& settings, bool follo
 
   if (depth != 0) {
     start_recipes();  // Without them libunwind walks.
-    learn_context_start();
+    learn_bare_roots();
   }
   const bool verify = region.control->verify_stacks != 0 && depth != 0 &&
                       start_stack_check(region.ring_slots, depth);

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "interposer/trace/stack_capture.h"
 
+#include <elf.h>
 #include <errno.h>
 #include <string.h>
+#include <sys/auxv.h>
 #include <ucontext.h>
 
 #include "interposer/base/bits.h"
+#include "interposer/base/env.h"
 #include "interposer/base/sys.h"
 #include "interposer/trace/stack_walk.h"
 #include "interposer/trace/thread_local.h"
@@ -164,9 +167,8 @@ UnwoundStack walk_with_libunwind(uintptr_t* frames, size_t depth, uintptr_t call
 
 thread_local constinit ThreadLocal t_local __attribute__((tls_model("initial-exec"))) = {};
 
-void set_unwinder(const Unwinder& unwinder, uintptr_t loader_entry) noexcept {
+void set_unwinder(const Unwinder& unwinder) noexcept {
   g_unwinder = unwinder;
-  g_loader_entry = loader_entry;
   // Release: pairs with the acquire load in UnwinderScope.
   g_usable.store(unwinder.backtrace != nullptr, std::memory_order_release);
 }
@@ -174,7 +176,10 @@ void set_unwinder(const Unwinder& unwinder, uintptr_t loader_entry) noexcept {
 void distrust_fast_walk() noexcept { g_fast_walk.store(false, std::memory_order_relaxed); }
 void distrust_unwinder() noexcept { g_usable.store(false, std::memory_order_relaxed); }
 
-void learn_context_start() noexcept {
+void learn_bare_roots() noexcept {
+  if (const uintptr_t linker = base::aux_value(AT_BASE); linker != 0) {
+    g_loader_entry = linker + static_cast<const Elf64_Ehdr*>(base::pointer_to(linker))->e_entry;
+  }
   alignas(16) char stack[512];
   ucontext_t context = {};
   context.uc_stack.ss_sp = stack;

@@ -39,19 +39,16 @@ inline constexpr const char* kUnwinderSymbols[] = {
     "unw_backtrace",  "_Ux86_64_getcontext", "_ULx86_64_init_local",
     "_ULx86_64_step", "_ULx86_64_get_reg",   "_ULx86_64_get_proc_info"};
 
-// Called once, by lifecycle.cc. `loader_entry` is where the dynamic linker starts: its own frames
-// carry no unwind information, and a walk that ends there has reached the root.
-void set_unwinder(const Unwinder& unwinder, uintptr_t loader_entry) noexcept;
+// Called once, by lifecycle.cc.
+void set_unwinder(const Unwinder& unwinder) noexcept;
 
 // A file was mapped where another had been unmapped (rule 4).
 void distrust_fast_walk() noexcept;
 
-// Finds out where the contexts that makecontext makes begin: its unwind information, if any, does
-// not say that nothing called it. At start, by one thread.
-void learn_context_start() noexcept;
-
-// Whether `ip` lies in code that nothing calls, although no unwind information says so: where the
-// dynamic linker starts a program, or makecontext a context.
+// Code that nothing calls, although its unwind information, if any, does not say so: where the
+// dynamic linker starts a program, and where makecontext lets a context begin. A walk that ends
+// there has reached the root. Learnt at start, by one thread.
+void learn_bare_roots() noexcept;
 bool is_bare_root(uintptr_t ip) noexcept;
 
 struct UnwoundStack {

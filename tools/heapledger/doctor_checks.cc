@@ -194,7 +194,8 @@ Check check_memfd() {
 Check check_unwinder() {
   void* library = dlopen("libunwind.so.8", RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
-    return {"call stacks", kLimited, "libunwind is missing: stacks end early",
+    return {"call stacks", kLimited,
+            "libunwind is missing: stacks end at frames that only it can walk",
             "sudo apt-get install libunwind8"};
   }
   dlclose(library);

@@ -41,7 +41,7 @@ void load_unwinder() {
   }
   trace::Unwinder unwinder;
   std::memcpy(&unwinder, found, sizeof(found));
-  trace::set_unwinder(unwinder, 0);
+  trace::set_unwinder(unwinder);
 }
 
 // Recording runs once per process: each test takes a region of its own by starting over.

@@ -24,7 +24,7 @@ namespace {
 
 bool have_recipes() {
   static const bool started = start_recipes();
-  learn_context_start();
+  learn_bare_roots();
   return started;
 }
 
