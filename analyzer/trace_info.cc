@@ -73,8 +73,8 @@ TraceInfo load_trace_info(schema::Database& db) {
     info.page_bytes = static_cast<uint64_t>(*bytes);
   }
   for (const char* sql :
-       {"SELECT max(end_ns) FROM process", "SELECT max(time_max_ns) FROM event_batch",
-        "SELECT max(time_max_ns) FROM fault_batch",
+       {"SELECT max(start_ns) FROM process", "SELECT max(end_ns) FROM process",
+        "SELECT max(time_max_ns) FROM event_batch", "SELECT max(time_max_ns) FROM fault_batch",
         "SELECT max(time_ns + duration_ns) FROM syscall"}) {
     info.end_ns = std::max(info.end_ns, db.query_int(sql).value_or(0));
   }

@@ -147,7 +147,12 @@ Collector::Collector(const Options& options, ControlChannel& control)
                                                  }});
   recorder_->set_follow(options.follow);
   recorder_->set_kernel_syscalls(kernel_);
-  recorder_->limit_trace_bytes(options.trace_bytes_max);
+  try {
+    recorder_->limit_trace_bytes(options.trace_bytes_max);
+  } catch (const schema::Error&) {
+    claim_.give_back();
+    throw;
+  }
   perf_.set_follow(options.follow);
   kernel_.set_follow(options.follow);
   write_first_meta();

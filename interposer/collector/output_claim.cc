@@ -63,7 +63,9 @@ OutputClaim::OutputClaim(const std::string& path, bool overwrite) : path_(path) 
 }
 
 void OutputClaim::give_back() {
-  if (fd_ && is_same_file(fd_.get(), path_)) unlink(path_.c_str());
+  if (!fd_ || !is_same_file(fd_.get(), path_)) return;
+  unlink(path_.c_str());
+  unlink((path_ + "-journal").c_str());
 }
 
 }  // namespace heapledger::collector

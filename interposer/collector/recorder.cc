@@ -85,7 +85,13 @@ void Recorder::fail(const schema::Error& error) {
 
 void Recorder::limit_trace_bytes(uint64_t bytes) {
   trace_bytes_max_ = bytes;
-  if (bytes != 0) writer_.limit_file_bytes(bytes);
+  if (bytes == 0) return;
+  const uint64_t needed = writer_.file_bytes() + kReserveMin;
+  if (bytes < needed) {
+    throw schema::Error("--max-size " + std::to_string(bytes),
+                        "an empty trace takes " + std::to_string(needed) + " bytes");
+  }
+  writer_.limit_file_bytes(bytes);
 }
 
 void Recorder::end_at_limit() {

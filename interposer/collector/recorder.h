@@ -74,7 +74,8 @@ class Recorder {
     if (!failed_) fail(error);
   }
 
-  // Recording ends a little before the trace takes so many bytes. 0: it may take any number.
+  // Recording ends a little before the trace takes so many bytes. 0: it may take any number. Throws
+  // schema::Error where an empty trace takes more.
   void limit_trace_bytes(uint64_t bytes);
   // Nothing more is packed: the next messages lead to the end. Any thread.
   void interrupt() { interrupted_ = true; }

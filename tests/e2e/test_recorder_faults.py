@@ -174,6 +174,12 @@ class RecorderFaults(recording.RecordingTest):
         self.assertGreater(row["events_lost"], 0)
         self.assertEqual(trace.one("SELECT count(*) FROM event"), row["events"])
 
+    def test_size_limit_that_no_trace_fits_in(self):
+        trace = self.record(["touch", self.path("mark")], ["--max-size", "64K"])
+        self.assertEqual(trace.run.returncode, 1)
+        self.assertRegex(trace.run.stderr.decode(), r"^heapledger: record: --max-size 65536: an empty trace takes \d+ bytes\n$")
+        self.assertEqual(os.listdir(self.folder), [])
+
     def test_size_limit_without_record(self):
         environment = dict(os.environ, LD_PRELOAD=os.path.join(recording.BIN, "libheapledger.so"),
                            HEAPLEDGER_OUTPUT=self.path("trace.db"), HEAPLEDGER_MAX_SIZE="2m")

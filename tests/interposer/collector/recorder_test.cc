@@ -234,6 +234,34 @@ TEST_F(RecorderTest, AProgramBeginsWhenItWasLaunchedNotWhenTheWriterHeardOfIt) {
             3'000'000);
 }
 
+TEST_F(RecorderTest, WhatAnInterruptLeavesOutIsCounted) {
+  // Goal: the trace has what was packed, and says how much it lacks. Method: one ring half decoded
+  // and one not at all when the user waits no longer; then the process' end, which is still told.
+  RingWriter one(base(), 0);
+  one.write(testing::thread_start(at(1), kPid, kPid));
+  for (uint64_t id = 1; id <= 10; ++id) {
+    one.write(allocation(EventKind::kMalloc, at(10), id, id * 64, 1));
+  }
+  drain();
+  recorder_->interrupt();
+  RingWriter two(base(), 1);
+  two.write(testing::thread_start(at(20), kPid, kPid + 1));
+  for (uint64_t id = 11; id <= 15; ++id) {
+    one.write(allocation(EventKind::kMalloc, at(30), id, id * 64, 1));
+    two.write(allocation(EventKind::kMalloc, at(30), schema::make_id(1, id), id * 96, 1));
+  }
+  drain();
+  EXPECT_TRUE(recorder_->is_over());
+  recorder_->handle(ProcessGone{kPid, {true, 3 << 8}, origin_ + 100});
+  schema::Database db = finish();
+  EXPECT_EQ(db.query_text("SELECT value FROM meta WHERE key = 'state'"), "stopped");
+  EXPECT_EQ(db.query_int("SELECT count(*) FROM event"), 10);
+  EXPECT_EQ(db.query_int("SELECT exit_status FROM process"), 3);
+  // Five of each ring, and the second one's beginning.
+  EXPECT_EQ(db.query_int("SELECT events_lost FROM process"), 11);
+  EXPECT_EQ(recorder_->counters().lost.load(), 11U);
+}
+
 TEST_F(RecorderTest, FullDiskStopsTheRecordingAndLeavesAReadableFile) {
   // Goal: what was committed stays. Method: a file size limit by SQLite's own page limit.
   RingWriter ring(base(), 0);
