@@ -116,6 +116,7 @@ void Recorder::end_early(std::string why) {
 void Recorder::skip(const Window& window) {
   look_for_forks();
   notice_processes();
+  adopt_unread_rings();  // Before their process is closed.
   if (window.whole) close_processes(window.began_raw_ns);
 }
 
