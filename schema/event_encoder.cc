@@ -23,19 +23,21 @@ struct ThreadState {
 struct CallEncoder::State {
   PackedWriter packed;
   VarintWriter out[kCallSections];
-  Dictionary shapes, threads, stacks;
-  NumberMap row_of_id;
+  Dictionary shapes, threads;
+  StackNumbers stacks;
+  IdRows row_of_id;
+  std::vector<uint64_t> addresses;  // By row, of those that began a block.
   std::vector<ThreadState> thread_states;
   std::vector<uint32_t> thread_of_row, shape_of_row;
   std::vector<uint32_t> stack_of_row;  // Of the rows that have one.
   std::vector<uint32_t> stack_counts;
+  std::vector<uint64_t> stack_order;
   uint64_t last_ended_id = 0;
 
   void start(size_t rows);
-  uint32_t encode_row(std::span<const CallRow> rows, size_t index, ThreadState& thread);
-  uint32_t encode_ended(const CallRow& row, size_t index, const CallRow** reference,
-                        std::span<const CallRow> rows);
-  uint32_t encode_addresses(const CallRow& row, const CallRow* reference, ThreadState& thread);
+  uint32_t encode_row(const CallRow& row, size_t index, ThreadState& thread);
+  uint32_t encode_ended(const CallRow& row, size_t index, uint64_t& reference);
+  uint32_t encode_addresses(const CallRow& row, uint64_t reference, ThreadState& thread);
   void write_stacks();
   void write_threads();
 };
@@ -45,8 +47,9 @@ void CallEncoder::State::start(size_t rows) {
   for (VarintWriter& writer : out) writer.start(2 * rows + 1);
   shapes.start(rows);
   threads.start(rows);
-  stacks.start(rows);
+  stacks.start();
   row_of_id.start(rows);
+  addresses.resize(rows);
   thread_states.clear();
   thread_of_row.resize(rows);
   shape_of_row.resize(rows);
@@ -55,14 +58,13 @@ void CallEncoder::State::start(size_t rows) {
   last_ended_id = 0;
 }
 
-uint32_t CallEncoder::State::encode_ended(const CallRow& row, size_t index,
-                                          const CallRow** reference,
-                                          std::span<const CallRow> rows) {
-  *reference = nullptr;
+// `reference`: the address of the block that is ended, where it began in this batch; else 0.
+uint32_t CallEncoder::State::encode_ended(const CallRow& row, size_t index, uint64_t& reference) {
+  reference = 0;
   if (row.ended_id == 0) return kEndedNone;
-  if (const uint32_t* began = row_of_id.find(row.ended_id)) {
-    *reference = &rows[*began];
-    out[kSectionReference].put(index - *began);
+  if (const uint32_t began = row_of_id.find(row.ended_id); began != IdRows::kNone) {
+    reference = addresses[began];
+    out[kSectionReference].put(index - began);
     return kEndedReference;
   }
   out[kSectionEndedId].put(zigzag(row.ended_id - last_ended_id));
@@ -70,11 +72,11 @@ uint32_t CallEncoder::State::encode_ended(const CallRow& row, size_t index,
   return kEndedStored;
 }
 
-uint32_t CallEncoder::State::encode_addresses(const CallRow& row, const CallRow* reference,
+uint32_t CallEncoder::State::encode_addresses(const CallRow& row, uint64_t reference,
                                               ThreadState& thread) {
   uint32_t sources = 0;
   if (row.old_address != 0) {
-    if (reference != nullptr && reference->address == row.old_address) {
+    if (reference == row.old_address) {
       sources |= kOldReference;
     } else {
       sources |= kOldStored;
@@ -83,7 +85,7 @@ uint32_t CallEncoder::State::encode_addresses(const CallRow& row, const CallRow*
     thread.address = row.old_address;
   }
   if (row.address != 0) {
-    if (reference != nullptr && reference->address == row.address) {
+    if (reference == row.address) {
       sources |= kAddressReference;
     } else if (row.address == row.old_address) {
       sources |= kAddressOld;
@@ -102,11 +104,9 @@ uint32_t CallEncoder::State::encode_addresses(const CallRow& row, const CallRow*
 }
 
 // Writes what the row's shape does not say, and returns the sources part of that shape.
-uint32_t CallEncoder::State::encode_row(std::span<const CallRow> rows, size_t index,
-                                        ThreadState& thread) {
-  const CallRow& row = rows[index];
-  const CallRow* reference;
-  uint32_t sources = encode_ended(row, index, &reference, rows);
+uint32_t CallEncoder::State::encode_row(const CallRow& row, size_t index, ThreadState& thread) {
+  uint64_t reference;
+  uint32_t sources = encode_ended(row, index, reference);
   sources |= encode_addresses(row, reference, thread);
   if (row.id != 0) {
     if (row.id == thread.id + 1) {
@@ -116,8 +116,8 @@ uint32_t CallEncoder::State::encode_row(std::span<const CallRow> rows, size_t in
       out[kSectionId].put(zigzag(row.id - thread.id));
     }
     thread.id = row.id;
-    bool inserted;
-    row_of_id.at(row.id, 0, inserted) = static_cast<uint32_t>(index);
+    row_of_id.put(row.id, static_cast<uint32_t>(index));
+    addresses[index] = row.address;
   }
   if (row.size != 0) {
     sources |= kHasSize;
@@ -154,26 +154,29 @@ uint32_t CallEncoder::State::encode_row(std::span<const CallRow> rows, size_t in
 // follow in ascending order, so that they are small differences.
 void CallEncoder::State::write_stacks() {
   constexpr size_t kOneByte = 128;
-  std::vector<uint32_t> order(stacks.values.size());
-  for (uint32_t i = 0; i < order.size(); ++i) order[i] = i;
-  const auto by_value = [&](uint32_t a, uint32_t b) { return stacks.values[a] < stacks.values[b]; };
-  const auto by_count = [&](uint32_t a, uint32_t b) {
-    return stack_counts[a] != stack_counts[b] ? stack_counts[a] > stack_counts[b] : by_value(a, b);
-  };
+  const std::vector<uint32_t>& values_used = stacks.values();
+  // As one number each: how seldom, then the value.
+  std::vector<uint64_t>& order = stack_order;
+  order.resize(values_used.size());
+  for (uint32_t i = 0; i < order.size(); ++i) {
+    order[i] = uint64_t{UINT32_MAX - stack_counts[i]} << 32 | values_used[i];
+  }
   const auto middle = order.begin() + static_cast<ptrdiff_t>(std::min(kOneByte, order.size()));
-  std::partial_sort(order.begin(), middle, order.end(), by_count);
-  std::sort(middle, order.end(), by_value);
+  std::nth_element(order.begin(), middle, order.end());
+  std::sort(order.begin(), middle);
+  for (auto rest = middle; rest != order.end(); ++rest) *rest &= UINT32_MAX;
+  std::sort(middle, order.end());
 
   VarintWriter& values = out[kSectionStackValues];
   values.put(order.size());
   std::vector<uint32_t>& place = stack_counts;  // Not needed as counts any more.
   uint64_t last = 0;
   for (uint32_t i = 0; i < order.size(); ++i) {
-    const uint64_t value = stacks.values[order[i]];
+    const uint64_t value = order[i] & UINT32_MAX;
     values.put(zigzag(value - last));
     last = value;
+    place[stacks.number(static_cast<uint32_t>(value))] = i;
   }
-  for (uint32_t i = 0; i < order.size(); ++i) place[order[i]] = i;
   for (const uint32_t number : stack_of_row) out[kSectionStack].put(place[number]);
 }
 
@@ -207,7 +210,7 @@ std::span<const uint8_t> CallEncoder::encode(std::span<const CallRow> rows) {
     const uint32_t thread = state.threads.number(row.thread);
     if (thread == state.thread_states.size()) state.thread_states.push_back({});
     state.thread_of_row[i] = thread;
-    const uint32_t sources = state.encode_row(rows, i, state.thread_states[thread]);
+    const uint32_t sources = state.encode_row(row, i, state.thread_states[thread]);
     const uint8_t flags = row.flags & kStoredFlags;
     state.shape_of_row[i] = state.shapes.number(make_shape(row.kind, flags, sources));
   }
