@@ -99,11 +99,18 @@ CREATE TABLE frame (
   offset INTEGER NOT NULL            -- return address minus module.base; look up offset - 1
 );
 
--- The call tree: a stack is a node, read towards the root by parent.
+-- The call tree: a stack is a node, read towards the root by parent. Written by the final pass, from stack_batch.
 CREATE TABLE stack (
   id INTEGER PRIMARY KEY,                  -- from 1
   parent INTEGER NOT NULL,                 -- 0: this is an outermost frame
   frame INTEGER NOT NULL REFERENCES frame  -- its innermost frame
+);
+
+-- New stacks of the recording, packed: the final pass makes rows of `stack` of them and empties this table.
+CREATE TABLE stack_batch (
+  id INTEGER PRIMARY KEY,   -- of its first stack; the others follow
+  stacks INTEGER NOT NULL,  -- how many
+  data BLOB NOT NULL        -- schema/stack_batch.h; README.md, "Stack batches"
 );
 
 -- Names of frames, written by the final pass. Depth 0 is the function whose machine code it is; inlined ones have higher depths, the innermost the highest.

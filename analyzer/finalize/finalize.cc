@@ -18,6 +18,7 @@
 #include "analyzer/finalize/touching_frames.h"
 #include "analyzer/replay/heap_image.h"
 #include "analyzer/symbols/symbolize.h"
+#include "schema/stack_batch.h"
 
 namespace heapledger::analyzer {
 
@@ -281,6 +282,12 @@ bool is_finalized(schema::Database& db) {
 }
 
 void finalize(schema::Database& db) {
+  {
+    // By itself, since it may be more than should stay in memory; done is done.
+    schema::Transaction unpacking(db);
+    schema::unpack_stacks(db);
+    unpacking.commit();
+  }
   schema::Transaction transaction(db);
   if (is_finalized(db)) return;  // Somebody else was faster.
   for (const char* table : kOwnTables) make_table_anew(db, table);

@@ -101,6 +101,21 @@ int64_t ClockMap::to_ns(uint64_t tick) const {
   return piece.ns + static_cast<int64_t>(std::floor(ticks * piece.slope));
 }
 
+void ClockMap::Cursor::find(uint64_t tick) {
+  const auto& pieces = map_->pieces_;
+  const auto after =
+      std::upper_bound(pieces.begin(), pieces.end(), tick,
+                       [](uint64_t wanted, const Piece& piece) { return wanted < piece.tick; });
+  ticks_ = 0;
+  if (after == pieces.begin()) return;  // Before the first: to_ns() knows.
+  const Piece& piece = *(after - 1);
+  constexpr uint64_t kFarthest = uint64_t{1} << 60;
+  tick_ = piece.tick;
+  ticks_ = after == pieces.end() ? kFarthest : after->tick - piece.tick;
+  ns_ = piece.ns;
+  slope_ = piece.slope;
+}
+
 int64_t ClockMap::duration_ns(uint64_t ticks) const {
   return static_cast<int64_t>(static_cast<double>(ticks) * pieces_.back().slope);
 }

@@ -33,6 +33,28 @@ class ClockMap {
   // Of the two pairs of a recording's start, some milliseconds apart: the first slope.
   ClockMap(schema::Clock clock, const ClockPair& first, const ClockPair& second);
 
+  // Turns many ticks that lie near each other; until the next add().
+  class Cursor {
+   public:
+    explicit Cursor(const ClockMap& map) : map_(&map) {}
+    int64_t to_ns(uint64_t tick) {
+      if (tick - tick_ >= ticks_) find(tick);
+      if (tick - tick_ >= ticks_) return map_->to_ns(tick);
+      // What is not negative is cut as floor() would do it.
+      return ns_ +
+             static_cast<int64_t>(static_cast<double>(static_cast<int64_t>(tick - tick_)) * slope_);
+    }
+
+   private:
+    void find(uint64_t tick);
+
+    const ClockMap* map_;
+    uint64_t tick_ = 0;
+    uint64_t ticks_ = 0;  // How far the piece goes; 0: none was looked for.
+    int64_t ns_ = 0;
+    double slope_ = 0;
+  };
+
   void add(const ClockPair& pair);  // Pairs that do not advance are ignored.
   int64_t to_ns(uint64_t tick) const;
   int64_t duration_ns(uint64_t ticks) const;

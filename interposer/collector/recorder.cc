@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "schema/error.h"
+#include "schema/stack_batch.h"
 
 namespace heapledger::collector {
 namespace {
@@ -43,7 +44,7 @@ void Recorder::handle(Message&& message) {
       std::visit([this](auto& news) { on(news); }, message);
     }
     if (failed_) return;
-    writer_.commit_when_due();
+    commit_when_due();
     if (window != nullptr) end_at_limit();
   } catch (const schema::Error& error) {
     fail(error);
@@ -53,10 +54,16 @@ void Recorder::handle(Message&& message) {
 void Recorder::idle() {
   if (failed_) return;
   try {
-    writer_.commit_when_due();
+    commit_when_due();
   } catch (const schema::Error& error) {
     fail(error);
   }
+}
+
+void Recorder::commit_when_due() {
+  if (failed_ || !writer_.is_commit_due()) return;
+  write_tree();
+  writer_.commit();
 }
 
 // Nothing more can be written, except, with the room that the transaction gives back, what the file
@@ -96,7 +103,7 @@ void Recorder::limit_trace_bytes(uint64_t bytes) {
 
 void Recorder::end_at_limit() {
   if (trace_bytes_max_ == 0 || over_) return;
-  uint64_t pending = 0;
+  uint64_t pending = tree_.fresh().size();
   for (const Process* process : open_) pending += process->calls.size() + process->faults.size();
   for (const Closing& closing : closing_) {
     pending += closing.process->calls.size() + closing.process->faults.size();
@@ -144,7 +151,7 @@ void Recorder::on(Window& window) {
     apply_kernel(window.began_raw_ns);
     join_.settle(trace_ns(window.began_raw_ns), window.whole);
   }
-  write_tree();
+  if (tree_.fresh().size() >= schema::kBatchStacks) write_tree();
   notice_processes();
   flush_full();
   release_ended_rings();
@@ -333,7 +340,7 @@ void Recorder::add_fault(const PerfRecord& record, int64_t time_ns) {
 void Recorder::write_tree() {
   for (const Frame& frame : frames_.fresh()) writer_.frame(frame);
   frames_.clear_fresh();
-  for (const CallTree::Node& node : tree_.fresh()) writer_.node(node);
+  if (!tree_.fresh().empty()) writer_.nodes(tree_.fresh());
   tree_.clear_fresh();
 }
 

@@ -27,6 +27,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "interposer/collector/call_run.h"
 #include "interposer/collector/call_tree.h"
 #include "interposer/collector/clock_map.h"
 #include "interposer/collector/kernel_syscalls.h"
@@ -136,6 +137,7 @@ class Recorder {
   // recorder_rings.cc
   bool scan_modules(const RingPiece& piece, std::span<const std::byte> bytes);
   void decode_piece(const RingPiece& piece, std::span<const std::byte> bytes);
+  bool decode_calls(Ring& ring, WireReader& reader, CallRun::Times& times);
   void decode_event(Image& image, Ring& ring, uint32_t slot, const WireEvent& event);
   void decode_call(Ring& ring, const WireEvent& event, int64_t time_ns);
   void decode_syscall(Ring& ring, const WireEvent& event, int64_t time_ns);
@@ -174,6 +176,7 @@ class Recorder {
   // recorder.cc
   void apply_perf(int64_t until_raw_ns);
   void add_fault(const PerfRecord& record, int64_t time_ns);
+  void commit_when_due();
   void write_tree();
   void write_rows();
   void write_row(Process& process);
@@ -190,6 +193,7 @@ class Recorder {
   Hooks hooks_;
   FrameTable frames_;
   CallTree tree_;
+  CallRun run_;
   ProcessTable processes_;
   std::unordered_map<const Region*, std::unique_ptr<Image>> images_;
   std::vector<PerfRecord> perf_records_;  // Decoded, not yet applied; sorted.

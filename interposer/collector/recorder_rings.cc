@@ -74,13 +74,14 @@ char role_of(EventKind kind) {
 // Learns of modules before any event of the window is decoded. Loads take effect at once; of
 // processes with unloads the addresses are resolved by time in this window.
 bool Recorder::scan_modules(const RingPiece& piece, std::span<const std::byte> bytes) {
-  WireReader reader(bytes);
-  WireEvent event;
   bool found = false;
   Image* image = image_of(piece.region.get());
   if (image == nullptr) return false;
   Process* owner = ring_of(*image, piece.slot).owner;
-  while (reader.next(event)) {
+  WireReader reader(bytes);
+  for (WireEvent event;;) {
+    reader.pass_calls();
+    if (!reader.next(event)) break;
     if (event.head.kind == EventKind::kThreadStart) {
       const auto fixed = event.as<schema::ThreadStartEvent>();
       owner = process_of_slot(*image, fixed.process_slot);
@@ -124,10 +125,30 @@ void Recorder::decode_piece(const RingPiece& piece, std::span<const std::byte> b
                  "the program wrote over a ring of the recorder: the rest of it is lost");
   }
   WireReader reader(bytes);
-  WireEvent event;
-  while (reader.next(event)) decode_event(*image, ring, piece.slot, event);
+  CallRun::Times times{ClockMap::Cursor(clock_), origin_raw_ns_, now_ns_ + kFutureNs};
+  for (WireEvent event;;) {
+    if (ring.thread != nullptr && decode_calls(ring, reader, times)) continue;
+    if (!reader.next(event)) break;
+    decode_event(*image, ring, piece.slot, event);
+  }
   ring.events += reader.events() + reader.unknown();
   if (reader.damaged() != 0 && ring.owner != nullptr) ring.owner->changed = true;
+}
+
+// As many calls as follow each other, up to a run. False: there are none.
+bool Recorder::decode_calls(Ring& ring, WireReader& reader, CallRun::Times& times) {
+  const size_t bytes = run_.read(reader.rest(), times, ring.thread->id);
+  const size_t count = run_.rows().size();
+  if (count == 0) return false;
+  reader.pass(bytes, count);
+  Process& process = *ring.owner;
+  run_.find_stacks(ring.stack, tree_, *process.space);
+  process.calls.add(run_.rows());
+  process.incomplete_stacks += run_.incomplete_stacks();
+  process.events += count;
+  process.changed = true;
+  counters_.events += count;
+  return true;
 }
 
 void Recorder::decode_event(Image& image, Ring& ring, uint32_t slot, const WireEvent& event) {

@@ -112,13 +112,14 @@ bool Recorder::write_kernel_call(Process& process, const Thread& thread, const K
   row.duration_ns = call.left_ns - call.entered_ns;
   row.process = process.id;
   row.thread = thread.id;
-  row.stack = tree_.node(0, kIncompleteFrame);
+  CallTree::Place place = tree_.child({}, kIncompleteFrame);
   for (const uint64_t pc : {caller.returns_to, call.ip}) {
     if (pc == 0) continue;
     const uint32_t frame =
         process.space != nullptr ? process.space->frame(pc, call.entered_ns) : frames_.frame(0, pc);
-    row.stack = tree_.node(row.stack, frame);
+    place = tree_.child(place, frame);
   }
+  row.stack = place.node;
   writer_.syscall(row);
   return true;
 }

@@ -11,6 +11,7 @@
 
 #include "interposer/heap/os.h"
 #include "schema/error.h"
+#include "schema/stack_batch.h"
 
 namespace heapledger::collector {
 namespace {
@@ -73,7 +74,7 @@ TraceWriter::TraceWriter(const std::string& path, bool overwrite)
   module_ = db_.prepare("INSERT INTO module VALUES(?,?,?,?,?,?,?,?,NULL)");
   module_end_ = db_.prepare("UPDATE module SET end_ns = ? WHERE id = ?");
   frame_ = db_.prepare("INSERT INTO frame VALUES(?,?,?)");
-  node_ = db_.prepare("INSERT INTO stack VALUES(?,?,?)");
+  nodes_ = db_.prepare("INSERT INTO stack_batch VALUES(?,?,?)");
   syscall_ = db_.prepare("INSERT INTO syscall VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)");
   policy_ = db_.prepare("INSERT INTO policy_event VALUES(?,?,?,?,?,?,?)");
   mark_ = db_.prepare("INSERT INTO mark VALUES(?,?,?,?,?,?)");
@@ -112,10 +113,10 @@ uint64_t TraceWriter::file_bytes() {
   return static_cast<uint64_t>(pages * db_.query_int("PRAGMA page_size").value_or(0));
 }
 
-void TraceWriter::commit_when_due() {
-  if (!open_) return;
+bool TraceWriter::is_commit_due() const {
+  if (!open_) return false;
   const bool is_old = std::chrono::steady_clock::now() - begun_ >= kCommitEvery;
-  if (is_old || packed_bytes_ >= kCommitBytes) commit();
+  return is_old || packed_bytes_ >= kCommitBytes;
 }
 
 void TraceWriter::roll_back() {
@@ -138,7 +139,7 @@ uint64_t TraceWriter::count_what_was_kept() {
 void TraceWriter::close() {
   commit();
   for (schema::Statement* statement :
-       {&process_, &thread_, &module_, &module_end_, &frame_, &node_, &syscall_, &policy_, &mark_,
+       {&process_, &thread_, &module_, &module_end_, &frame_, &nodes_, &syscall_, &policy_, &mark_,
         &calls_, &faults_, &snapshot_, &region_, &residency_}) {
     *statement = schema::Statement();
   }
@@ -198,9 +199,18 @@ void TraceWriter::frame(const Frame& row) {
   frame_.run_with(row.id, id_or_null(row.module), row.offset);
 }
 
-void TraceWriter::node(const CallTree::Node& row) {
+void TraceWriter::nodes(std::span<const CallTree::Node> rows) {
   begin();
-  node_.run_with(row.id, row.parent, row.frame);
+  std::vector<schema::StackRow> batch;
+  for (size_t at = 0; at < rows.size(); at += batch.size()) {
+    batch.clear();
+    for (const auto& row : rows.subspan(at, std::min(schema::kBatchStacks, rows.size() - at))) {
+      batch.push_back({row.parent, row.frame});
+    }
+    const std::vector<uint8_t> blob = schema::encode_stacks(rows[at].id, batch);
+    packed_bytes_ += blob.size();
+    nodes_.run_with(rows[at].id, batch.size(), blob);
+  }
 }
 
 void TraceWriter::syscall(const SyscallRow& row) {

@@ -45,7 +45,9 @@ class TraceWriter {
   void module(const Module& row);
   void module_end(const Module& row);
   void frame(const Frame& row);
-  void node(const CallTree::Node& row);
+  // With consecutive ids. Events are of use only with their stacks: all that are known must be
+  // written before a commit.
+  void nodes(std::span<const CallTree::Node> rows);
   void syscall(const SyscallRow& row);
   void policy(int64_t time_ns, uint32_t process, uint32_t thread, const schema::PolicyEvent& event,
               uint32_t stack);
@@ -63,9 +65,9 @@ class TraceWriter {
   // With what the open transaction has added.
   uint64_t file_bytes();
 
-  // Commits if the last commit is a second ago, or so many bytes that a full disk, which takes back
-  // what was not committed, should not take them.
-  void commit_when_due();
+  // The last commit is a second ago, or so many bytes that a full disk, which takes back what was not
+  // committed, should not take them.
+  bool is_commit_due() const;
   void commit();
   // The open transaction, if there is one. Also frees the room that was kept on the disk, so that
   // something can be written after all: why the recording ended.
@@ -80,7 +82,7 @@ class TraceWriter {
 
   schema::Database db_;
   schema::CallEncoder encoder_;
-  schema::Statement process_, thread_, module_, module_end_, frame_, node_, syscall_, policy_,
+  schema::Statement process_, thread_, module_, module_end_, frame_, nodes_, syscall_, policy_,
       mark_, calls_, faults_, snapshot_, region_, residency_;
   UniqueFd ballast_;           // A file without a name that holds room on the disk.
   bool open_ = false;          // A transaction.

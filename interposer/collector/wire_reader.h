@@ -50,6 +50,24 @@ class WireReader {
   // The next event of a known kind; false at the end. Pads and unknown kinds are passed over.
   bool next(WireEvent& event);
 
+  // Moves on to the first event that is no call, or that has no sensible length. Not counted.
+  void pass_calls() {
+    while (position_ + 8 <= piece_.size()) {
+      schema::EventHead head;
+      std::memcpy(&head, piece_.data() + position_, 8);
+      if (!schema::is_call(head.kind) || head.words == 0) return;
+      if (size_t{head.words} * 8 > piece_.size() - position_) return;
+      position_ += size_t{head.words} * 8;
+    }
+  }
+
+  // What comes, for who reads some of it in another way, and then says how much.
+  std::span<const std::byte> rest() const { return piece_.subspan(position_); }
+  void pass(size_t bytes, size_t events) {
+    position_ += bytes;
+    events_ += events;
+  }
+
   uint64_t damaged() const { return damaged_; }  // Events or rests of pieces dropped.
   uint64_t unknown() const { return unknown_; }  // Well-formed events of kinds we do not know.
   uint64_t events() const { return events_; }    // Handed out.

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <random>
 
+#include "schema/stack_batch.h"
 #include "schema/trace_db.h"
 #include "tests/interposer/collector/event_builder.h"
 
@@ -57,7 +58,9 @@ class RecorderTest : public ::testing::Test {
     drain();
     recorder_->handle(Finish{raw_now_ns(), 0});
     EXPECT_EQ(failure_, "");
-    return schema::open_trace(path_, schema::OpenMode::kReadOnly);
+    schema::Database db = schema::open_trace(path_, schema::OpenMode::kReadWrite);
+    schema::unpack_stacks(db);
+    return db;
   }
 
   std::string path_;

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "schema/stack_batch.h"
+
+#include <string>
+
+#include "schema/error.h"
+#include "schema/packed_columns.h"
+
+namespace heapledger::schema {
+namespace {
+
+constexpr uint32_t kStackMagic = 0x42534C48;  // "HLSB"
+
+enum StackSection : size_t {
+  kSectionParent,  // Per node: id - 1 - parent.
+  kSectionFrame,   // Per node: frame.
+  kStackSections,
+};
+
+// A stack's new nodes follow each other, so a node's parent is mostly the node before it. `chained`
+// is what the parent then is.
+uint64_t chained(uint32_t first_id, size_t index) { return uint64_t{first_id} + index - 1; }
+
+}  // namespace
+
+std::vector<uint8_t> encode_stacks(uint32_t first_id, std::span<const StackRow> rows) {
+  if (rows.size() > kBatchStacksMax) {
+    throw Error("cannot encode a batch", std::to_string(rows.size()) + " stacks are too many");
+  }
+  VarintWriter parents;
+  VarintWriter frames;
+  parents.start(rows.size());
+  frames.start(rows.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const uint64_t before = chained(first_id, i);
+    if (rows[i].parent > before) throw Error("cannot encode a batch", "a stack's parent is later");
+    parents.put(before - rows[i].parent);
+    frames.put(rows[i].frame);
+  }
+  PackedWriter packed;
+  packed.begin(kStackMagic, rows.size(), kStackSections);
+  packed.add(parents.bytes());
+  packed.add(frames.bytes());
+  const std::span<const uint8_t> blob = packed.finish();
+  return {blob.begin(), blob.end()};
+}
+
+std::vector<StackRow> decode_stacks(uint32_t first_id, std::span<const uint8_t> blob) {
+  PackedReader packed;
+  std::vector<StackRow> rows(packed.open(blob, kStackMagic, kStackSections, kBatchStacksMax));
+  VarintReader parents = packed.section(kSectionParent);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const uint64_t before = chained(first_id, i);
+    const uint64_t parent = before - parents.take_below(before + 1);
+    if (before >= UINT32_MAX) VarintReader::fail();
+    rows[i].parent = static_cast<uint32_t>(parent);
+  }
+  parents.finish();
+  VarintReader frames = packed.section(kSectionFrame);
+  for (StackRow& row : rows) {
+    row.frame = static_cast<uint32_t>(frames.take_below(uint64_t{1} << 32));
+  }
+  frames.finish();
+  return rows;
+}
+
+}  // namespace heapledger::schema
