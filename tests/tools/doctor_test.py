@@ -29,6 +29,18 @@ class Doctor(RecordingTest):
         self.assertEqual(checks["recording"]["state"], "no")
         self.assertIn("heapledger record", checks["recording"]["command"])
 
+    def test_tracepoints(self):
+        # Goal: doctor says of system calls what a recording then does, and names a command where root could change it.
+        _, checks = self.checks()
+        check = checks["tracepoints"]
+        if check["state"] != "ok":
+            self.assertIn("wrappers", check["detail"])
+            self.assertTrue(check["command"].startswith("sudo ") or os.geteuid() == 0, check)
+        trace = os.path.join(self.folder, "trace.db")
+        run = self.heapledger("record", "-o", trace, "--syscalls", "kernel", "/bin/true")
+        self.assertEqual(run.returncode, 0, run.stderr)
+        self.assertEqual(b"--syscalls kernel" in run.stderr, check["state"] != "ok", run.stderr)
+
     def test_text(self):
         # Goal: one line a check, the verdict last.
         result = self.heapledger("doctor")

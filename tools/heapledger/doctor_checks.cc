@@ -138,13 +138,36 @@ Check check_faults() {
           more};
 }
 
-Check check_tracepoints() {
-  for (const char* folder : {"/sys/kernel/tracing/events", "/sys/kernel/debug/tracing/events"}) {
-    if (access((std::string(folder) + "/syscalls").c_str(), R_OK) == 0) {
-      return {"tracepoints", kOk, std::string("readable in ") + folder, ""};
-    }
+// The command that would allow more, if there is one, by what the collector says stands in the way.
+std::string tracepoints_command(const std::string& why) {
+  if (geteuid() == 0) return "";  // Then it is a container's limit, or the kernel's.
+  const std::string access = fmt::format("gid={},mode=750", getegid());
+  if (why.find("not readable") != std::string::npos) {
+    return "sudo mount -o remount," + access + " /sys/kernel/tracing";
   }
-  return {"tracepoints", kLimited, "not readable; nothing here needs them yet", ""};
+  if (why.find("not mounted") != std::string::npos) {
+    return "sudo mount -t tracefs -o " + access + " nodev /sys/kernel/tracing";
+  }
+  if (why.find("perf_event_paranoid") != std::string::npos) {
+    return "sudo sysctl kernel.perf_event_paranoid=2";
+  }
+  if (why.find("perf_event_mlock_kb") != std::string::npos) {
+    return "sudo sysctl kernel.perf_event_mlock_kb=4096";
+  }
+  return "";
+}
+
+// Asked of the collector, which is who needs them, and may have other rights than we.
+Check check_tracepoints() {
+  const Output output = run_quietly({find_collector(), "--probe-syscalls"}, {});
+  if (output.wait_status == 0) {
+    return {"tracepoints", kOk, "usable: --syscalls kernel records every memory system call", ""};
+  }
+  const std::string why = output.text.substr(0, output.text.find('\n'));
+  return {"tracepoints", kLimited,
+          fmt::format("--syscalls kernel falls back to the wrappers: {}",
+                      why.empty() ? "the collector does not start" : why),
+          tracepoints_command(why)};
 }
 
 Check check_pagemap() {
