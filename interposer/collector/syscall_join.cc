@@ -158,7 +158,7 @@ void SyscallJoin::write_decided(Waiting& waiting, bool all) {
         const bool own = sink_.by_recorder(*waiting.process, call.call);
         call.owner = own ? Owner::kRecorder : Owner::kProgram;
       }
-      if (call.owner == Owner::kRecorder) return false;
+      if (call.owner == Owner::kRecorder && waiting.decided_ns != kNever) return false;
     }
     const bool written = sink_.kernel_only(*waiting.process, *waiting.thread, call.call);
     if (!written) waiting.asked_ns = kNever - 1;  // Ask again.
@@ -167,6 +167,7 @@ void SyscallJoin::write_decided(Waiting& waiting, bool all) {
 }
 
 void SyscallJoin::settle(int64_t known_ns, bool whole) {
+  known_ns_ = known_ns;
   for (auto it = waiting_.begin(); it != waiting_.end();) {
     Waiting& waiting = it->second;
     match(waiting);
@@ -182,6 +183,10 @@ void SyscallJoin::settle(int64_t known_ns, bool whole) {
 }
 
 void SyscallJoin::close(Process& process) {
+  // What a vfork child did its parent has told by now, perhaps in this very window.
+  for (auto& [thread, waiting] : waiting_) {
+    if (waiting.process == process.parent) match_children(waiting, known_ns_ + kClockSlackNs);
+  }
   for (auto it = waiting_.begin(); it != waiting_.end();) {
     Waiting& waiting = it->second;
     if (waiting.process != &process) {

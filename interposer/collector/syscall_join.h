@@ -10,8 +10,8 @@
 // that has found no call 0.2 s of records later has none: it is written as it is, and counted. A
 // call of the kernel's waits until its thread is known to have told of everything up to then: an
 // event of a later call has been read (Thread::events_until_ns), and after it a whole round of all
-// rings, or the thread has ended. Calls made by the recorder's own code wait for their process's
-// end instead: what it does at the start of a thread it may tell much later.
+// rings, or the thread has ended. Calls made by the recorder's own code wait for their thread's
+// or process's end: what it does at the start it may tell much later.
 //
 // Thread safety: none (writer thread). Cost: some 100 ns per call.
 #pragma once
@@ -96,6 +96,7 @@ class SyscallJoin {
   Sink sink_;
   std::unordered_map<const Thread*, Waiting> waiting_;
   int64_t since_ns_ = INT64_MIN;
+  int64_t known_ns_ = 0;  // Of the last settle().
   uint64_t unmatched_ = 0;
 };
 

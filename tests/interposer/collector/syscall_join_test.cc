@@ -166,6 +166,21 @@ TEST_F(SyscallJoinTest, AVforkChildsCallsAreFoundInItsParentsRing) {
   EXPECT_EQ(join_.unmatched(), 0U);
 }
 
+TEST_F(SyscallJoinTest, AVforkChildsEndLooksIntoItsParentsRing) {
+  // Goal: the same where the child ends before the records are known to be complete.
+  Process child;
+  child.id = 2;
+  child.parent = &process_;
+  Thread childs;
+  wrapped(1000, 2000, 0x5000);
+  called(child, childs, 1200, 1700, 0x5000);
+  join_.settle(2000, true);
+  EXPECT_TRUE(rows_.empty());
+  join_.close(child);
+  EXPECT_EQ(rows_.size(), 1U);
+  EXPECT_TRUE(kernel_only_.empty());
+}
+
 TEST_F(SyscallJoinTest, ACallWaitsUntilItsProcessHasARow) {
   process_.id = 0;
   called(1 * kMs, 1 * kMs + 100, 0x5000);
