@@ -67,6 +67,7 @@ TraceInfo load_trace_info(schema::Database& db) {
   TraceInfo info;
   info.processes = load_processes(db);
   info.fault_source = schema::meta_text(db, "fault_source").value_or("none");
+  info.syscall_source = schema::meta_text(db, "syscall_source").value_or("wrappers");
   info.state = schema::meta_text(db, "state").value_or("complete");
   info.command = schema::meta_text(db, "command").value_or("");
   if (const auto bytes = schema::meta_int(db, "page_bytes")) {

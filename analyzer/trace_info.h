@@ -31,6 +31,7 @@ struct ProcessInfo {
 struct TraceInfo {
   std::vector<ProcessInfo> processes;  // By id.
   std::string fault_source;            // perf | perf-user | getrusage | none
+  std::string syscall_source;          // wrappers | kernel
   std::string state;                   // recording | complete
   std::string command;
   int64_t end_ns = 0;  // Last moment of the recording that is known.
@@ -39,6 +40,9 @@ struct TraceInfo {
   // The process of this row; throws Error where there is none.
   const ProcessInfo& process(int64_t id) const;
   bool faults_have_addresses() const { return fault_source.starts_with("perf"); }
+  // Every memory system call is in the trace, not only the allocator's and those of libc's
+  // wrappers.
+  bool syscalls_are_all() const { return syscall_source == "kernel"; }
 };
 
 TraceInfo load_trace_info(schema::Database& db);

@@ -44,6 +44,9 @@ void MemoryMap::enter(const SyscallRow& call) {
       const uint64_t got_end = got + page_up(call.args[1]);
       if (!ours) {
         forget(got, got_end);
+        const bool is_private =
+            (call.args[3] & MAP_ANONYMOUS) != 0 && (call.args[3] & MAP_TYPE) == MAP_PRIVATE;
+        foreign_.add(got, got_end, is_private ? RangeKind::kAnonymous : RangeKind::kFile, 0);
         break;
       }
       // The allocator's own tables are no heap; a reservation is held once it is made accessible.
@@ -89,6 +92,8 @@ void MemoryMap::remap(const SyscallRow& call) {
   const uint64_t old_end = old_start + page_up(call.args[1]);
   const auto start = static_cast<uint64_t>(call.result);
   const uint64_t end = start + page_up(call.args[2]);
+  std::optional<RangeKind> kind;
+  if (const HeldRange* range = foreign_.find(old_start)) kind = range->kind;
   std::vector<uint64_t> moved;
   resident_.for_each(old_start, old_end, [&](uint64_t page) { moved.push_back(page - old_start); });
   if (start == old_start) {
@@ -99,7 +104,16 @@ void MemoryMap::remap(const SyscallRow& call) {
     // They moved: touching the old address again is a first touch of something else.
     forget(old_start, old_end);
   }
-  if (call.origin != Origin::kAllocator) return;
+  if (call.origin != Origin::kAllocator) {
+    if (!kind || !all_calls_) return;
+    foreign_.add(start, end, *kind, 0);
+    for (const uint64_t offset : moved) {
+      if (start + offset >= end) continue;
+      resident_.add(start + offset);
+      ever_.add(start + offset);
+    }
+    return;
+  }
   queue({call.time_ns + call.duration_ns, start, end, RangeKind::kMapped, call.stack,
          std::move(moved)});
 }
@@ -118,7 +132,10 @@ void MemoryMap::release(uint64_t start, uint64_t end, bool keep_range) {
   held_resident_pages_ -= held_resident_in(start, end);
   resident_.remove(start, end);
   shared_.remove(start, end);
-  if (!keep_range) held_.remove(start, end);
+  if (!keep_range) {
+    held_.remove(start, end);
+    foreign_.remove(start, end);
+  }
   held_resident_pages_ += held_resident_in(start, end);
 }
 
@@ -145,6 +162,7 @@ void MemoryMap::acquire_next() {
   queue_.pop_back();
   held_resident_pages_ -= held_resident_in(next.start, next.end);
   held_.add(next.start, next.end, next.kind, next.stack);
+  foreign_.remove(next.start, next.end);
   for (const uint64_t offset : next.moved_pages) {
     resident_.add(next.start + offset);
     ever_.add(next.start + offset);
@@ -169,15 +187,24 @@ Touch MemoryMap::fault(uint64_t address) {
     if (held_.find(address) != nullptr) ++held_resident_pages_;
     const bool fresh = ever_.add(address);
     if (fresh) return Touch::kFirst;
-    // Elsewhere pages come and go by calls that nobody recorded (the loader's, thread stacks).
-    return where == Region::kOther ? Touch::kUnknown : Touch::kRepeat;
+    return where == Region::kOther ? foreign_touch(address, false) : Touch::kRepeat;
   }
   ever_.add(address);
   if (shared_.contains(address)) {
     shared_.remove_page(address);
     return Touch::kCow;
   }
-  return where == Region::kOther ? Touch::kUnknown : Touch::kZeroUpgrade;
+  return where == Region::kOther ? foreign_touch(address, true) : Touch::kZeroUpgrade;
+}
+
+// A page that had been touched before. Outside of the heap pages come and go by calls that the
+// wrappers do not see (the loader's, thread stacks).
+Touch MemoryMap::foreign_touch(uint64_t address, bool resident) const {
+  const HeldRange* range = all_calls_ ? foreign_.find(address) : nullptr;
+  if (range == nullptr) return Touch::kUnknown;
+  if (!resident) return Touch::kRepeat;
+  // A file's page that is written after it was read is a copy; reclaimed ones come back.
+  return range->kind == RangeKind::kAnonymous ? Touch::kZeroUpgrade : Touch::kUnknown;
 }
 
 bool MemoryMap::seen_resident(uint64_t address) {

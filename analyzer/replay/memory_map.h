@@ -3,7 +3,8 @@
 //
 // The allocator's brk, mmap, mremap, munmap and mprotect say which ranges it holds; faults make
 // pages resident; munmap, a falling break, madvise(MADV_DONTNEED) and moves take them away. The
-// program's own calls never add to what is held, but they do release pages.
+// program's own calls never add to what is held, but they do release pages. Where every call is
+// known, touches outside of the heap are told apart too: the loader's mappings, thread stacks.
 //
 // A call has two moments. What it gives back is gone from its entry on; what it gets is there from
 // its return on. Between two threads only this order is certain: the kernel cannot hand out a range
@@ -42,8 +43,10 @@ const char* region_name(Region region);
 
 class MemoryMap {
  public:
-  explicit MemoryMap(std::optional<int64_t> heap_start)
-      : break_end_(static_cast<uint64_t>(heap_start.value_or(0))) {}
+  // `all_calls`: enter() is told of every call of the process, not only of the allocator's and of
+  // those that went through libc's wrappers.
+  explicit MemoryMap(std::optional<int64_t> heap_start, bool all_calls = false)
+      : all_calls_(all_calls), break_end_(static_cast<uint64_t>(heap_start.value_or(0))) {}
 
   // The part of a call that gives memory back; what it gets is queued until acquire_due().
   void enter(const SyscallRow& call);
@@ -83,10 +86,13 @@ class MemoryMap {
   // Takes the pages away, and the range too unless it is kept.
   void release(uint64_t start, uint64_t end, bool keep_range);
   void forget(uint64_t start, uint64_t end);
+  schema::Touch foreign_touch(uint64_t address, bool resident) const;
   void queue(Acquisition acquisition);
   uint64_t held_resident_in(uint64_t start, uint64_t end) const;
 
+  bool all_calls_;
   RangeMap held_;
+  RangeMap foreign_;  // What others mapped, where all their calls are known.
   PageSet resident_;
   PageSet ever_;
   PageSet shared_;

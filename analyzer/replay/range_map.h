@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The address ranges that the allocator holds from the system, and what each is for.
+// Address ranges got from the system, and what each is for: those that the allocator holds, and
+// those that others do.
 //
 // Ranges do not overlap; neighbours of one kind that touch are one range, except mapped blocks,
 // which stay apart. Removing a part cuts. Few per process, changed by system calls only, so an
@@ -16,6 +17,9 @@ enum class RangeKind : uint8_t {
   kBreak,   // The brk heap.
   kHeap,    // Memory that is cut into chunks but did not come from brk.
   kMapped,  // One mapping for one block.
+  // Not the allocator's.
+  kAnonymous,  // Private.
+  kFile,       // Or shared: a page may have contents before it is touched.
 };
 
 struct HeldRange {

@@ -72,12 +72,12 @@ schema::SyscallName syscall_by_name(const std::string& name) {
 
 }  // namespace
 
-SyscallReader::SyscallReader(schema::Database& db, int64_t process, int64_t time_max_ns)
+SyscallReader::SyscallReader(schema::Database& db, int64_t process, int64_t time_max_ns, bool all)
     : select_(db.prepare(
           "SELECT time_ns, duration_ns, thread, stack, name, origin, result, arg0, arg1, arg2,"
           " arg3, arg4, arg5, cause FROM syscall WHERE process = ? AND time_ns <= ?"
-          " AND origin != 'recorder' ORDER BY time_ns, rowid")) {
-  select_.bind_all(process, time_max_ns);
+          " AND (origin != 'recorder' OR ?) ORDER BY time_ns, rowid")) {
+  select_.bind_all(process, time_max_ns, all ? 1 : 0);
 }
 
 bool SyscallReader::next(SyscallRow& row) {
@@ -101,7 +101,7 @@ struct Replay::Streams {
           const ReplayOptions& options, bool own)
       : calls(db, process,
               {kCallColumns, std::numeric_limits<int64_t>::min(), time_max_ns, options.damage}),
-        syscalls(db, process, time_max_ns),
+        syscalls(db, process, time_max_ns, info.syscalls_are_all()),
         faults(db, process, options.faults ? time_max_ns : std::numeric_limits<int64_t>::min(),
                own ? options.attributions : nullptr, options.damage),
         forks(load_fork_times(info, process)) {
@@ -139,7 +139,7 @@ Replay::Replay(schema::Database& db, const TraceInfo& info, int64_t process, Rep
       process_(info.process(process)),
       options_(std::move(options)),
       live_(options_.faults),
-      memory_(process_.heap_start) {
+      memory_(process_.heap_start, info.syscalls_are_all()) {
   if (options_.parent_at_fork != nullptr) {
     live_.copy_from(options_.parent_at_fork->live_);
     memory_ = options_.parent_at_fork->memory_;

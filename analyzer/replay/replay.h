@@ -121,7 +121,8 @@ class Replay {
 // Reads the rows of table `syscall` of a process in order of entry.
 class SyscallReader {
  public:
-  SyscallReader(schema::Database& db, int64_t process, int64_t time_max_ns);
+  // `all`: the recorder's own too.
+  SyscallReader(schema::Database& db, int64_t process, int64_t time_max_ns, bool all);
   bool next(SyscallRow& row);
 
  private:

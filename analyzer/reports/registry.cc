@@ -5,6 +5,7 @@
 
 #include "analyzer/reports/all.h"
 #include "analyzer/reports/report.h"
+#include "analyzer/reports/syscall_source.h"
 #include "schema/error.h"
 
 namespace heapledger::analyzer {
@@ -93,6 +94,8 @@ void add_notes(const ReportInput& input, Document& document) {
     if (faults_lost != 0) {
       notes.push_back(fmt::format("{} page faults were lost and are in no row", faults_lost));
     }
+    const std::string syscalls = syscall_loss_text(trace);
+    if (!syscalls.empty()) notes.push_back(syscalls);
     schema::Statement select = trace.db.prepare(
         "SELECT text, count(*) FROM mark WHERE kind = 'note' GROUP BY text ORDER BY min(rowid)"
         " LIMIT 10");

@@ -10,6 +10,7 @@
 #include "analyzer/reports/fault_counts.h"
 #include "analyzer/reports/findings.h"
 #include "analyzer/reports/settings.h"
+#include "analyzer/reports/syscall_source.h"
 #include "schema/event.h"
 
 namespace heapledger::analyzer {
@@ -229,7 +230,7 @@ class Summary {
     Json& json = document_.json["syscalls"];
     for (const char* name : schema::kSyscallNames) {
       Row row{std::string(name)};
-      for (const char* origin : {"allocator", "program"}) {
+      for (const char* origin : {"allocator", "program", "loader"}) {
         schema::Statement select = db_.prepare(
             "SELECT count(*), coalesce(sum(duration_ns), 0) FROM syscall WHERE name = ? AND"
             " origin = ? AND " +
@@ -237,6 +238,7 @@ class Summary {
         select.bind_all(name, origin);
         select.step();
         json[name][origin] = {{"count", select.column_int(0)}, {"ns", select.column_int(1)}};
+        if (std::string_view(origin) == "loader") continue;  // In a sentence below.
         row.push_back(select.column_int(0));
         row.push_back(select.column_int(1));
       }
@@ -254,6 +256,11 @@ class Summary {
               .value_or(0);
     }
     document_.add_table(std::move(table), "Memory system calls");
+    add_syscall_source(input_, document_);
+    const bool was_asked = schema::meta_text(db_, "syscall_note").has_value();
+    if (trace_.info.syscalls_are_all() || was_asked) {
+      document_.sections.back().lines.push_back("  " + syscall_source_text(input_));
+    }
   }
 
   void add_faults() {

@@ -7,6 +7,7 @@
 
 #include "analyzer/render/units.h"
 #include "analyzer/reports/all.h"
+#include "analyzer/reports/syscall_source.h"
 
 namespace heapledger::analyzer {
 
@@ -117,6 +118,8 @@ Document run_syscalls(const ReportInput& input) {
                     human_count(requests - with_syscall), human_count(requests),
                     human_ratio(share))},
        std::nullopt});
+  document.sections.push_back({"", {syscall_source_text(input)}, std::nullopt});
+  add_syscall_source(input, document);
   add_notes(input, document);
   return document;
 }

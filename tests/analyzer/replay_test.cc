@@ -3,6 +3,7 @@
 #include "analyzer/replay/replay.h"
 
 #include <fmt/format.h>
+#include <sys/mman.h>
 
 #include <map>
 #include <random>
@@ -158,6 +159,39 @@ TEST_F(ReplayTest, TouchesAreTold) {
   EXPECT_EQ(4, counts[kFirst]);
   EXPECT_EQ(2, counts[kZeroUpgrade]);
   EXPECT_EQ(3, counts[kRepeat]);
+}
+
+// Goal: where the kernel told of every call, touches outside of the heap are told apart too; where
+// it did not, they are not guessed. Method: the same story with and without.
+TEST_F(ReplayTest, TouchesOutsideOfTheHeapAreToldWhereEveryCallIsKnown) {
+  constexpr uint64_t kStack = 0x7f0000000000;
+  constexpr uint64_t kFile = 0x7f0000100000;
+  using schema::Origin;
+  using schema::SyscallName;
+  using enum schema::Touch;
+  for (const bool all : {false, true}) {
+    TraceBuilder trace;
+    if (all) trace.meta("syscall_source", "kernel");
+    const auto map = [&](uint64_t address, uint64_t flags, Origin origin) {
+      trace.syscall(SyscallName::kMmap, "", static_cast<int64_t>(address),
+                    {0, 0x4000, PROT_READ | PROT_WRITE, flags, 0, 0}, 0, origin);
+    };
+    map(kStack, MAP_PRIVATE | MAP_ANONYMOUS, Origin::kProgram);
+    map(kFile, MAP_PRIVATE, Origin::kLoader);
+    trace.fault(kStack).fault(kStack).fault(kFile).fault(kFile);  // first, upgrade; first, ?
+    trace.syscall(SyscallName::kMadvise, "", 0, {kStack, 0x4000, MADV_DONTNEED}, 0,
+                  Origin::kProgram);
+    trace.fault(kStack);  // repeat
+    trace.syscall(SyscallName::kMremap, "", kStack + 0x10000, {kStack, 0x4000, 0x8000, 1, 0}, 0,
+                  Origin::kProgram);
+    trace.fault(kStack + 0x10000).fault(kStack + 0x14000);  // upgrade, first
+    std::vector<schema::Touch> touches;
+    for (const FaultFact& fact : play(trace)) touches.push_back(fact.touch);
+    const std::vector<schema::Touch> expected =
+        all ? std::vector{kFirst, kZeroUpgrade, kFirst, kUnknown, kRepeat, kZeroUpgrade, kFirst}
+            : std::vector{kFirst, kUnknown, kFirst, kUnknown, kUnknown, kFirst, kFirst};
+    EXPECT_EQ(touches, expected) << all;
+  }
 }
 
 // Goal: held memory follows brk, mmap, mremap, munmap and is the allocator's only.

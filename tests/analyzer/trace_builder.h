@@ -67,6 +67,11 @@ class TraceBuilder {
   // Writes the trace; `events_per_batch` small makes many batches.
   void write(const std::string& path, size_t events_per_batch = schema::kBatchEvents) const;
 
+  // Any call, of whomever.
+  TraceBuilder& syscall(schema::SyscallName name, const std::string& cause, int64_t result,
+                        std::initializer_list<uint64_t> args, uint32_t stack,
+                        schema::Origin origin = schema::Origin::kAllocator);
+
  private:
   struct Process {
     int64_t pid = 0;
@@ -99,9 +104,6 @@ class TraceBuilder {
   Process& current() { return processes_.back(); }
   int64_t tick();
   uint32_t thread_id() const;
-  TraceBuilder& syscall(schema::SyscallName name, const std::string& cause, int64_t result,
-                        std::initializer_list<uint64_t> args, uint32_t stack,
-                        schema::Origin origin = schema::Origin::kAllocator);
   void write_process(schema::Database& db, const Process& process, int64_t id,
                      size_t events_per_batch) const;
   void write_stacks(schema::Database& db) const;
