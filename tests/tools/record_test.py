@@ -322,6 +322,7 @@ class SaysWhatIsWrong(RecordingTest):
                           ("record", "--tcache-count", "65536", "true"),
                           ("record", "--mmap-threshold", "12X", "true"),
                           ("record", "--fault-source", "guess", "true"),
+                          ("record", "--syscalls", "all", "true"),
                           ("compare", "--mmap-threshold", "lots", "--", "true")):
             result = self.heapledger(*arguments)
             self.assertEqual(result.returncode, 2, arguments)
