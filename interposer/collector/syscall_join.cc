@@ -13,9 +13,11 @@ namespace {
 using schema::SyscallName;
 
 constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
-// How far the two clocks may differ. Two calls of one thread that are alike are farther apart than
-// they really differ, and the nearest is taken.
-constexpr int64_t kClockSlackNs = 200'000;
+// How far the two clocks may differ: they come from one counter. No more, because a call may have
+// its like close by: a vfork child's and its parent's, say, whose wrappers write into one ring.
+constexpr int64_t kClockSlackNs = 3'000;
+// Of a wrapper's event that has found none: perhaps the clocks were worse than we think.
+constexpr int64_t kLastSlackNs = 200'000;
 // A processor may be late with publishing a record that it has stamped.
 constexpr int64_t kRecordSlackNs = 200'000'000;
 constexpr size_t kCallsMax = 65536;  // Of a thread that tells nothing.
@@ -94,18 +96,18 @@ void SyscallJoin::called(Process& process, Thread& thread, const KernelCall& cal
                {call});
 }
 
-bool SyscallJoin::match_row(Waiting& waiting, const SyscallRow& row) {
+bool SyscallJoin::match_row(Waiting& waiting, const SyscallRow& row, int64_t slack_ns) {
   auto it = std::lower_bound(
-      waiting.calls.begin(), waiting.calls.end(), row.time_ns - kClockSlackNs,
+      waiting.calls.begin(), waiting.calls.end(), row.time_ns - slack_ns,
       [](const Call& call, int64_t time_ns) { return call.call.entered_ns < time_ns; });
-  const int64_t last_ns = row.time_ns + row.duration_ns + kClockSlackNs;
+  const int64_t last_ns = row.time_ns + row.duration_ns + slack_ns;
   Call* best = nullptr;
   for (; it != waiting.calls.end() && it->call.entered_ns <= last_ns; ++it) {
     if (it->done || !is_same(row.call, it->call)) continue;
     if (best == nullptr || distance(row, it->call) < distance(row, best->call)) best = &*it;
     if (distance(row, best->call) == 0) break;
   }
-  if (best == nullptr || distance(row, best->call) > kClockSlackNs) return false;
+  if (best == nullptr || distance(row, best->call) > slack_ns) return false;
   best->done = true;
   SyscallRow joined = row;
   take_times(joined, best->call);
@@ -115,8 +117,8 @@ bool SyscallJoin::match_row(Waiting& waiting, const SyscallRow& row) {
 
 void SyscallJoin::match(Waiting& waiting) {
   if (waiting.calls.empty() || waiting.rows.empty()) return;
-  const size_t matched =
-      std::erase_if(waiting.rows, [&](const SyscallRow& row) { return match_row(waiting, row); });
+  const size_t matched = std::erase_if(
+      waiting.rows, [&](const SyscallRow& row) { return match_row(waiting, row, kClockSlackNs); });
   if (matched != 0) std::erase_if(waiting.calls, [](const Call& call) { return call.done; });
 }
 
@@ -126,7 +128,7 @@ void SyscallJoin::match_children(Waiting& waiting, int64_t known_ns) {
     if (known_ns < row.time_ns + row.duration_ns + kClockSlackNs) return false;
     return std::any_of(waiting_.begin(), waiting_.end(), [&](auto& other) {
       Waiting& child = other.second;
-      return child.process->parent == waiting.process && match_row(child, row);
+      return child.process->parent == waiting.process && match_row(child, row, kClockSlackNs);
     });
   });
 }
@@ -136,6 +138,7 @@ void SyscallJoin::write_alone(Waiting& waiting, int64_t known_ns) {
   std::erase_if(waiting.rows, [&](const SyscallRow& row) {
     const int64_t left_ns = row.time_ns + row.duration_ns;
     if (known_ns != kNever && left_ns + kRecordSlackNs > known_ns) return false;
+    if (match_row(waiting, row, kLastSlackNs)) return true;
     sink_.row(row);
     if (row.time_ns >= since_ns_) ++unmatched_;
     return true;

@@ -88,7 +88,7 @@ class SyscallJoin {
 
   Waiting& waiting_of(Process& process, Thread& thread);
   void match(Waiting& waiting);
-  bool match_row(Waiting& waiting, const SyscallRow& row);
+  bool match_row(Waiting& waiting, const SyscallRow& row, int64_t slack_ns);
   void match_children(Waiting& waiting, int64_t known_ns);
   void write_alone(Waiting& waiting, int64_t known_ns);
   void write_decided(Waiting& waiting, bool all);

@@ -166,6 +166,23 @@ TEST_F(SyscallJoinTest, AVforkChildsCallsAreFoundInItsParentsRing) {
   EXPECT_EQ(join_.unmatched(), 0U);
 }
 
+TEST_F(SyscallJoinTest, AVforkChildsCallsAreNotItsParents) {
+  // Goal: of two calls that are alike, microseconds apart, each side's events find their own.
+  Process child;
+  child.id = 2;
+  child.parent = &process_;
+  Thread childs;
+  wrapped(100'000, 110'000, 0x5000);  // The child's.
+  wrapped(130'000, 140'000, 0x5000);
+  called(131'000, 139'000, 0x5000);
+  join_.settle(1 * kMs, true);
+  called(child, childs, 101'000, 109'000, 0x5000);
+  join_.settle(2 * kMs, true);
+  ASSERT_EQ(rows_.size(), 2U);
+  EXPECT_EQ(rows_[0].time_ns, 131'000);
+  EXPECT_EQ(rows_[1].time_ns, 101'000);
+}
+
 TEST_F(SyscallJoinTest, AVforkChildsEndLooksIntoItsParentsRing) {
   // Goal: the same where the child ends before the records are known to be complete.
   Process child;
