@@ -149,7 +149,8 @@ const char* start(const Region& given, const StartSettings& settings, bool follo
   const uint32_t depth = wanted_depth < kDepthMax ? wanted_depth : kDepthMax;
   const size_t stride = base::align_up(sizeof(ThreadRing) + StackWalk::bytes_for(depth), 4096);
   const uint64_t allowed = private_allowance(4096 + region.ring_slots * stride);
-  if (allowed < 4096 + kRingsLeast * stride) {
+  const uint64_t least = region.ring_slots < kRingsLeast ? region.ring_slots : kRingsLeast;
+  if (allowed < 4096 + least * stride) {
     return "the limit of address space or data leaves no room for it";
   }
   region.ring_slots = static_cast<uint32_t>((allowed - 4096) / stride);
