@@ -33,6 +33,7 @@ void StackWalk::attach(void* memory, size_t depth) noexcept {
   reads_ = reinterpret_cast<Read*>(frames_ + depth);
   steps_ = reinterpret_cast<Step*>(reads_ + reads_max_);
   fresh_ = reinterpret_cast<uintptr_t*>(steps_ + depth);
+  wasted_ = pause_ = 0;
   forget();
 }
 
@@ -175,9 +176,9 @@ StackWalk::Result StackWalk::walk(Registers start, uintptr_t caller, StackBounds
   Cursor cursor = {start, bounds.around(start.sp), false, false, &bounds};
   cursor.is_foreign = !bounds.is_own(start.sp);
   int known = -1;  // The innermost known frame that this walk may still join.
-  if (joinable_ && generation_ == generation && (!is_foreign_ || unmappings_ == unmapped)) {
-    known = static_cast<int>(count_) - 1;
-  }
+  const bool tries = pause_ == 0 && joinable_ && generation_ == generation &&
+                     (!is_foreign_ || unmappings_ == unmapped);
+  if (tries) known = static_cast<int>(count_) - 1;
   generation_ = generation;
   if (__builtin_expect(start.ip != caller, 0) &&
       (cursor.range.high == 0 || !skip_own_frames(cursor, caller))) {
@@ -202,6 +203,7 @@ StackWalk::Result StackWalk::walk(Registers start, uintptr_t caller, StackBounds
         if (changed < 0) {
           is_foreign_ |= cursor.is_foreign;
           unmappings_ = unmapped;
+          judge(static_cast<size_t>(known) + 1, fresh);
           return keep_from(known, fresh);
         }
         known = changed - 1;  // Up to there the walk repeats itself.
@@ -219,8 +221,25 @@ StackWalk::Result StackWalk::walk(Registers start, uintptr_t caller, StackBounds
   unmappings_ = unmapped;
   // A walk that stopped early did so for words that are not among the reads.
   const bool rooted = stepped == Stepped::kRoot;
+  if (pause_ != 0) {
+    --pause_;
+    return replace(fresh, rooted, false);
+  }
+  if (tries) judge(0, fresh);
   zero_sp_ = rooted && cursor.at.ip == 0 ? cursor.at.sp : 0;
   return replace(fresh, rooted, rooted);
+}
+
+// What an attempt to join has brought.
+inline void StackWalk::judge(size_t kept, size_t fresh) noexcept {
+  constexpr uint32_t kPatience = 4;
+  constexpr uint32_t kPauseBitsMax = 8;
+  if (__builtin_expect(fresh <= 4 || kept * 2 >= fresh, 1)) {
+    wasted_ = 0;
+  } else if (++wasted_ >= kPatience) {
+    const uint32_t bits = wasted_ - kPatience + 2;
+    pause_ = 1U << (bits < kPauseBitsMax ? bits : kPauseBitsMax);
+  }
 }
 
 // The outermost of the frames up to `frame` whose caller is another one now, or was found

@@ -125,6 +125,7 @@ class StackWalk {
   static Stepped step_without_cfi(Cursor& cursor, Step* step) noexcept;
   static bool skip_own_frames(Cursor& cursor, uintptr_t caller) noexcept;
   int find_changed(int frame) const noexcept;
+  void judge(size_t kept, size_t fresh) noexcept;
   Result keep_from(int joined, size_t fresh) noexcept;
   Result replace(size_t fresh, bool complete, bool joinable) noexcept;
   void append(size_t keep, size_t fresh) noexcept;
@@ -135,6 +136,8 @@ class StackWalk {
   uint32_t unmappings_;  // unmappings() of it; counts where is_foreign_.
   uint32_t depth_;
   uint32_t reads_max_;
+  uint32_t wasted_;  // Walks in a row of which joining saved little.
+  uint32_t pause_;   // So many walks are made plainly before joining is tried again.
   bool joinable_;
   bool complete_;  // What is known ends at the root.
   bool is_foreign_;

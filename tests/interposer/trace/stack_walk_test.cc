@@ -366,6 +366,19 @@ TEST_F(StackWalkTest, LeavesOutTheShimsOwnFrames) {
   EXPECT_GT(walker.stack().size(), 3U);
 }
 
+// Stacks that share little are walked plainly for a while; then joining is tried again, and found.
+TEST_F(StackWalkTest, TriesAgainWhereStacksComeToRepeat) {
+  Walker walker;
+  g_walker = &walker;
+  g_random.seed(7);
+  for (int i = 0; i < 400; ++i) g_nodes[g_random() % g_nodes.size()](12);
+  const size_t walked = walker.walked();
+  volatile int rounds = 2000;
+  for (int i = 0; i < rounds; ++i) left(40);
+  EXPECT_EQ(g_incomplete, 0);
+  EXPECT_LT(walker.walked() - walked, 2000U * 40U / 3U);
+}
+
 // What the reader was not told must not be built upon.
 TEST_F(StackWalkTest, BeginsAnewAfterForgetting) {
   Walker walker;
