@@ -65,8 +65,8 @@ class TraceWriter {
   // With what the open transaction has added.
   uint64_t file_bytes();
 
-  // The last commit is a second ago, or so many bytes that a full disk, which takes back what was not
-  // committed, should not take them.
+  // The last commit is a second ago, or so many bytes that a full disk, which takes back what was
+  // not committed, should not take them.
   bool is_commit_due() const;
   void commit();
   // The open transaction, if there is one. Also frees the room that was kept on the disk, so that
