@@ -187,7 +187,15 @@ void look_up_dwarf(Dwarf* dwarf, std::vector<Target>& targets, std::vector<Sourc
 struct Symbol {
   uint64_t start, end;
   const char* name;
+  bool is_unsized;
 };
+
+uint64_t section_end(Elf* elf, size_t index) {
+  GElf_Shdr header;
+  Elf_Scn* section = elf_getscn(elf, index);
+  if (section == nullptr || gelf_getshdr(section, &header) == nullptr) return 0;
+  return header.sh_addr + header.sh_size;
+}
 
 std::vector<Symbol> load_symbols(Elf* elf) {
   std::vector<Symbol> symbols;
@@ -205,14 +213,17 @@ std::vector<Symbol> load_symbols(Elf* elf) {
       if (type != STT_FUNC && type != STT_GNU_IFUNC) continue;
       const char* name = elf_strptr(elf, header.sh_link, symbol.st_name);
       if (name == nullptr || *name == '\0') continue;
-      symbols.push_back({symbol.st_value, symbol.st_value + symbol.st_size, name});
+      uint64_t end = symbol.st_value + symbol.st_size;
+      if (symbol.st_size == 0) end = section_end(elf, symbol.st_shndx);
+      symbols.push_back({symbol.st_value, end, name, symbol.st_size == 0});
     }
   }
   std::stable_sort(symbols.begin(), symbols.end(),
                    [](const Symbol& a, const Symbol& b) { return a.start < b.start; });
-  // Hand-written assembly has no sizes: such a symbol lasts to the next one.
+  // Hand-written assembly has no sizes: such a symbol lasts to the next one, in its own section
+  // (behind _init comes the table of calls into other files).
   for (size_t i = 0; i + 1 < symbols.size(); ++i) {
-    if (symbols[i].end == symbols[i].start) symbols[i].end = symbols[i + 1].start;
+    if (symbols[i].is_unsized) symbols[i].end = std::min(symbols[i].end, symbols[i + 1].start);
   }
   return symbols;
 }
