@@ -124,7 +124,7 @@ class HardStacks:
 
     def check_stack(self, section, call, expected, names, incomplete, depth):
         """1 where the stack ends early, and may; 0 where it is whole. Fails where it is wrong."""
-        if section in INTERRUPTING:  # A signal may come on the way into a library, in code that has no name.
+        if section in WITHOUT_GLIBC:  # A signal may come on the way into a library, in code that has no name.
             names = [name for name in names if name != "?"]
         shown = f"{section}: {call}: stack {names}\nbut the victim was in {expected}"
         if not incomplete:
