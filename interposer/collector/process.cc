@@ -46,14 +46,8 @@ bool failed(int64_t result) { return result < 0 && result > -4096; }
 
 Thread& thread_of(Process& process, pid_t tid, int64_t time_ns, uint32_t& next_id) {
   Thread* cached = process.last_thread;
-  if (cached != nullptr && cached->tid == tid && !cached->end_ns) return *cached;
+  if (cached != nullptr && cached->tid == tid) return *cached;
   std::unique_ptr<Thread>& place = process.threads[tid];
-  // Late records of a thread that has ended come within moments; a new thread with its tid does
-  // not.
-  constexpr int64_t kLateNs = 10'000'000;
-  if (place != nullptr && place->end_ns && time_ns > *place->end_ns + kLateNs) {
-    process.past_threads.push_back(std::move(place));
-  }
   if (place == nullptr) {
     place = std::make_unique<Thread>();
     place->id = next_id++;
@@ -62,6 +56,19 @@ Thread& thread_of(Process& process, pid_t tid, int64_t time_ns, uint32_t& next_i
   }
   process.last_thread = place.get();
   return *place;
+}
+
+Thread& begin_thread(Process& process, pid_t tid, int64_t time_ns, uint32_t& next_id) {
+  // Its own account of its start may be read after the kernel's of its end.
+  constexpr int64_t kLateNs = 10'000'000;
+  const auto known = process.threads.find(tid);
+  if (known != process.threads.end() && known->second->end_ns &&
+      time_ns > *known->second->end_ns + kLateNs) {
+    process.past_threads.push_back(std::move(known->second));
+    process.threads.erase(known);
+    process.last_thread = nullptr;
+  }
+  return thread_of(process, tid, time_ns, next_id);
 }
 
 void read_start(Process& process, const schema::ProcessSlot& slot) {

@@ -118,8 +118,12 @@ struct Process {
   Thread* last_thread = nullptr;
 };
 
-// The thread with this tid at this time; made if it was not known. `next_id`: of the next new row.
+// The thread that was last given this tid, also when it has ended: /proc names a thread, and its
+// faults go on, for moments after its end. Made if none is known. `next_id`: of the next new row.
 Thread& thread_of(Process& process, pid_t tid, int64_t time_ns, uint32_t& next_id);
+// The same for an account of its start: where the last thread with this tid has ended by then, it
+// is another.
+Thread& begin_thread(Process& process, pid_t tid, int64_t time_ns, uint32_t& next_id);
 
 // Reads settings and counters out of the program's slot, as far as they make sense.
 void read_start(Process& process, const schema::ProcessSlot& slot);

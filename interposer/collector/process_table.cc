@@ -138,7 +138,7 @@ void ProcessTable::kernel_fork(const PerfRecord& record, int64_t time_ns) {
   if (record.pid == record.parent_pid) {
     Process& process = at(static_cast<pid_t>(record.pid), time_ns);
     ++process.live_threads;
-    thread_of(process, static_cast<pid_t>(record.tid), time_ns, next_thread_id_);
+    begin_thread(process, static_cast<pid_t>(record.tid), time_ns, next_thread_id_);
     return;
   }
   const auto pid = static_cast<pid_t>(record.pid);

@@ -258,7 +258,7 @@ void Recorder::start_thread(Image& image, Ring& ring, const WireEvent& event, in
   ring.thread = nullptr;
   if (ring.owner == nullptr) return;  // The next event tries by the slot's own fields.
   const pid_t tid = image.pids.tid_named_by(ring.owner->slot, fixed.tid);
-  Thread& thread = thread_of(*ring.owner, tid, time_ns, processes_.next_thread_id());
+  Thread& thread = begin_thread(*ring.owner, tid, time_ns, processes_.next_thread_id());
   thread.start_ns = std::min(thread.start_ns.value_or(time_ns), time_ns);
   ring.thread = &thread;
 }

@@ -200,6 +200,27 @@ TEST_F(RecorderTest, SlotOfAnEndedThreadIsGivenBackOnceItIsDecoded) {
   EXPECT_EQ(db.query_int("SELECT sum(events_lost) FROM process"), 0);
 }
 
+TEST_F(RecorderTest, AThreadThatProcStillNamesAfterItsEndIsNoOtherThread) {
+  // Goal: a thread has one row; another with its tid has its own. Method: a snapshot that lists a
+  // thread long after its end, and then a start with the same tid.
+  constexpr pid_t kTid = kPid + 1;
+  RingWriter ring(base(), 0);
+  ring.write(testing::thread_start(at(1), kPid, kTid));
+  ring.write(testing::thread_end(at(3)));
+  ring.ring().state.store(schema::RingState::kEnded);
+  drain();
+  Snapshot snapshot;
+  snapshot.raw_ns = snapshot.end_raw_ns = origin_ + 50'000'000;
+  snapshot.threads.push_back({kTid, "late", 7, 0});
+  recorder_->handle(SnapshotTaken{kPid, snapshot});
+  RingWriter again(base(), 0);
+  again.write(testing::thread_start(at(90'000'000), kPid, kTid));
+  schema::Database db = finish();
+  EXPECT_EQ(db.query_int("SELECT count(*) FROM thread"), 2);
+  EXPECT_EQ(db.query_int("SELECT minor_faults FROM thread WHERE end_ns = 3"), 7);
+  EXPECT_EQ(db.query_int("SELECT start_ns FROM thread WHERE end_ns IS NULL"), 90'000'000);
+}
+
 TEST_F(RecorderTest, RingThatWasWrittenOverIsCountedNotFatal) {
   // Goal: damage costs events, which are counted, and nothing else. Method: overwrite the middle of
   // a ring's data with noise before it is drained.
