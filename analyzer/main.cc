@@ -13,6 +13,7 @@
 #include "analyzer/reports/open_trace.h"
 #include "analyzer/reports/report.h"
 #include "analyzer/sql_command.h"
+#include "analyzer/sweep_command.h"
 #include "schema/error.h"
 
 namespace heapledger::analyzer {
@@ -20,6 +21,7 @@ namespace {
 
 constexpr int kFailure = 1;
 constexpr int kUsage = 2;
+constexpr size_t kSweepRows = 20;
 
 struct Arguments {
   std::vector<std::string> traces;
@@ -27,7 +29,8 @@ struct Arguments {
   ReportOptions report;
   bool json = false, csv = false, header = false;
   std::string sql;
-  std::string layout = "glibc";  // Of model.
+  std::string layout = "glibc";         // Of model.
+  std::array<std::string, kAxes> axes;  // Of sweep.
 };
 
 void add_report(CLI::App& app, const Report& report, Arguments& arguments) {
@@ -63,18 +66,53 @@ void add_report(CLI::App& app, const Report& report, Arguments& arguments) {
   command->add_option("--site", arguments.report.site, "only rows whose stack contains this text");
 }
 
-int run_report(const Report& report, const Arguments& arguments) {
-  std::vector<Trace> traces;
-  for (const std::string& path : arguments.traces) traces.push_back(open_for_report(path));
-  const ReportInput input{traces, arguments.report};
-  Document document = report.run(input);
+void add_sweep(CLI::App& app, Arguments& arguments) {
+  CLI::App* command = app.add_subcommand(
+      "sweep", "what other settings would have cost: the recorded calls through glibc's allocator");
+  command->add_option("TRACE", arguments.trace, "trace file")->required();
+  for (size_t i = 0; i < kAxes; ++i) {
+    const auto axis = static_cast<Axis>(i);
+    command
+        ->add_option(axis_option(axis), arguments.axes[i],
+                     fmt::format("values to try, with commas between: {}", axis_words(axis)))
+        ->check([axis](const std::string& list) {
+          try {
+            parse_axis(axis, list);
+          } catch (const schema::Error& error) {
+            return std::string(error.what());
+          }
+          return std::string();
+        });
+  }
+  CLI::Option* json = command->add_flag("--json", arguments.json, "JSON: bytes and nanoseconds");
+  command->add_flag("--csv", arguments.csv, "CSV")->excludes(json);
+  command->add_option("--top", arguments.report.top,
+                      fmt::format("rows to show (default: {} as text, else all)", kSweepRows));
+  command->add_option("--process", arguments.report.process, "the process of this pid");
+}
+
+// `top`: rows as text where --top does not say.
+void print(Document document, size_t top, const Arguments& arguments) {
   Limits limits{arguments.report.top, arguments.report.site};
-  if (!limits.top && !arguments.json && !arguments.csv) limits.top = report.top;
+  if (!limits.top && !arguments.json && !arguments.csv) limits.top = top;
   document.limit(limits);
   const std::string text = arguments.json  ? render_json(document)
                            : arguments.csv ? render_csv(document)
                                            : render_text(document);
   std::fwrite(text.data(), 1, text.size(), stdout);
+}
+
+int run_report(const Report& report, const Arguments& arguments) {
+  std::vector<Trace> traces;
+  for (const std::string& path : arguments.traces) traces.push_back(open_for_report(path));
+  const ReportInput input{traces, arguments.report};
+  print(report.run(input), report.top, arguments);
+  return 0;
+}
+
+int run_sweep_command(const Arguments& arguments) {
+  Trace trace = open_for_report(arguments.trace);
+  print(run_sweep(trace, arguments.axes, arguments.report), kSweepRows, arguments);
   return 0;
 }
 
@@ -88,6 +126,7 @@ int run_command(const CLI::App& app, const Arguments& arguments) {
     run_sql(arguments.trace, arguments.sql, format, arguments.header, stdout);
     return 0;
   }
+  if (name == "sweep") return run_sweep_command(arguments);
   if (name == "model") {
     run_model(arguments.trace, arguments.layout, arguments.report.process, stdout);
     return 0;
@@ -101,6 +140,7 @@ int run(int argc, char** argv) {
   app.require_subcommand(1);
   Arguments arguments;
   for (const Report& report : reports()) add_report(app, report, arguments);
+  add_sweep(app, arguments);
   CLI::App* sql = app.add_subcommand(
       "sql", "a query over the trace's tables, with `event` and `fault`; read-only");
   sql->add_option("TRACE", arguments.trace, "trace file")->required();

@@ -21,7 +21,8 @@ class ModelOf : public Model {
   explicit ModelOf(const ModelOptions& options)
       : machine_(options.space),
         heap_(std::make_unique<Heap>(heap::ModelOs{&machine_})),
-        residency_(options.space.residency) {
+        residency_(options.space.residency),
+        touched_below_(options.touched_below) {
     machine_.settings = options.settings;
     machine_.cpus = options.cpus;
     // What failed while it was recorded gets nothing here either.
@@ -32,6 +33,7 @@ class ModelOf : public Model {
   }
 
   void run(std::span<const Op> ops) override {
+    position_ = 0;
     for (const Op& op : ops) {
       if (op.failed) [[unlikely]] {
         refusing_ = true;
@@ -40,7 +42,8 @@ class ModelOf : public Model {
       } else {
         run_one(op);
       }
-      ++operation_;
+      if (op.kind != OpKind::kTouch) ++operation_;
+      ++position_;
     }
   }
 
@@ -55,6 +58,7 @@ class ModelOf : public Model {
   }
 
   heap::AddressSpace& space() override { return machine_.space; }
+  size_t position() const override { return position_; }
 
   size_t touch(uint32_t number, size_t offset, size_t bytes) override {
     const auto* at = static_cast<const std::byte*>(block(number));
@@ -127,7 +131,9 @@ class ModelOf : public Model {
   }
   void set_block(const Op& op, void* at) {
     if (op.block != Op::kNoBlock) block(op.block) = at;
-    if (residency_ && at != nullptr) touch_headers(static_cast<const std::byte*>(at));
+    if (!residency_ || at == nullptr) return;
+    touch_headers(static_cast<const std::byte*>(at));
+    if (op.size < touched_below_) machine_.space.touch(at, op.size);
   }
 
   // The allocator wrote to the chunk's own header, and in an arena to the next one's: a neighbour's
@@ -185,6 +191,9 @@ class ModelOf : public Model {
       case OpKind::kFork:
         begin_own_part(op.thread, by);
         break;
+      case OpKind::kTouch:
+        if (residency_) touch(op.block, op.alignment, op.size);
+        break;
     }
   }
 
@@ -217,8 +226,10 @@ class ModelOf : public Model {
   ModelCounts inherited_;
   uint64_t operation_ = 0;
   uint32_t first_thread_ = 0;  // Alone until another one calls.
+  size_t position_ = 0;
   bool refusing_ = false;
   const bool residency_;
+  const size_t touched_below_;
 };
 
 }  // namespace

@@ -29,6 +29,8 @@ struct ModelOptions {
   heap::Settings settings;
   size_t cpus = 1;
   heap::SpaceOptions space;
+  // With SpaceOptions::residency: the program writes to all of a block of fewer requested bytes.
+  size_t touched_below = 0;
 };
 
 struct ModelCounts {
@@ -55,6 +57,8 @@ class Model {
   // Of the process's own part: what its ancestors did is not counted, but what they held is held.
   virtual ModelCounts counts() const = 0;
   virtual heap::AddressSpace& space() = 0;
+  // For a sink: which of the operations that run() was given is being run.
+  virtual size_t position() const = 0;
   virtual void set_sink(ModelSink sink) = 0;
   // With SpaceOptions::residency: the program wrote to these bytes of a live block. The pages of
   // headers and of what calloc clears and realloc copies are known without being told. Returns the

@@ -88,8 +88,9 @@ void load_admin(schema::Database& db, int64_t process, int64_t end_ns, std::vect
 }  // namespace
 
 struct RecordedOps::Part {
-  Part(schema::Database& db, int64_t process, int64_t end_ns, const schema::DamageSink& damage)
-      : calls(db, process, {kColumns, std::numeric_limits<int64_t>::min(), end_ns, damage}) {
+  Part(schema::Database& db, int64_t process, int64_t end_ns, uint32_t columns,
+       const schema::DamageSink& damage)
+      : calls(db, process, {columns, std::numeric_limits<int64_t>::min(), end_ns, damage}) {
     load_breaks(db, process, end_ns, side);
     load_thread_ends(db, process, end_ns, side);
     load_admin(db, process, end_ns, side);
@@ -110,8 +111,8 @@ struct RecordedOps::Part {
 };
 
 RecordedOps::RecordedOps(schema::Database& db, const TraceInfo& info, int64_t process,
-                         schema::DamageSink damage)
-    : db_(db), damage_(std::move(damage)) {
+                         schema::DamageSink damage, const TouchPlan* plan)
+    : db_(db), damage_(std::move(damage)), plan_(plan) {
   int64_t end_ns = kNever;
   for (const ProcessInfo* at = &info.process(process);;) {
     line_.emplace_back(at->id, end_ns);
@@ -151,7 +152,8 @@ bool RecordedOps::open_next_part(std::vector<Op>& ops) {
   line_.pop_back();
   if (forks_) add_fork(ops);
   forks_ = true;
-  part_ = std::make_unique<Part>(db_, process, end_ns, damage_);
+  const uint32_t columns = plan_ != nullptr ? kColumns | schema::kColumnStack : kColumns;
+  part_ = std::make_unique<Part>(db_, process, end_ns, columns, damage_);
   return true;
 }
 
@@ -186,6 +188,8 @@ void RecordedOps::add_calls(std::vector<Op>& ops) {
   while (run.begin < end && batch.time_ns[run.begin] <= time_limit_ns_) {
     const size_t row = run.begin++;
     if (part_->side_time() <= batch.time_ns[row]) add_side_ops(batch.time_ns[row], ops);
+    // The plan is of the process's own part, which is the last one.
+    if (plan_ != nullptr && line_.empty()) add_touches(batch.time_ns[row], ops);
     add_call(batch, row, ops);
   }
 }
@@ -201,6 +205,34 @@ void RecordedOps::add_side_ops(int64_t time_ns, std::vector<Op>& ops) {
     ops.push_back(side.op);
     ops.back().thread = thread_of(side.thread_row);
   }
+}
+
+void RecordedOps::add_touches(int64_t time_ns, std::vector<Op>& ops) {
+  const std::vector<TouchPlan::Touch>& touches = plan_->touches();
+  for (; next_touch_ < touches.size() && touches[next_touch_].time_ns <= time_ns; ++next_touch_) {
+    const TouchPlan::Touch& touch = touches[next_touch_];
+    Op op;
+    op.kind = OpKind::kTouch;
+    op.time_ns = touch.time_ns;
+    op.block = blocks_.find(touch.id);
+    if (op.block == FlatMap::kNone) continue;
+    op.alignment = touch.offset;
+    op.size = 1;
+    op.thread = last_thread_;
+    ops.push_back(op);
+  }
+}
+
+void RecordedOps::add_assumed_touch(const Op& op, uint64_t id, uint32_t stack,
+                                    std::vector<Op>& ops) {
+  if (op.failed || op.block == Op::kNoBlock || op.size < kWideBytes) return;
+  Op touch;
+  touch.kind = OpKind::kTouch;
+  touch.time_ns = op.time_ns;
+  touch.block = op.block;
+  touch.size = plan_->assumed_bytes(id, op.size, stack);
+  touch.thread = op.thread;
+  if (touch.size != 0) ops.push_back(touch);
 }
 
 void RecordedOps::add_call(const schema::CallBatch& batch, size_t row, std::vector<Op>& ops) {
@@ -239,6 +271,9 @@ void RecordedOps::add_call(const schema::CallBatch& batch, size_t row, std::vect
     op.old_block = Op::kNoBlock;
   }
   ops.push_back(op);
+  if (plan_ != nullptr && op.kind != OpKind::kRelease) {
+    add_assumed_touch(ops.back(), id, batch.stack[row], ops);
+  }
 }
 
 uint32_t RecordedOps::thread_of(uint32_t row) {

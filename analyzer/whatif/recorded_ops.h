@@ -4,8 +4,9 @@
 //
 // Ids become small numbers (`block`), reused after the block's end, so that a model keeps its
 // blocks in an array. Besides calls there are the rare things that decide what an allocator does:
-// ends of threads, moves of the break by the program, mallopt, malloc_trim. A forked child begins
-// with its ancestors' operations up to the fork, then kFork, then its own.
+// ends of threads, moves of the break by the program, mallopt, malloc_trim; and, with a TouchPlan,
+// the program's touches of its blocks. A forked child begins with its ancestors' operations up to
+// the fork, then kFork, then its own.
 //
 // One reader can feed many models: operations come in chunks, and a chunk is the same for all.
 // Thread safety: a reader belongs to one thread, and reads its Database. Memory: one chunk, the
@@ -19,6 +20,7 @@
 
 #include "analyzer/replay/flat_map.h"
 #include "analyzer/trace_info.h"
+#include "analyzer/whatif/touch_plan.h"
 #include "schema/event_reader.h"
 
 namespace heapledger::analyzer {
@@ -34,6 +36,7 @@ enum class OpKind : uint8_t {
   kSetOption,     // mallopt(`block`, `size`), both as ints.
   kTrim,          // malloc_trim(`size`)
   kFork,          // From here on: the child's own. `thread` is the one that goes on.
+  kTouch,         // The program touched `size` bytes of `block`, from `alignment` on.
 };
 
 struct Op {
@@ -53,9 +56,10 @@ static_assert(sizeof(Op) == 40);
 
 class RecordedOps {
  public:
-  // Damage is left out where a sink is given, else thrown.
+  // Damage is left out where a sink is given, else thrown. With a plan, which must outlive this,
+  // there are kTouch operations for wide blocks.
   RecordedOps(schema::Database& db, const TraceInfo& info, int64_t process,
-              schema::DamageSink damage = nullptr);
+              schema::DamageSink damage = nullptr, const TouchPlan* plan = nullptr);
   // A forked child, its parent's reading being at the fork. Begins with kFork, not with ancestors.
   RecordedOps(const RecordedOps& parent_at_fork, int64_t process);
   ~RecordedOps();
@@ -77,12 +81,16 @@ class RecordedOps {
   void add_calls(std::vector<Op>& ops);
   void add_call(const schema::CallBatch& batch, size_t row, std::vector<Op>& ops);
   void add_side_ops(int64_t time_ns, std::vector<Op>& ops);
+  void add_touches(int64_t time_ns, std::vector<Op>& ops);
+  void add_assumed_touch(const Op& op, uint64_t id, uint32_t stack, std::vector<Op>& ops);
   uint32_t thread_of(uint32_t row);
   uint32_t begin_block(uint64_t id);
   uint32_t end_block(uint64_t id);
 
   schema::Database& db_;
   schema::DamageSink damage_;
+  const TouchPlan* plan_ = nullptr;
+  size_t next_touch_ = 0;
   std::vector<std::pair<int64_t, int64_t>> line_;  // Process and end; oldest ancestor last.
   std::unique_ptr<Part> part_;
   FlatMap blocks_;  // Id -> block.

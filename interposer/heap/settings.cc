@@ -222,6 +222,8 @@ void apply_alias(Settings* settings, const Tunable& tunable, const char* const* 
 
 }  // namespace
 
+bool parse_setting(const char* text, uint64_t* bytes) { return base::parse_size(text, bytes); }
+
 bool apply_tunable(Settings* settings, const char* name, size_t name_length, const char* value) {
   for (const Tunable& tunable : kTunables) {
     if (std::strlen(tunable.name) == name_length &&

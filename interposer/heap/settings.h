@@ -41,6 +41,8 @@ struct Settings {
                        // complement, freed memory with it.
   size_t hugetlb = 0;  // Huge pages: 0 none, 1 transparent, 2 the default size, else a size.
   bool threshold_is_tunable = false;  // mmap_threshold was set before the first call.
+
+  bool operator==(const Settings&) const = default;
 };
 
 // All zero: what a constant-initialised allocator holds before its first call, so that it needs no
@@ -70,6 +72,10 @@ constexpr Settings default_settings(uint16_t glibc_version) {
   if (!rules.has_fastbins) settings.fast_chunk_max = 0;
   return settings;
 }
+
+// A size as heapledger's options take it: digits with an optional K, M or G. Returns false, and
+// leaves *bytes alone, for anything else.
+bool parse_setting(const char* text, uint64_t* bytes);
 
 // Applies one GLIBC_TUNABLES entry by its tunable name, e.g. "mmap_threshold" = "65536"; a colon
 // ends the value. Values outside the tunable's range and unknown names change nothing. Returns

@@ -54,6 +54,7 @@ constexpr Command kCommands[] = {
     {"leaks", "blocks never freed, by call stack", nullptr},
     {"layout", "the segments of the address space: size, resident, swapped", nullptr},
     {"compare", "settings side by side, from traces or recorded in turn", &run_compare},
+    {"sweep", "what other settings would have cost, from one recording", nullptr},
     {"sql", "a read-only query on the trace", nullptr},
     {"doctor", "what this machine allows, and how to allow more", &run_doctor},
 };

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+// One process's recorded calls, run through the model of glibc's allocator under many settings at
+// once: what each would have cost in system calls and page faults, and held in memory.
+//
+// One reading feeds all models, chunk by chunk, on all cores. Models that do not fit into memory
+// together take turns: the calls are read again for each group.
+// Thread safety: sweep() starts threads of its own; nothing else is shared. Cost: 50-200 ns per
+// operation and setting, divided by the cores.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "analyzer/trace_info.h"
+#include "analyzer/whatif/call_cost.h"
+#include "analyzer/whatif/setting_grid.h"
+#include "analyzer/whatif/touch_plan.h"
+
+namespace heapledger::analyzer {
+
+struct SweepRow {
+  SettingChoice choice;
+  std::array<uint64_t, heap::kCallNames> calls{};  // By CallName.
+  double syscall_ns = 0;
+  uint64_t faults = 0;  // Of heap pages.
+  double fault_ns = 0;
+  uint64_t held_bytes_peak = 0;
+  double held_bytes_mean = 0;
+  uint64_t resident_bytes_peak = 0;  // Of the heap.
+  double resident_bytes_mean = 0;
+  double external = 0;  // 1 - requested live bytes / held bytes, at the peak of held.
+
+  uint64_t call_count() const;
+  double cost_ns() const { return syscall_ns + fault_ns; }
+};
+
+struct SweepResult {
+  std::vector<SweepRow> rows;  // The recorded settings first.
+  CallCost call_cost;
+  int64_t ns_per_fault = 0;
+  uint64_t operations = 0;
+  uint64_t unmatched_ends = 0;  // Ends of blocks that never began.
+  bool touches_known = false;   // False: every block is taken to be touched in full.
+  uint64_t fresh_pages = 0, recycled_pages = 0;  // See TouchPlan.
+};
+
+struct SweepOptions {
+  AxisWords axes;
+  size_t threads = 0;                         // 0: one per core.
+  std::function<void(double part)> progress;  // 0..1, now and then, from the calling thread.
+};
+
+// `ns_per_fault`: what a minor fault costs. Throws Error.
+SweepResult sweep(schema::Database& db, const TraceInfo& info, int64_t process,
+                  int64_t ns_per_fault, const SweepOptions& options);
+
+// Which rows no other row beats in both cost and peak of resident bytes, by cost.
+std::vector<size_t> pareto_front(const std::vector<SweepRow>& rows);
+
+}  // namespace heapledger::analyzer

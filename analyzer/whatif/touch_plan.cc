@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "analyzer/whatif/touch_plan.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "analyzer/replay/replay.h"
+
+namespace heapledger::analyzer {
+
+namespace {
+
+// In the number of resident pages that a block began with: the program touched pages behind them.
+constexpr uint32_t kBeyondFront = 1U << 31;
+// Such blocks show what their program touches: all but the page of their header was fresh.
+bool is_sample(uint32_t front) { return front <= 1; }
+
+size_t size_class(uint64_t bytes) { return static_cast<size_t>(std::bit_width(bytes) - 1); }
+
+uint64_t pages_of(const Block& block) {
+  const uint64_t first = block.address / kPageBytes;
+  return (block.address + block.size - 1) / kPageBytes - first + 1;
+}
+
+}  // namespace
+
+class TouchPlan::Observer : public ReplayObserver {
+ public:
+  explicit Observer(TouchPlan& plan) : plan_(plan) {}
+
+  void on_begin(const Replay& replay) override { replay_ = &replay; }
+
+  void on_alloc(const schema::CallRow&, const Block& block) override {
+    if (block.size < kWideBytes) return;
+    const uint64_t pages = pages_of(block);
+    // With what faulted inside the call: the model makes such touches itself.
+    const uint64_t resident =
+        replay_->memory().resident().count(block.address, block.address + block.size);
+    const uint64_t fresh = pages - std::min(pages, resident);
+    plan_.fresh_pages_ += fresh;
+    plan_.recycled_pages_ += pages - fresh;
+    if (fresh == 0) return;
+    const auto front = static_cast<uint32_t>(pages - fresh);
+    plan_.recycled_front_.put(block.id, front);
+    if (is_sample(front)) count(block, {fresh, 0});
+  }
+
+  void on_fault(const FaultFact& fault) override {
+    if (fault.block_id == 0 ||
+        (fault.touch != schema::Touch::kFirst && fault.touch != schema::Touch::kRepeat)) {
+      return;
+    }
+    const Block* block = replay_->live().find(fault.block_id);
+    if (block == nullptr || block->size < kWideBytes || block->inherited) return;
+    if (fault.row.address >= block->address + block->size) return;
+    if (fault.row.time_ns <= block->time_ns) return;  // Inside the call.
+    const uint32_t front = plan_.recycled_front_.find(block->id);
+    if (front != FlatMap::kNone) {
+      if (is_sample(front)) {
+        count(*block, {0, 1});
+      } else {
+        plan_.recycled_front_.put(block->id, front | kBeyondFront);
+      }
+    }
+    const uint64_t page = fault.row.address / kPageBytes * kPageBytes;
+    plan_.touches_.push_back(
+        {fault.row.time_ns, block->id, page > block->address ? page - block->address : 0});
+  }
+
+ private:
+  void count(const Block& block, const Share& share) {
+    plan_.by_stack_[block.stack] += share;
+    plan_.by_size_[size_class(block.size)] += share;
+    plan_.all_ += share;
+  }
+
+  TouchPlan& plan_;
+  const Replay* replay_ = nullptr;
+};
+
+TouchPlan TouchPlan::of(schema::Database& db, const TraceInfo& info, int64_t process) {
+  TouchPlan plan;
+  plan.known_ = info.faults_have_addresses();
+  if (!plan.known_) return plan;
+  Observer observer(plan);
+  ReplayOptions options;
+  options.observer = &observer;
+  Replay(db, info, process, options).run_to_end();
+  // A fault inside a call is told when the call ends.
+  std::stable_sort(plan.touches_.begin(), plan.touches_.end(),
+                   [](const Touch& a, const Touch& b) { return a.time_ns < b.time_ns; });
+  return plan;
+}
+
+uint64_t TouchPlan::assumed_bytes(uint64_t id, uint64_t bytes, uint32_t stack) const {
+  if (!known_) return bytes;
+  const uint32_t front = recycled_front_.find(id);
+  uint64_t reach = bytes;
+  if (front != FlatMap::kNone) {
+    reach = std::min<uint64_t>(bytes, (front & ~kBeyondFront) * kPageBytes);
+    if ((front & kBeyondFront) != 0) return reach;
+  }
+  const auto found = by_stack_.find(stack);
+  Share share = found == by_stack_.end() ? Share{} : found->second;
+  if (share.fresh == 0) share = by_size_[size_class(bytes)];
+  if (share.fresh == 0) share = all_;
+  if (share.fresh == 0) return reach;
+  const double part =
+      std::min(1.0, static_cast<double>(share.touched) / static_cast<double>(share.fresh));
+  return std::min(reach, static_cast<uint64_t>(static_cast<double>(bytes) * part));
+}
+
+}  // namespace heapledger::analyzer

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+// Settings as lists, what a call costs, which pages were touched, and the sweep that joins them.
+#include "analyzer/whatif/sweep.h"
+
+#include <gtest/gtest.h>
+
+#include "analyzer/whatif/model.h"
+#include "schema/error.h"
+#include "tests/analyzer/analyzer_fixture.h"
+
+namespace heapledger::analyzer {
+namespace {
+
+constexpr uint64_t kMiB = uint64_t{1} << 20;
+
+AxisWords axes(std::initializer_list<std::pair<Axis, const char*>> lists) {
+  AxisWords words;
+  for (const auto& [axis, list] : lists) words[static_cast<size_t>(axis)] = parse_axis(axis, list);
+  return words;
+}
+
+TEST(SettingGrid, AnyThresholdTurnsTheDynamicOneOff) {
+  const auto grid = setting_grid({}, axes({{Axis::kMmapThreshold, "dynamic,256K"},
+                                           {Axis::kTrimThreshold, "default,1M,never"}}));
+  ASSERT_EQ(grid.size(), 6U);
+  EXPECT_EQ(grid[0].label, "defaults, as recorded");
+  EXPECT_TRUE(grid[0].settings.threshold_is_dynamic);
+  EXPECT_EQ(grid[0].tunables_text(), "");
+  EXPECT_EQ(grid[1].label, "trim 1M");
+  EXPECT_FALSE(grid[1].settings.threshold_is_dynamic);
+  EXPECT_EQ(grid[1].settings.mmap_threshold, 128U << 10);
+  EXPECT_EQ(grid[5].label, "mmap 256K, trim never");
+  EXPECT_EQ(grid[5].settings.trim_threshold, SIZE_MAX);
+  EXPECT_EQ(grid[5].tunables_text(),
+            "glibc.malloc.mmap_threshold=262144:glibc.malloc.trim_threshold=18446744073709551615");
+}
+
+TEST(SettingGrid, WhatHasNoListStaysAsRecorded) {
+  heap::Settings recorded;
+  heap::apply_tunable(&recorded, "top_pad", 7, "1048576");
+  const auto grid = setting_grid(recorded, axes({{Axis::kMmapThreshold, "1M,brk-only,mmap-only"},
+                                                 {Axis::kArenaMax, "auto,2"}}));
+  ASSERT_EQ(grid.size(), 7U);
+  EXPECT_EQ(grid[0].label, "as recorded");
+  for (const SettingChoice& choice : grid) {
+    EXPECT_EQ(choice.settings.top_pad, kMiB) << choice.label;
+    EXPECT_FALSE(choice.settings.threshold_is_dynamic) << choice.label;
+  }
+  EXPECT_EQ(grid[3].settings.mmap_max, 0) << grid[3].label;
+  EXPECT_EQ(grid[6].label, "mmap mmap-only, arenas 2");
+  EXPECT_EQ(grid[6].settings.mmap_threshold, 0U);
+  EXPECT_EQ(grid[6].settings.arena_max, 2U);
+}
+
+TEST(SettingGrid, VersionsAreSettingsToo) {
+  const auto grid = setting_grid({}, axes({{Axis::kGlibc, "2.36,2.43"}}));
+  ASSERT_EQ(grid.size(), 2U);
+  EXPECT_EQ(grid[1].label, "glibc 2.43");
+  EXPECT_EQ(grid[1].settings.glibc_version, 243);
+  EXPECT_EQ(grid[1].settings.cache_count, heap::default_settings(243).cache_count);
+}
+
+TEST(SettingGrid, WordsThatAreNotUnderstoodNameTheirOption) {
+  for (const auto& [axis, list] : {std::pair{Axis::kMmapThreshold, "128K,,1M"},
+                                   {Axis::kTrimThreshold, "brk-only"},
+                                   {Axis::kGlibc, "2.99"},
+                                   {Axis::kTopPad, "1T"},
+                                   {Axis::kArenaMax, "-1"}}) {
+    try {
+      parse_axis(axis, list);
+      ADD_FAILURE() << list;
+    } catch (const schema::Error& error) {
+      EXPECT_NE(std::string(error.what()).find(axis_option(axis)), std::string::npos) << list;
+    }
+  }
+}
+
+class SweepTest : public AnalyzerTest {
+ protected:
+  SweepResult run(const TraceBuilder& trace, SweepOptions options, int64_t ns_per_fault = 1000) {
+    trace.write("trace.db");
+    db_ = schema::open_trace("trace.db", schema::OpenMode::kReadOnly);
+    info_ = load_trace_info(*db_);
+    return sweep(*db_, info_, 1, ns_per_fault, options);
+  }
+
+  std::optional<schema::Database> db_;
+  TraceInfo info_;
+};
+
+TEST_F(SweepTest, EachRowIsWhatItsModelAloneSays) {
+  // Goal: chunks, threads and groups change nothing. Method: 60,000 calls, more than a chunk, each
+  // setting's counts against a model that runs alone.
+  TraceBuilder trace;
+  trace.meta("fault_source", "perf");
+  uint64_t at = kHeap + 0x1000;
+  for (int i = 0; i < 30000; ++i) {
+    trace.alloc(at, static_cast<uint64_t>(i % 700) * 997, 0);
+    if (i % 3 != 0) {
+      trace.free(at);
+    } else {
+      at += 0x100000;
+    }
+  }
+  SweepOptions options;
+  options.axes =
+      axes({{Axis::kMmapThreshold, "dynamic,64K,512K,brk-only"}, {Axis::kTopPad, "default,1M"}});
+  options.threads = 3;
+  const SweepResult result = run(trace, options);
+  ASSERT_EQ(result.rows.size(), 8U);
+  for (const SweepRow& row : result.rows) {
+    ModelOptions alone;
+    alone.settings = row.choice.settings;
+    const auto model = make_model(alone);
+    RecordedOps reader(*db_, info_, 1);
+    std::vector<Op> ops;
+    while (reader.next_chunk(ops)) model->run(ops);
+    EXPECT_EQ(row.calls, model->counts().calls) << row.choice.label;
+    EXPECT_EQ(row.held_bytes_peak, model->counts().held_bytes_peak) << row.choice.label;
+    EXPECT_GT(row.held_bytes_mean, 0) << row.choice.label;
+    EXPECT_LE(row.held_bytes_mean, static_cast<double>(row.held_bytes_peak)) << row.choice.label;
+    EXPECT_LE(row.resident_bytes_peak, row.held_bytes_peak) << row.choice.label;
+  }
+  EXPECT_NE(result.rows[0].calls, result.rows[2].calls);
+}
+
+TEST_F(SweepTest, FaultsAreOfThePagesThatTheProgramTouches) {
+  // Goal: a block's untouched pages cost nothing under any setting, and a recycled block is taken
+  // to be touched as far as fresh blocks of its stack were. Method: a block of 64 pages of which a
+  // quarter is touched, freed and allocated again in the same place; with a mapping for each, the
+  // second one faults as the first did.
+  TraceBuilder trace;
+  const uint32_t stack = trace.stack({"buffer main.cc:1"});
+  trace.meta("fault_source", "perf").grow(80 * 4096);
+  const uint64_t block = kHeap + 16;
+  trace.alloc(block, 64 * 4096, stack).touch(kHeap, 16 * 4096).free(block);
+  trace.alloc(block, 64 * 4096, stack).free(block);
+  SweepOptions options;
+  options.axes = axes({{Axis::kMmapThreshold, "32M,64K"}, {Axis::kTrimThreshold, "never"}});
+  const SweepResult result = run(trace, options);
+  ASSERT_EQ(result.rows.size(), 3U);
+  EXPECT_TRUE(result.touches_known);
+  const SweepRow& kept = result.rows[1];
+  const SweepRow& mapped = result.rows[2];
+  EXPECT_EQ(mapped.calls[static_cast<size_t>(heap::CallName::kMmap)], 2U);
+  // Headers and the caches' own memory are a page or two each time.
+  EXPECT_NEAR(static_cast<double>(kept.faults), 17, 3);
+  EXPECT_NEAR(static_cast<double>(mapped.faults), 34, 5);
+  EXPECT_NEAR(static_cast<double>(mapped.fault_ns), 1000.0 * static_cast<double>(mapped.faults), 1);
+}
+
+TEST_F(SweepTest, WithoutAddressesEveryPageCounts) {
+  TraceBuilder trace;
+  trace.meta("fault_source", "getrusage").grow(80 * 4096);
+  trace.alloc(kHeap + 16, 64 * 4096, 0);
+  const SweepResult result = run(trace, {});
+  EXPECT_FALSE(result.touches_known);
+  EXPECT_GE(result.rows.front().faults, 64U);
+}
+
+TEST_F(SweepTest, CallsCostWhatTheRecordedOnesOfTheirLengthDid) {
+  // Goal: base and slope from the trace, outliers apart. Method: twenty munmaps of two lengths, one
+  // of which took a thousand times as long.
+  TraceBuilder trace;
+  trace.meta("fault_source", "perf").alloc(kHeap + 16, 100, 0);
+  for (int i = 0; i < 20; ++i) {
+    const uint64_t bytes = (i % 2 != 0 ? 100 : 1000) * 4096;
+    trace.map(0x10000000, bytes).unmap(0x10000000, bytes);
+  }
+  trace.write("trace.db");
+  {
+    schema::Database db = schema::open_trace("trace.db", schema::OpenMode::kReadWrite);
+    db.exec("UPDATE syscall SET duration_ns = 700 + arg1 / 4096 * 30 WHERE name = 'munmap'");
+    db.exec(
+        "UPDATE syscall SET duration_ns = 3000000 WHERE rowid = (SELECT min(rowid) FROM syscall"
+        " WHERE name = 'munmap')");
+  }
+  schema::Database db = schema::open_trace("trace.db", schema::OpenMode::kReadOnly);
+  const CallCost cost = CallCost::of(db, 1);
+  heap::SimulatedCall call;
+  call.name = heap::CallName::kMunmap;
+  call.bytes = 500 * 4096;
+  EXPECT_EQ(cost.line(CallCost::kMunmap).samples, 20U);
+  EXPECT_NEAR(cost.ns(call), 700 + 500 * 30, 1);
+  // Of a kind that was not recorded the cost is measured.
+  EXPECT_EQ(cost.line(CallCost::kMremap).samples, 0U);
+  EXPECT_GE(cost.line(CallCost::kMremap).base_ns, 50);
+}
+
+TEST(ParetoFront, HasOnlyWhatNothingBeatsInBoth) {
+  std::vector<SweepRow> rows(4);
+  const auto set = [&](size_t row, double cost, uint64_t bytes) {
+    rows[row].syscall_ns = cost;
+    rows[row].resident_bytes_peak = bytes;
+  };
+  set(0, 30, 10);
+  set(1, 10, 40);
+  set(2, 20, 50);  // Beaten by 1.
+  set(3, 20, 20);
+  EXPECT_EQ(pareto_front(rows), (std::vector<size_t>{1, 3, 0}));
+}
+
+}  // namespace
+}  // namespace heapledger::analyzer
