@@ -38,7 +38,9 @@ inline constexpr size_t kSignalRbp = 0x78;
 inline constexpr size_t kSignalRsp = 0xa0;
 inline constexpr size_t kSignalRip = 0xa8;
 
-// A recipe in 27 bits: type 4, cfa_offset / 8 13, rbp_offset / 8 10 (both signed).
+// A recipe in 27 bits, from the lowest: type 4, rbp_offset / 8 10, cfa_offset / 8 13 (both signed,
+// but the latter negative for kAligned only: one shift gives it, and each step of a walk waits for
+// it).
 class PackedRecipe {
  public:
   static constexpr unsigned kBits = 27;
@@ -48,21 +50,24 @@ class PackedRecipe {
   static constexpr PackedRecipe pack(const Recipe& recipe) {
     const int32_t cfa = recipe.cfa_offset / 8;
     const int32_t rbp = recipe.rbp_offset / 8;
+    const int32_t least = recipe.type == RecipeType::kAligned ? -(1 << 12) : 0;
     const bool fits = cfa * 8 == recipe.cfa_offset && rbp * 8 == recipe.rbp_offset &&
-                      cfa >= -(1 << 12) && cfa < 1 << 12 && rbp >= -(1 << 9) && rbp < 1 << 9;
+                      cfa >= least && cfa < 1 << 12 && rbp >= -(1 << 9) && rbp < 1 << 9;
     if (!fits) return PackedRecipe(static_cast<uint64_t>(RecipeType::kWide));
     return PackedRecipe(static_cast<uint64_t>(recipe.type) |
-                        uint64_t{static_cast<uint32_t>(cfa) & 0x1fffU} << 4 |
-                        uint64_t{static_cast<uint32_t>(rbp) & 0x3ffU} << 17);
+                        uint64_t{static_cast<uint32_t>(rbp) & 0x3ffU} << 4 |
+                        uint64_t{static_cast<uint32_t>(cfa) & 0x1fffU} << 14);
   }
 
   constexpr RecipeType type() const { return static_cast<RecipeType>(bits_ & 15); }
   constexpr int32_t cfa_offset() const {
-    return (static_cast<int32_t>(static_cast<uint32_t>(bits_) << 15) >> 19) * 8;
+    return (static_cast<int32_t>(static_cast<uint32_t>(bits_) << 5) >> 19) * 8;
   }
   constexpr int32_t rbp_offset() const {
-    return (static_cast<int32_t>(static_cast<uint32_t>(bits_) << 5) >> 22) * 8;
+    return (static_cast<int32_t>(static_cast<uint32_t>(bits_) << 18) >> 22) * 8;
   }
+  // The same but for kAligned.
+  constexpr uint64_t cfa_positive() const { return (bits_ >> 14) * 8; }
   constexpr Recipe unpacked() const { return {type(), cfa_offset(), rbp_offset()}; }
   constexpr uint64_t bits() const { return bits_; }
 

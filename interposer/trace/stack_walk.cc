@@ -8,7 +8,7 @@
 namespace heapledger::trace {
 namespace {
 
-using base::address_of;
+constexpr uintptr_t kFramePair = 2 * sizeof(uintptr_t);  // A saved rbp and the return address.
 
 inline uintptr_t load(uintptr_t address) {
   return *static_cast<const uintptr_t*>(base::pointer_to(address));
@@ -16,12 +16,13 @@ inline uintptr_t load(uintptr_t address) {
 
 }  // namespace
 
-// ---- Memory: ips, frames, reads, steps, fresh, one behind the other.
+// ---- Memory: ips, a frame that ends each search, frames, reads, steps, fresh, one behind the
+// other.
 
 size_t StackWalk::bytes_for(size_t depth) noexcept {
   const size_t reads = 2 * depth + 16;
-  return depth * (sizeof(uintptr_t) + sizeof(Frame) + sizeof(Step)) + reads * sizeof(Read) +
-         (depth + kOwnFramesMax + 4) * sizeof(uintptr_t);
+  return depth * (sizeof(uintptr_t) + sizeof(Frame) + sizeof(Step)) + sizeof(Frame) +
+         reads * sizeof(Read) + (depth + kOwnFramesMax + 4) * sizeof(uintptr_t);
 }
 
 void StackWalk::attach(void* memory, size_t depth) noexcept {
@@ -29,7 +30,8 @@ void StackWalk::attach(void* memory, size_t depth) noexcept {
   depth_ = static_cast<uint32_t>(depth);
   reads_max_ = static_cast<uint32_t>(2 * depth + 16);
   ips_ = static_cast<uintptr_t*>(memory);
-  frames_ = reinterpret_cast<Frame*>(ips_ + depth);
+  frames_ = reinterpret_cast<Frame*>(ips_ + depth) + 1;
+  frames_[-1].sp = UINTPTR_MAX;
   reads_ = reinterpret_cast<Read*>(frames_ + depth);
   steps_ = reinterpret_cast<Step*>(reads_ + reads_max_);
   fresh_ = reinterpret_cast<uintptr_t*>(steps_ + depth);
@@ -40,11 +42,12 @@ void StackWalk::attach(void* memory, size_t depth) noexcept {
 // ---- One frame outwards.
 
 // Moves to the caller, whose CFA (its rsp) the recipe gives, if that lies in the stack.
-StackWalk::Stepped StackWalk::step_by_recipe(Cursor& cursor, Step* step) noexcept {
+StackWalk::Stepped StackWalk::step_by_recipe(Cursor& cursor, const Recipe& recipe) noexcept {
   Registers& at = cursor.at;
   uintptr_t cfa = 0;
-  if (step->type == RecipeType::kAligned) {
-    const uintptr_t place = at.bp + static_cast<uintptr_t>(intptr_t{step->cfa_offset});
+  const auto cfa_offset = static_cast<uintptr_t>(intptr_t{recipe.cfa_offset});
+  if (recipe.type == RecipeType::kAligned) {
+    const uintptr_t place = at.bp + cfa_offset;
     if (place < at.sp || place > at.bp) return Stepped::kStopped;
     const uintptr_t end = at.bp + sizeof(uintptr_t);
     if (end > cursor.range.high && !cursor.bounds->extend(&cursor.range, end)) {
@@ -52,18 +55,17 @@ StackWalk::Stepped StackWalk::step_by_recipe(Cursor& cursor, Step* step) noexcep
     }
     cfa = load(place);
   } else {
-    cfa = (step->type == RecipeType::kRsp ? at.sp : at.bp) +
-          static_cast<uintptr_t>(intptr_t{step->cfa_offset});
+    cfa = (recipe.type == RecipeType::kRsp ? at.sp : at.bp) + cfa_offset;
   }
-  if (cfa < at.sp + sizeof(uintptr_t) || cfa < sizeof(uintptr_t)) return Stepped::kStopped;
+  if (cfa < at.sp + sizeof(uintptr_t)) return Stepped::kStopped;
   if (cfa > cursor.range.high && !cursor.bounds->extend(&cursor.range, cfa)) {
     return Stepped::kStopped;
   }
   const uintptr_t ip = load(cfa - sizeof(uintptr_t));
-  if (step->type == RecipeType::kAligned) {
+  if (recipe.type == RecipeType::kAligned) {
     at.bp = load(at.bp);
-  } else if (step->rbp_offset != 0) {
-    at.bp = load(cfa + static_cast<uintptr_t>(intptr_t{step->rbp_offset}));
+  } else if (recipe.rbp_offset != 0) {
+    at.bp = load(cfa + static_cast<uintptr_t>(intptr_t{recipe.rbp_offset}));
   }
   at.ip = ip;
   at.sp = cfa;
@@ -87,76 +89,48 @@ StackWalk::Stepped StackWalk::step_out_of_signal(Cursor& cursor) noexcept {
 // Code that came without unwind information: made at run time, or hand-written. Most of it keeps a
 // frame pointer; taken for one only where it looks like one and leads to code that is known, or on
 // to another one.
-StackWalk::Stepped StackWalk::step_without_cfi(Cursor& cursor, Step* step) noexcept {
+StackWalk::Stepped StackWalk::step_without_cfi(Cursor& cursor) noexcept {
   if (is_bare_root(cursor.at.ip)) return Stepped::kRoot;
   const uintptr_t bp = cursor.at.bp;
-  constexpr uintptr_t kPair = 2 * sizeof(uintptr_t);
   const auto fits = [&](uintptr_t frame, uintptr_t above) {
     return frame >= above && base::is_aligned(frame, sizeof(uintptr_t)) &&
-           frame <= cursor.range.high - kPair;
+           frame <= cursor.range.high - kFramePair;
   };
   if (!fits(bp, cursor.at.sp)) return Stepped::kStopped;
   const uintptr_t ip = load(bp + sizeof(uintptr_t));
   if (ip == 0) return Stepped::kStopped;
-  if (recipe_at(ip - 1).type() == RecipeType::kNoCfi && !fits(load(bp), bp + kPair)) {
+  if (recipe_at(ip - 1).type() == RecipeType::kNoCfi && !fits(load(bp), bp + kFramePair)) {
     return Stepped::kStopped;
   }
-  step->rbp_offset = -static_cast<int32_t>(kPair);
-  cursor.at = {ip, bp + kPair, load(bp)};
+  cursor.at = {ip, bp + kFramePair, load(bp)};
   cursor.exact = false;
   return Stepped::kOn;
 }
 
-__attribute__((noinline, cold)) StackWalk::Stepped StackWalk::step_rarely(Cursor& cursor,
-                                                                          Step* step) noexcept {
-  if (step->type == RecipeType::kWide) {
-    const Recipe recipe = wide_recipe(cursor.exact ? cursor.at.ip : cursor.at.ip - 1);
-    step->type = recipe.type;
-    step->cfa_offset = recipe.cfa_offset;
-    step->rbp_offset = recipe.rbp_offset;
-  }
-  switch (step->type) {
+// Any frame. go() does without it for nearly all of them.
+__attribute__((noinline, cold)) StackWalk::Stepped StackWalk::step(Cursor& cursor,
+                                                                   Step* step) noexcept {
+  const uintptr_t at = cursor.exact ? cursor.at.ip : cursor.at.ip - 1;
+  Recipe recipe = recipe_at(at).unpacked();
+  if (recipe.type == RecipeType::kWide) recipe = wide_recipe(at);
+  const bool aligned = recipe.type == RecipeType::kAligned;
+  *step = {cursor.at.sp, cursor.at.bp, aligned ? recipe.cfa_offset : recipe.rbp_offset, recipe.type,
+           cursor.exact};
+  switch (recipe.type) {
     case RecipeType::kRsp:
     case RecipeType::kRbp:
     case RecipeType::kAligned:
-      return step_by_recipe(cursor, step);
+      return step_by_recipe(cursor, recipe);
     case RecipeType::kSignal:
       return step_out_of_signal(cursor);
     case RecipeType::kEnd:
       return Stepped::kRoot;
     case RecipeType::kNoCfi:
-      return step_without_cfi(cursor, step);
+      step->offset = -static_cast<int32_t>(kFramePair);
+      return step_without_cfi(cursor);
     default:
       return Stepped::kHelpless;
   }
-}
-
-inline __attribute__((always_inline)) StackWalk::Stepped StackWalk::step(Cursor& cursor,
-                                                                         Step* step) noexcept {
-  Registers& at = cursor.at;
-  const PackedRecipe recipe = recipe_at(cursor.exact ? at.ip : at.ip - 1);
-  const RecipeType type = recipe.type();
-  step->sp = at.sp;
-  step->bp = at.bp;
-  step->type = type;
-  step->exact = cursor.exact;
-  step->cfa_offset = recipe.cfa_offset();
-  step->rbp_offset = recipe.rbp_offset();
-  if (__builtin_expect(type == RecipeType::kRsp || type == RecipeType::kRbp, 1)) {
-    const uintptr_t cfa = (type == RecipeType::kRsp ? at.sp : at.bp) +
-                          static_cast<uintptr_t>(intptr_t{step->cfa_offset});
-    if (__builtin_expect(cfa - 8 >= at.sp && cfa <= cursor.range.high, 1)) {
-      const uintptr_t ip = load(cfa - 8);
-      if (step->rbp_offset != 0) {
-        at.bp = load(cfa + static_cast<uintptr_t>(intptr_t{step->rbp_offset}));
-      }
-      at.ip = ip;
-      at.sp = cfa;
-      cursor.exact = false;
-      return __builtin_expect(ip == 0, 0) ? Stepped::kRoot : Stepped::kOn;
-    }
-  }
-  return step_rarely(cursor, step);
 }
 
 bool StackWalk::skip_own_frames(Cursor& cursor, uintptr_t caller) noexcept {
@@ -169,6 +143,99 @@ bool StackWalk::skip_own_frames(Cursor& cursor, uintptr_t caller) noexcept {
 }
 
 // ---- The walk.
+
+// Walks outwards until the stack ends, or to one of the known frames up to *known that it joins
+// (kJoined; *known is that frame). Without kJoins it joins none, and nothing can be joined to what
+// it finds: steps_ is not filled.
+//
+// The registers are in locals, which no function gets the address of, and the two common forms of
+// a frame differ in no branch: each step waits for the one before, so what counts is the way from
+// one return address to the next.
+template <bool kJoins>
+inline __attribute__((always_inline)) StackWalk::Stepped StackWalk::go(Cursor& cursor, int* known,
+                                                                       size_t* fresh) noexcept {
+  uintptr_t ip = cursor.at.ip;
+  uintptr_t sp = cursor.at.sp;
+  uintptr_t bp = cursor.at.bp;
+  uintptr_t high = cursor.range.high;
+  bool exact = cursor.exact;
+  int candidate = *known;
+  const size_t depth = depth_;
+  uintptr_t* const ips = fresh_;
+  Step* const steps = steps_;
+  Stepped stepped = Stepped::kFull;
+  size_t count = *fresh;
+  for (; count < depth; ++count) {
+    if constexpr (kJoins) {
+      while (frames_[candidate].sp < sp) --candidate;
+      if (frames_[candidate].sp == sp && ips_[candidate] == ip) {
+        const Frame& frame = frames_[candidate];
+        const bool same = ((frame.flags & kBpLive) == 0 || frame.bp == bp) &&
+                          ((frame.flags & kExact) != 0) == exact;
+        if (same) {
+          const int changed = find_changed(candidate);
+          if (changed < 0) {
+            stepped = Stepped::kJoined;
+            break;
+          }
+          candidate = changed - 1;  // Up to there the walk repeats itself.
+        }
+      }
+    }
+    ips[count] = ip;
+    if (__builtin_expect(!exact, 1)) {
+      const PackedRecipe recipe = recipe_at(ip - 1);
+      const RecipeType type = recipe.type();
+      const auto saved = static_cast<uintptr_t>(intptr_t{recipe.rbp_offset()});
+      uintptr_t cfa = 0;  // An address that no frame has.
+      uintptr_t bp_place = 0;
+      if (__builtin_expect(type == RecipeType::kRsp || type == RecipeType::kRbp, 1)) {
+        cfa = (type == RecipeType::kRsp ? sp : bp) + recipe.cfa_positive();
+        // Where rbp is not saved this reads the return address, for nothing.
+        bp_place = cfa + (saved == 0 ? -sizeof(uintptr_t) : saved);
+      } else if (type == RecipeType::kAligned) {
+        const uintptr_t place = bp + static_cast<uintptr_t>(intptr_t{recipe.cfa_offset()});
+        if (place >= sp && place < bp && bp <= high - sizeof(uintptr_t)) {
+          cfa = load(place);
+          bp_place = bp;
+        }
+      }
+      if (__builtin_expect(cfa >= sp + sizeof(uintptr_t) && cfa <= high, 1)) {
+        if constexpr (kJoins) {
+          const bool aligned = type == RecipeType::kAligned;
+          steps[count] = {sp, bp, aligned ? recipe.cfa_offset() : recipe.rbp_offset(), type, false};
+        }
+        ip = load(cfa - sizeof(uintptr_t));
+        const uintptr_t word = load(bp_place);
+        bp = saved == 0 && type != RecipeType::kAligned ? bp : word;
+        sp = cfa;
+        if (__builtin_expect(ip != 0, 1)) continue;
+        ++count;
+        stepped = Stepped::kRoot;
+        break;
+      }
+    }
+    cursor.at = {ip, sp, bp};
+    cursor.exact = exact;
+    Step step_made;
+    stepped = step(cursor, &step_made);
+    if constexpr (kJoins) steps[count] = step_made;
+    ip = cursor.at.ip;
+    sp = cursor.at.sp;
+    bp = cursor.at.bp;
+    high = cursor.range.high;
+    exact = cursor.exact;
+    if (stepped != Stepped::kOn) {
+      ++count;
+      break;
+    }
+    stepped = Stepped::kFull;
+  }
+  cursor.at = {ip, sp, bp};
+  *known = candidate;
+  *fresh = count;
+  return stepped;
+}
 
 StackWalk::Result StackWalk::walk(Registers start, uintptr_t caller, StackBounds& bounds) noexcept {
   const uint32_t generation = code_generation();
@@ -185,35 +252,20 @@ StackWalk::Result StackWalk::walk(Registers start, uintptr_t caller, StackBounds
     fresh_[0] = caller;
     return replace(1, false, false);
   }
+  if (__builtin_expect(cursor.range.high == 0, 0)) {
+    fresh_[0] = cursor.at.ip;
+    return replace(1, false, false);
+  }
   size_t fresh = 0;
-  Stepped stepped = cursor.range.high == 0 ? Stepped::kStopped : Stepped::kOn;
-  if (stepped == Stepped::kStopped) {
-    fresh_[fresh] = cursor.at.ip;
-    steps_[fresh++] = {cursor.at.sp, cursor.at.bp, RecipeType::kNoCfi, false, 0, 0};
+  const Stepped stepped = __builtin_expect(pause_ == 0, 1) ? go<true>(cursor, &known, &fresh)
+                                                           : go<false>(cursor, &known, &fresh);
+  if (__builtin_expect(stepped == Stepped::kJoined, 1)) {
+    is_foreign_ |= cursor.is_foreign;
+    unmappings_ = unmapped;
+    judge(static_cast<size_t>(known) + 1, fresh);
+    return keep_from(known, fresh);
   }
-  while (stepped == Stepped::kOn) {
-    const Registers& at = cursor.at;
-    while (known >= 0 && frames_[known].sp < at.sp) --known;
-    if (known >= 0 && frames_[known].sp == at.sp && ips_[known] == at.ip) {
-      const Frame& frame = frames_[known];
-      const bool same = ((frame.flags & kBpLive) == 0 || frame.bp == at.bp) &&
-                        ((frame.flags & kExact) != 0) == cursor.exact;
-      if (same) {
-        const int changed = find_changed(known);
-        if (changed < 0) {
-          is_foreign_ |= cursor.is_foreign;
-          unmappings_ = unmapped;
-          judge(static_cast<size_t>(known) + 1, fresh);
-          return keep_from(known, fresh);
-        }
-        known = changed - 1;  // Up to there the walk repeats itself.
-      }
-    }
-    if (__builtin_expect(fresh == depth_, 0)) return replace(fresh, false, false);
-    fresh_[fresh] = at.ip;
-    stepped = step(cursor, &steps_[fresh]);
-    ++fresh;
-  }
+  if (stepped == Stepped::kFull) return replace(fresh, false, false);
   if (stepped == Stepped::kHelpless) {
     return {Outcome::kHelpless, 0, static_cast<uint16_t>(fresh)};
   }
@@ -345,12 +397,12 @@ inline bool StackWalk::note_reads(size_t index, const Step& step) noexcept {
     add(caller.sp - sizeof(uintptr_t), ips_[index - 1]);
     if (step.type == RecipeType::kAligned) {
       if (bp_wanted) add(step.bp, caller.bp);
-      add(step.bp + static_cast<uintptr_t>(intptr_t{step.cfa_offset}), caller.sp);
-    } else if (bp_wanted && step.rbp_offset != 0) {
-      add(caller.sp + static_cast<uintptr_t>(intptr_t{step.rbp_offset}), caller.bp);
+      add(step.bp + static_cast<uintptr_t>(intptr_t{step.offset}), caller.sp);
+    } else if (bp_wanted && step.offset != 0) {
+      add(caller.sp + static_cast<uintptr_t>(intptr_t{step.offset}), caller.bp);
     }
     const bool by_bp = step.type != RecipeType::kRsp;
-    if (by_bp || (bp_wanted && step.rbp_offset == 0)) frame.flags |= kBpLive;
+    if (by_bp || (bp_wanted && step.offset == 0)) frame.flags |= kBpLive;
   }
   frame.reads_end = end;
   return true;

@@ -104,10 +104,10 @@ class StackWalk {
   struct Step {
     uintptr_t sp;
     uintptr_t bp;
+    int32_t offset;  // Of the place where the caller's rbp is saved, from its CFA, 0: nowhere;
+                     // kAligned: of the place where the CFA is, from rbp.
     RecipeType type;
     bool exact;
-    int32_t cfa_offset;
-    int32_t rbp_offset;
   };
   // Where a walk is.
   struct Cursor {
@@ -117,13 +117,14 @@ class StackWalk {
     bool is_foreign;  // Some of the stack lies outside the thread's own.
     StackBounds* bounds;
   };
-  enum class Stepped : uint8_t { kOn, kRoot, kStopped, kHelpless };
+  enum class Stepped : uint8_t { kOn, kRoot, kStopped, kHelpless, kJoined, kFull };
 
   static Stepped step(Cursor& cursor, Step* step) noexcept;
-  static Stepped step_rarely(Cursor& cursor, Step* step) noexcept;
-  static Stepped step_by_recipe(Cursor& cursor, Step* step) noexcept;
+  static Stepped step_by_recipe(Cursor& cursor, const Recipe& recipe) noexcept;
   static Stepped step_out_of_signal(Cursor& cursor) noexcept;
-  static Stepped step_without_cfi(Cursor& cursor, Step* step) noexcept;
+  static Stepped step_without_cfi(Cursor& cursor) noexcept;
+  template <bool kJoins>
+  Stepped go(Cursor& cursor, int* known, size_t* fresh) noexcept;
   static bool skip_own_frames(Cursor& cursor, uintptr_t caller) noexcept;
   int find_changed(int frame) const noexcept;
   void judge(size_t kept, size_t fresh) noexcept;
@@ -144,7 +145,7 @@ class StackWalk {
   bool is_foreign_;
   uintptr_t zero_sp_;  // Not 0: the root was found by the zero below this stack pointer.
   uintptr_t* ips_;
-  Frame* frames_;
+  Frame* frames_;  // frames_[-1] lies outside of any stack.
   Read* reads_;
   Step* steps_;       // steps_[i] belongs to fresh_[i].
   uintptr_t* fresh_;  // With room for kOwnFramesMax more, for libunwind's.
