@@ -21,25 +21,12 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-// RSS at its recorded peak that is neither heap nor heapledger's own.
-int64_t other_rss_bytes(Trace& trace, int64_t process) {
-  return trace.db
-      .query_int(fmt::format(
-          "SELECT sum(rss_bytes) FROM region WHERE snapshot = (SELECT id FROM snapshot WHERE"
-          " process = {} AND rss_bytes NOTNULL ORDER BY rss_bytes DESC LIMIT 1) AND kind NOT IN"
-          " ('heap', 'block', 'recorder') AND coalesce(name, '') NOT LIKE '%/libheapledger.so'",
-          process))
-      .value_or(0);
-}
-
 int64_t whole(double value) { return static_cast<int64_t>(value + 0.5); }
 
 class SweepReport {
  public:
   SweepReport(Trace& trace, const ProcessInfo& process, const SweepResult& result)
-      : result_(result),
-        is_best_(result.rows.size()),
-        other_rss_(other_rss_bytes(trace, process.id)) {
+      : result_(result), is_best_(result.rows.size()) {
     // All that do as well as one on the front.
     for (const size_t best : pareto_front(result.rows)) {
       for (size_t i = 0; i < result.rows.size(); ++i) {
@@ -62,6 +49,8 @@ class SweepReport {
     document.json["rows"] = std::move(rows);
     document.json["operations"] = result_.operations;
     document.json["ns_per_fault"] = result_.ns_per_fault;
+    document.json["other_faults"] = result_.other_faults;
+    document.json["other_rss_bytes"] = result_.other_rss_bytes;
     document.json["syscall_cost"] = cost_json();
     document.notes = notes();
     return document;
@@ -202,7 +191,7 @@ class SweepReport {
     json["held_bytes_mean"] = whole(row.held_bytes_mean);
     json["resident_bytes_peak"] = row.resident_bytes_peak;
     json["resident_bytes_mean"] = whole(row.resident_bytes_mean);
-    json["rss_bytes_peak"] = static_cast<int64_t>(row.resident_bytes_peak) + other_rss_;
+    json["rss_bytes_peak"] = row.resident_bytes_peak + result_.other_rss_bytes;
     json["external"] = row.external;
     json["wall_ns"] =
         std::max<int64_t>(0, recorded_ns_ + whole(row.cost_ns() - result_.rows.front().cost_ns()));
@@ -224,7 +213,6 @@ class SweepReport {
 
   const SweepResult& result_;
   std::vector<bool> is_best_;  // Per row.
-  int64_t other_rss_;
   int64_t recorded_ns_ = 0;
 };
 

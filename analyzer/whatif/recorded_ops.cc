@@ -14,7 +14,6 @@ using schema::EventKind;
 
 constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 constexpr size_t kChunkOps = 32768;
-constexpr uint64_t kPageBytes = 4096;
 constexpr uint32_t kColumns = schema::kColumnTime | schema::kColumnThread | schema::kColumnKind |
                               schema::kColumnId | schema::kColumnSize | schema::kColumnAlignment |
                               schema::kColumnEndedId;

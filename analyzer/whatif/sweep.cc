@@ -255,6 +255,9 @@ class Sweep {
     result.touches_known = plan_.is_known();
     result.fresh_pages = plan_.fresh_pages();
     result.recycled_pages = plan_.recycled_pages();
+    result.other_faults = plan_.other_faults();
+    result.other_rss_bytes =
+        other_rss_bytes(db_, process_, RecorderShare::of(db_, process_), plan_.other_pages());
     const std::vector<SettingChoice> grid =
         setting_grid(recorded_settings(db_, info_, process_), options_.axes);
     const size_t group = models_at_once(db_, process_, threads_);

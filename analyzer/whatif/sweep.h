@@ -45,6 +45,9 @@ struct SweepResult {
   uint64_t unmatched_ends = 0;  // Ends of blocks that never began.
   bool touches_known = false;   // False: every block is taken to be touched in full.
   uint64_t fresh_pages = 0, recycled_pages = 0;  // See TouchPlan.
+  // What the process had besides heap, without the recorder's.
+  uint64_t other_faults = 0;
+  uint64_t other_rss_bytes = 0;  // At its peak.
 };
 
 struct SweepOptions {

@@ -26,7 +26,7 @@ uint64_t pages_of(const Block& block) {
 
 class TouchPlan::Observer : public ReplayObserver {
  public:
-  explicit Observer(TouchPlan& plan) : plan_(plan) {}
+  Observer(TouchPlan& plan, RecorderShare recorder) : plan_(plan), recorder_(std::move(recorder)) {}
 
   void on_begin(const Replay& replay) override { replay_ = &replay; }
 
@@ -46,10 +46,14 @@ class TouchPlan::Observer : public ReplayObserver {
   }
 
   void on_fault(const FaultFact& fault) override {
-    if (fault.block_id == 0 ||
-        (fault.touch != schema::Touch::kFirst && fault.touch != schema::Touch::kRepeat)) {
+    if (fault.block_id == 0) {
+      if (fault.region == Region::kOther && !recorder_.is_code(fault.row.ip)) {
+        ++plan_.other_faults_;
+        plan_.other_pages_.add(fault.row.address);
+      }
       return;
     }
+    if (fault.touch != schema::Touch::kFirst && fault.touch != schema::Touch::kRepeat) return;
     const Block* block = replay_->live().find(fault.block_id);
     if (block == nullptr || block->size < kWideBytes || block->inherited) return;
     if (fault.row.address >= block->address + block->size) return;
@@ -75,6 +79,7 @@ class TouchPlan::Observer : public ReplayObserver {
   }
 
   TouchPlan& plan_;
+  RecorderShare recorder_;
   const Replay* replay_ = nullptr;
 };
 
@@ -82,7 +87,7 @@ TouchPlan TouchPlan::of(schema::Database& db, const TraceInfo& info, int64_t pro
   TouchPlan plan;
   plan.known_ = info.faults_have_addresses();
   if (!plan.known_) return plan;
-  Observer observer(plan);
+  Observer observer(plan, RecorderShare::of(db, process));
   ReplayOptions options;
   options.observer = &observer;
   Replay(db, info, process, options).run_to_end();

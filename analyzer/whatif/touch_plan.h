@@ -19,7 +19,9 @@
 #include <vector>
 
 #include "analyzer/replay/flat_map.h"
+#include "analyzer/replay/page_set.h"
 #include "analyzer/trace_info.h"
+#include "analyzer/whatif/recorder_share.h"
 #include "schema/trace_db.h"
 
 namespace heapledger::analyzer {
@@ -45,6 +47,10 @@ class TouchPlan {
   // block of `bytes`, allocated by `stack`.
   uint64_t assumed_bytes(uint64_t id, uint64_t bytes, uint32_t stack) const;
 
+  // Faults that neither touched the heap nor came from the recorder's code, and their pages.
+  uint64_t other_faults() const { return other_faults_; }
+  const PageSet& other_pages() const { return other_pages_; }
+
   bool is_known() const { return known_; }
   // Pages of wide blocks: what part of them was fresh, and so is known.
   uint64_t fresh_pages() const { return fresh_pages_; }
@@ -67,6 +73,8 @@ class TouchPlan {
   std::array<Share, 64> by_size_{};  // By the power of two.
   Share all_;
   uint64_t fresh_pages_ = 0, recycled_pages_ = 0;
+  uint64_t other_faults_ = 0;
+  PageSet other_pages_;
 };
 
 }  // namespace heapledger::analyzer

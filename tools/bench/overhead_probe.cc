@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // overhead_probe: a library that tools/bench/overhead preloads into each program, under every
 // recorder alike. As the program exits it appends one line to the file OVERHEAD_PROBE,
-// "exe exit_ns cpu_ns rss_peak_kib": the clock's time (CLOCK_MONOTONIC), the processor time of the
-// program itself, and its own peak RSS. What runs beside it (a launcher, an interpreter) is told
-// from it by the executable. It calls nothing of malloc: the program's calls stay what they were.
+// "exe exit_ns cpu_ns rss_peak_kib minor_faults": the clock's time (CLOCK_MONOTONIC), the processor
+// time of the program itself, its own peak RSS and page faults. What runs beside it (a launcher, an
+// interpreter) is told from it by the executable. It calls nothing of malloc: the program's calls
+// stay what they were.
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <array>
@@ -41,8 +43,11 @@ __attribute__((destructor)) void report() {
   std::array<char, 4096> exe{};
   if (readlink("/proc/self/exe", exe.data(), exe.size() - 1) < 0) return;
   std::array<char, 4400> line{};
-  const int length = std::snprintf(line.data(), line.size(), "%s %llu %llu %lu\n", exe.data(),
-                                   exit_ns, now_ns(CLOCK_PROCESS_CPUTIME_ID), rss_peak_kib());
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  const int length =
+      std::snprintf(line.data(), line.size(), "%s %llu %llu %lu %ld\n", exe.data(), exit_ns,
+                    now_ns(CLOCK_PROCESS_CPUTIME_ID), rss_peak_kib(), usage.ru_minflt);
   const int file = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
   if (file < 0) return;
   // One write: lines of two processes do not mix. A line that is missing is the reader's to notice.
