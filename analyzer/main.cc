@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <exception>
 
+#include "analyzer/advise_command.h"
 #include "analyzer/model_command.h"
 #include "analyzer/render/render.h"
 #include "analyzer/reports/moments.h"
@@ -126,6 +127,11 @@ int run_command(const CLI::App& app, const Arguments& arguments) {
     run_sql(arguments.trace, arguments.sql, format, arguments.header, stdout);
     return 0;
   }
+  if (name == "advise") {
+    Trace trace = open_for_report(arguments.trace);
+    print(run_advise(trace, arguments.report), 0, arguments);
+    return 0;
+  }
   if (name == "sweep") return run_sweep_command(arguments);
   if (name == "model") {
     run_model(arguments.trace, arguments.layout, arguments.report.process, stdout);
@@ -141,6 +147,11 @@ int run(int argc, char** argv) {
   Arguments arguments;
   for (const Report& report : reports()) add_report(app, report, arguments);
   add_sweep(app, arguments);
+  CLI::App* advise =
+      app.add_subcommand("advise", "the settings worth having, with what each gains and costs");
+  advise->add_option("TRACE", arguments.trace, "trace file")->required();
+  advise->add_flag("--json", arguments.json, "JSON: bytes and nanoseconds");
+  advise->add_option("--process", arguments.report.process, "the process of this pid");
   CLI::App* sql = app.add_subcommand(
       "sql", "a query over the trace's tables, with `event` and `fault`; read-only");
   sql->add_option("TRACE", arguments.trace, "trace file")->required();

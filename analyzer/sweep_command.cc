@@ -52,7 +52,7 @@ class SweepReport {
     document.json["other_faults"] = result_.other_faults;
     document.json["other_rss_bytes"] = result_.other_rss_bytes;
     document.json["syscall_cost"] = cost_json();
-    document.notes = notes();
+    document.notes = sweep_notes(result_);
     return document;
   }
 
@@ -63,36 +63,6 @@ class SweepReport {
                         human_count(static_cast<int64_t>(result_.operations)), result_.rows.size()),
             fmt::format("Costs: system calls as recorded, {} per page fault (estimate).",
                         human_ns(result_.ns_per_fault))};
-  }
-
-  std::vector<std::string> notes() const {
-    std::vector<std::string> notes;
-    if (!result_.touches_known) {
-      notes.push_back(
-          "recorded without page faults' addresses: every block is taken to be touched in full");
-    } else if (const uint64_t known = result_.fresh_pages + result_.recycled_pages; known != 0) {
-      notes.push_back(fmt::format(
-          "of blocks from {} on, {} of the pages were fresh when allocated, their touches are "
-          "recorded; of the others the share touched by the same stack's fresh blocks is assumed",
-          human_bytes(static_cast<int64_t>(kWideBytes)),
-          human_ratio(static_cast<double>(result_.fresh_pages) / static_cast<double>(known))));
-    }
-    std::string measured;
-    for (size_t kind = 0; kind < CallCost::kKinds; ++kind) {
-      const auto of = static_cast<CallCost::Kind>(kind);
-      if (result_.call_cost.line(of).samples == 0) {
-        measured += fmt::format("{}{}", measured.empty() ? "" : ", ", CallCost::name(of));
-      }
-    }
-    if (!measured.empty()) {
-      notes.push_back("too few were recorded, so their cost was measured here: " + measured);
-    }
-    if (result_.unmatched_ends != 0) {
-      notes.push_back(
-          fmt::format("{} frees of blocks whose allocation was not recorded are left out",
-                      result_.unmatched_ends));
-    }
-    return notes;
   }
 
   // Settings that make no difference to each other are one row, named after the simplest.
@@ -216,29 +186,52 @@ class SweepReport {
   int64_t recorded_ns_ = 0;
 };
 
-// "sweep: 43 %" over and over on one line of a terminal.
-class Progress {
- public:
-  explicit Progress(bool shown) : shown_(shown) {}
-  ~Progress() {
-    if (told_) fmt::print(stderr, "\r{:20}\r", "");
-  }
-  void tell(double part) {
-    const auto now = std::chrono::steady_clock::now();
-    if (!shown_ || now - last_ < std::chrono::milliseconds(200)) return;
-    last_ = now;
-    told_ = true;
-    fmt::print(stderr, "\rsweep: {:3.0f} %", part * 100);
-    std::fflush(stderr);
-  }
-
- private:
-  bool shown_;
-  bool told_ = false;
-  std::chrono::steady_clock::time_point last_;
-};
-
 }  // namespace
+
+std::vector<std::string> sweep_notes(const SweepResult& result) {
+  std::vector<std::string> notes;
+  if (!result.touches_known) {
+    notes.push_back(
+        "recorded without page faults' addresses: every block is taken to be touched in full");
+  } else if (const uint64_t known = result.fresh_pages + result.recycled_pages; known != 0) {
+    notes.push_back(fmt::format(
+        "of blocks from {} on, {} of the pages were fresh when allocated, their touches are "
+        "recorded; of the others the share touched by the same stack's fresh blocks is assumed",
+        human_bytes(static_cast<int64_t>(kWideBytes)),
+        human_ratio(static_cast<double>(result.fresh_pages) / static_cast<double>(known))));
+  }
+  std::string measured;
+  for (size_t kind = 0; kind < CallCost::kKinds; ++kind) {
+    const auto of = static_cast<CallCost::Kind>(kind);
+    if (result.call_cost.line(of).samples == 0) {
+      measured += fmt::format("{}{}", measured.empty() ? "" : ", ", CallCost::name(of));
+    }
+  }
+  if (!measured.empty()) {
+    notes.push_back("too few were recorded, so their cost was measured here: " + measured);
+  }
+  if (result.unmatched_ends != 0) {
+    notes.push_back(fmt::format("{} frees of blocks whose allocation was not recorded are left out",
+                                result.unmatched_ends));
+  }
+  return notes;
+}
+
+SweepProgress::SweepProgress(const char* command)
+    : command_(command), shown_(isatty(STDERR_FILENO) != 0) {}
+
+SweepProgress::~SweepProgress() {
+  if (told_) fmt::print(stderr, "\r{:20}\r", "");
+}
+
+void SweepProgress::tell(double part) {
+  const auto now = std::chrono::steady_clock::now();
+  if (!shown_ || now - last_ < std::chrono::milliseconds(200)) return;
+  last_ = now;
+  told_ = true;
+  fmt::print(stderr, "\r{}: {:3.0f} %", command_, part * 100);
+  std::fflush(stderr);
+}
 
 Document run_sweep(Trace& trace, const std::array<std::string, kAxes>& lists,
                    const ReportOptions& options) {
@@ -251,9 +244,8 @@ Document run_sweep(Trace& trace, const std::array<std::string, kAxes>& lists,
   }
   const ReportInput input{{&trace, 1}, options};
   const ProcessInfo& process = main_process(input);
-  const int64_t ns_per_fault =
-      schema::meta_int(trace.db, "ns_per_fault").value_or(fault_cost_ns(trace.db));
-  Progress progress(isatty(STDERR_FILENO) != 0);
+  const int64_t ns_per_fault = fault_cost_ns(trace.db);
+  SweepProgress progress("sweep");
   sweep_options.progress = [&](double part) { progress.tell(part); };
   const SweepResult result = sweep(trace.db, trace.info, process.id, ns_per_fault, sweep_options);
   if (result.operations == 0) {

@@ -3,10 +3,13 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <string>
+#include <vector>
 
 #include "analyzer/reports/report.h"
 #include "analyzer/whatif/setting_grid.h"
+#include "analyzer/whatif/sweep.h"
 
 namespace heapledger::analyzer {
 
@@ -14,5 +17,25 @@ namespace heapledger::analyzer {
 // default grid. Writes its progress to stderr where that is a terminal. Throws Error.
 Document run_sweep(Trace& trace, const std::array<std::string, kAxes>& lists,
                    const ReportOptions& options);
+
+// What the numbers of a sweep rest on, in words.
+std::vector<std::string> sweep_notes(const SweepResult& result);
+
+// "sweep: 43 %" over and over on one line, where stderr is a terminal. Gone when destroyed.
+class SweepProgress {
+ public:
+  explicit SweepProgress(const char* command);
+  ~SweepProgress();
+  SweepProgress(const SweepProgress&) = delete;
+  SweepProgress& operator=(const SweepProgress&) = delete;
+
+  void tell(double part);  // 0..1.
+
+ private:
+  const char* command_;
+  bool shown_;
+  bool told_ = false;
+  std::chrono::steady_clock::time_point last_;
+};
 
 }  // namespace heapledger::analyzer

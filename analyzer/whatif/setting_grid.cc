@@ -119,6 +119,7 @@ heap::Settings cleared(const heap::Settings& recorded, uint16_t version) {
 SettingChoice choice_of(const heap::Settings& recorded, const std::array<std::string, kAxes>& words,
                         const AxisWords& axes) {
   SettingChoice choice;
+  choice.words = words;
   const std::string& glibc = words[static_cast<size_t>(Axis::kGlibc)];
   const uint16_t version = version_of(glibc) != 0 ? version_of(glibc) : recorded.glibc_version;
   choice.settings = cleared(recorded, version);

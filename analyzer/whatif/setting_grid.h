@@ -38,6 +38,7 @@ std::vector<std::string> parse_axis(Axis axis, const std::string& list);
 struct SettingChoice {
   std::string label;                                          // "mmap 256K, trim never"
   std::vector<std::pair<std::string, std::string>> tunables;  // Name without glibc.malloc.
+  std::array<std::string, kAxes> words;                       // One per axis.
   heap::Settings settings;
 
   // As GLIBC_TUNABLES takes it; empty: nothing to set.

@@ -10,6 +10,7 @@
 #include <memory>
 #include <mutex>
 #include <numeric>
+#include <random>
 #include <thread>
 
 #include "analyzer/whatif/model.h"
@@ -73,7 +74,9 @@ class LiveBytes {
 // One setting's model, and the books on it.
 class Lane {
  public:
-  Lane(const SettingChoice& choice, size_t cpus, const CallCost& cost) : cost_(cost) {
+  // `jitter`: 0, or the seed of changed sizes.
+  Lane(const SettingChoice& choice, size_t cpus, const CallCost& cost, uint32_t jitter)
+      : cost_(cost), jitter_(jitter), random_(jitter) {
     row_.choice = choice;
     ModelOptions options;
     options.layout = LayoutKind::kGlibc;
@@ -88,6 +91,7 @@ class Lane {
   void run(const Chunk& chunk) {
     chunk_ = &chunk;
     std::span<const Op> ops = chunk.ops;
+    if (jitter_ != 0) ops = changed(ops);
     first_ = 0;
     // What the ancestors cost is not this process's.
     for (size_t i = 0; i < ops.size(); ++i) {
@@ -115,6 +119,20 @@ class Lane {
   }
 
  private:
+  std::span<const Op> changed(std::span<const Op> ops) {
+    constexpr uint64_t kChangedFrom = 32 << 10;
+    std::uniform_real_distribution<double> factor(0.97, 1.03);
+    changed_.assign(ops.begin(), ops.end());
+    for (Op& op : changed_) {
+      const bool has_size = op.kind == OpKind::kAllocate || op.kind == OpKind::kZeroed ||
+                            op.kind == OpKind::kAligned || op.kind == OpKind::kResize;
+      if (has_size && op.size >= kChangedFrom) {
+        op.size = static_cast<uint64_t>(static_cast<double>(op.size) * factor(random_));
+      }
+    }
+    return changed_;
+  }
+
   void run_part(std::span<const Op> ops, size_t end) {
     model_->run(ops.subspan(first_, end - first_));
     first_ = end;
@@ -154,6 +172,9 @@ class Lane {
   }
 
   const CallCost& cost_;
+  const uint32_t jitter_;
+  std::minstd_rand random_;
+  std::vector<Op> changed_;
   SweepRow row_;
   std::unique_ptr<Model> model_;
   const Chunk* chunk_ = nullptr;
@@ -258,8 +279,10 @@ class Sweep {
     result.other_faults = plan_.other_faults();
     result.other_rss_bytes =
         other_rss_bytes(db_, process_, RecorderShare::of(db_, process_), plan_.other_pages());
-    const std::vector<SettingChoice> grid =
+    std::vector<SettingChoice> grid =
         setting_grid(recorded_settings(db_, info_, process_), options_.axes);
+    first_jitter_ = grid.size();
+    grid.insert(grid.end(), options_.jitters, grid.front());
     const size_t group = models_at_once(db_, process_, threads_);
     const size_t groups = (grid.size() + group - 1) / group;
     for (size_t i = 0; i < groups; ++i) {
@@ -267,16 +290,25 @@ class Sweep {
       const size_t last = grid.size() * (i + 1) / groups;
       done_before_ = static_cast<double>(first) / static_cast<double>(grid.size());
       part_ = static_cast<double>(last - first) / static_cast<double>(grid.size());
-      run_group(std::span(grid).subspan(first, last - first), result);
+      run_group(std::span(grid).subspan(first, last - first), first, result);
     }
+    const auto jittered = result.rows.begin() + static_cast<ptrdiff_t>(first_jitter_);
+    result.jittered.assign(std::make_move_iterator(jittered),
+                           std::make_move_iterator(result.rows.end()));
+    result.rows.erase(jittered, result.rows.end());
     return result;
   }
 
  private:
-  void run_group(std::span<const SettingChoice> choices, SweepResult& result) {
+  // `first`: the number of the first choice.
+  void run_group(std::span<const SettingChoice> choices, size_t first, SweepResult& result) {
     const auto cpus = static_cast<size_t>(schema::meta_int(db_, "cpus").value_or(1));
     std::deque<Lane> lanes;  // A lane's model refers to it: it may not move.
-    for (const SettingChoice& choice : choices) lanes.emplace_back(choice, cpus, result.call_cost);
+    for (const SettingChoice& choice : choices) {
+      const size_t jitter = first >= first_jitter_ ? first - first_jitter_ + 1 : 0;
+      lanes.emplace_back(choice, cpus, result.call_cost, static_cast<uint32_t>(jitter));
+      ++first;
+    }
     // What is damaged is said by the notes on the trace.
     RecordedOps reader(
         db_, info_, process_, [](const schema::Damage&) {}, &plan_);
@@ -314,6 +346,7 @@ class Sweep {
   const SweepOptions& options_;
   size_t threads_;
   TouchPlan plan_;
+  size_t first_jitter_ = 0;  // Number of the first choice whose sizes are changed.
   double done_before_ = 0, part_ = 1;
 };
 

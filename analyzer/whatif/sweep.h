@@ -38,7 +38,8 @@ struct SweepRow {
 };
 
 struct SweepResult {
-  std::vector<SweepRow> rows;  // The recorded settings first.
+  std::vector<SweepRow> rows;      // The recorded settings first.
+  std::vector<SweepRow> jittered;  // Under the recorded settings, with SweepOptions::jitters.
   CallCost call_cost;
   int64_t ns_per_fault = 0;
   uint64_t operations = 0;
@@ -52,7 +53,8 @@ struct SweepResult {
 
 struct SweepOptions {
   AxisWords axes;
-  size_t threads = 0;                         // 0: one per core.
+  size_t threads = 0;  // 0: one per core.
+  size_t jitters = 0;  // So many more runs, with sizes from 32 KiB on changed by up to 3 %.
   std::function<void(double part)> progress;  // 0..1, now and then, from the calling thread.
 };
 

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "analyzer/whatif/advice.h"
 #include "analyzer/whatif/model.h"
 #include "schema/error.h"
 #include "tests/analyzer/analyzer_fixture.h"
@@ -185,6 +186,94 @@ TEST_F(SweepTest, CallsCostWhatTheRecordedOnesOfTheirLengthDid) {
   // Of a kind that was not recorded the cost is measured.
   EXPECT_EQ(cost.line(CallCost::kMremap).samples, 0U);
   EXPECT_GE(cost.line(CallCost::kMremap).base_ns, 50);
+}
+
+class AdviceTest : public SweepTest {
+ protected:
+  Advice advice(const TraceBuilder& trace) {
+    trace.write("trace.db");
+    db_ = schema::open_trace("trace.db", schema::OpenMode::kReadOnly);
+    info_ = load_trace_info(*db_);
+    SweepOptions options;
+    options.threads = 2;
+    return advise(*db_, info_, info_.process(1), 1000, options);
+  }
+  static bool warns_of(const Advice& advice, const std::string& words) {
+    return std::any_of(advice.warnings.begin(), advice.warnings.end(), [&](const auto& warning) {
+      return warning.find(words) != std::string::npos;
+    });
+  }
+};
+
+TEST_F(AdviceTest, BuffersThatAreMappedAnewAreKept) {
+  // Goal: the setting that keeps freed buffers is found, and of those that do, the simplest: none at
+  // all. Method: a buffer of 200 KiB, filled, at a threshold that somebody fixed at 128 KiB.
+  TraceBuilder trace;
+  trace.meta("fault_source", "perf").set("mmap_threshold_dynamic", 0);
+  trace.set("mmap_threshold", 128 << 10);
+  const uint32_t stack = trace.stack({"fill main.cc:1"});
+  for (int i = 0; i < 200; ++i) {
+    trace.map(0x10000000, 51 * 4096, stack).alloc(0x10000010, 200 << 10, stack);
+    trace.touch(0x10000000, 200 << 10).free(0x10000010).unmap(0x10000000, 51 * 4096);
+  }
+  const Advice result = advice(trace);
+  ASSERT_EQ(result.choices.size(), 3U);
+  const Choice& time = result.choices.front();
+  EXPECT_EQ(time.goal, Goal::kTime);
+  EXPECT_TRUE(time.is_worth_it);
+  EXPECT_LT(time.row.faults, result.recorded.faults / 50);
+  EXPECT_GE(result.recorded.faults, 200U * 50);
+  EXPECT_GT(time.gain_ns, 0.9 * result.recorded.cost_ns());
+  EXPECT_EQ(time.row.choice.label, "defaults");
+  EXPECT_EQ(time.row.choice.tunables_text(), "");
+  EXPECT_FALSE(warns_of(result, "fixes all four")) << "nothing was dynamic";
+}
+
+TEST_F(AdviceTest, WhatIsWellIsLeftAlone) {
+  TraceBuilder trace;
+  trace.meta("fault_source", "perf").grow(132 * 1024);
+  for (int i = 0; i < 1000; ++i) {
+    trace.at(trace.now() + 10'000'000).alloc(kHeap + 16, 100, 0).free(kHeap + 16);
+  }
+  const Advice result = advice(trace);
+  for (const Choice& choice : result.choices) EXPECT_FALSE(choice.is_worth_it);
+  EXPECT_TRUE(result.warnings.empty());
+}
+
+TEST_F(AdviceTest, TwoModesOfTheDynamicThresholdAreTold) {
+  // Goal: a program whose cost hangs on which of two sizes is freed first is found out. Method: a
+  // block is freed that is hardly larger than the one that is then made over and over: with sizes
+  // a little different, the second is above the threshold that the first left.
+  TraceBuilder trace;
+  trace.meta("fault_source", "perf");
+  const uint32_t stack = trace.stack({"fill main.cc:1"});
+  trace.map(0x10000000, 256 * 4096).alloc(0x10000010, (1 << 20) - 4096, stack);
+  trace.free(0x10000010).unmap(0x10000000, 256 * 4096);
+  trace.grow(2 << 20);
+  uint64_t at = kHeap + 16;
+  for (int i = 0; i < 40; ++i) {
+    // Each is kept: freed, the first one would raise the threshold once more.
+    trace.alloc(at, (1 << 20) - 8192, stack).touch(at & ~uint64_t{4095}, 1 << 20);
+    trace.grow(1 << 20);
+    at += 1 << 20;
+  }
+  for (int i = 0; i < 40; ++i) trace.free(kHeap + 16 + (static_cast<uint64_t>(i) << 20));
+  const Advice result = advice(trace);
+  const auto [low, high] = std::minmax_element(
+      result.sweep.jittered.begin(), result.sweep.jittered.end(),
+      [](const SweepRow& a, const SweepRow& b) { return a.call_count() < b.call_count(); });
+  ASSERT_EQ(result.sweep.jittered.size(), 7U);
+  EXPECT_NE(low->call_count(), high->call_count());
+}
+
+TEST(Mallopt, TakesWhatAnIntHolds) {
+  SettingChoice choice;
+  choice.tunables = {{"mmap_threshold", "262144"},
+                     {"trim_threshold", "18446744073709551615"},
+                     {"tcache_count", "0"},
+                     {"top_pad", "4294967296"}};
+  EXPECT_EQ(mallopt_calls(choice), (std::vector<std::string>{"mallopt(M_MMAP_THRESHOLD, 262144);",
+                                                             "mallopt(M_TRIM_THRESHOLD, -1);"}));
 }
 
 TEST(ParetoFront, HasOnlyWhatNothingBeatsInBoth) {

@@ -55,6 +55,7 @@ constexpr Command kCommands[] = {
     {"layout", "the segments of the address space: size, resident, swapped", nullptr},
     {"compare", "settings side by side, from traces or recorded in turn", &run_compare},
     {"sweep", "what other settings would have cost, from one recording", nullptr},
+    {"advise", "the settings worth having, with what each gains and costs", nullptr},
     {"sql", "a read-only query on the trace", nullptr},
     {"doctor", "what this machine allows, and how to allow more", &run_doctor},
 };

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "analyzer/whatif/advice.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <climits>
+#include <cmath>
+#include <cstdlib>
+
+namespace heapledger::analyzer {
+
+namespace {
+
+// Runs of a program differ by more than less.
+constexpr double kNoise = 0.01;
+// Runs of slightly other sizes: how many, and from which ratio of costs on they are two modes.
+constexpr size_t kJitters = 7;
+constexpr double kTwoModes = 1.5;
+
+// Settings that do as well are told apart by their simplicity.
+bool is_simpler(const SweepRow& a, const SweepRow& b) {
+  return a.choice.tunables.size() < b.choice.tunables.size();
+}
+
+// The row with the least value; among those within the noise of it, the one with the least
+// `second`, then the simplest.
+template <class First, class Second>
+const SweepRow& least(const std::vector<SweepRow>& rows, double slack, First first, Second second) {
+  double bound = first(rows.front());
+  for (const SweepRow& row : rows) bound = std::min(bound, first(row));
+  bound += slack;
+  const SweepRow* best = nullptr;
+  for (const SweepRow& row : rows) {
+    if (first(row) > bound) continue;
+    if (best == nullptr || second(row) < second(*best) ||
+        (second(row) == second(*best) && is_simpler(row, *best))) {
+      best = &row;
+    }
+  }
+  return *best;
+}
+
+class Adviser {
+ public:
+  Adviser(schema::Database& db, const TraceInfo& info, const ProcessInfo& process,
+          int64_t ns_per_fault, const SweepOptions& options)
+      : db_(db), info_(info), process_(process), ns_per_fault_(ns_per_fault), options_(options) {}
+
+  Advice run() {
+    advice_.threads = static_cast<size_t>(
+        db_.query_int("SELECT count(*) FROM thread WHERE process = " + std::to_string(process_.id))
+            .value_or(1));
+    advice_.run_ns = process_.end_ns.value_or(info_.end_ns) - process_.start_ns.value_or(0);
+    if (std::all_of(options_.axes.begin(), options_.axes.end(),
+                    [](const auto& words) { return words.empty(); })) {
+      options_.axes = default_axes();
+    }
+    // The last lanes run slightly other sizes under the recorded settings.
+    options_.jitters = kJitters;
+    advice_.sweep = sweep(db_, info_, process_.id, ns_per_fault_, options_);
+    if (advice_.threads > 1) sweep_arenas();
+    std::vector<SweepRow>& rows = advice_.sweep.rows;
+    advice_.recorded = rows.front();
+    advice_.rss_bytes_peak = rows.front().resident_bytes_peak + advice_.sweep.other_rss_bytes;
+    for (const Goal goal : {Goal::kTime, Goal::kMemory, Goal::kBoth}) choose(goal);
+    warn();
+    return std::move(advice_);
+  }
+
+ private:
+  double run_ns() const { return static_cast<double>(std::max<int64_t>(1, advice_.run_ns)); }
+  double rss() const { return static_cast<double>(std::max<uint64_t>(1, advice_.rss_bytes_peak)); }
+  static double bytes(const SweepRow& row) { return static_cast<double>(row.resident_bytes_peak); }
+
+  // What the number of arenas does depends on the thresholds: it is tried with the best ones.
+  void sweep_arenas() {
+    const std::vector<SweepRow>& rows = advice_.sweep.rows;
+    SweepOptions options = options_;
+    options.jitters = 0;
+    options.axes[static_cast<size_t>(Axis::kArenaMax)] = {"auto", "1", "2", "4", "8"};
+    std::array<std::vector<std::string>, 3> words;
+    for (const SweepRow* row :
+         {&rows.front(), &least(rows, kNoise * run_ns(), &Adviser::cost, &Adviser::bytes),
+          &least(rows, kNoise * rss_of(rows.front()), &Adviser::bytes, &Adviser::cost)}) {
+      for (size_t axis = 0; axis < words.size(); ++axis) {
+        const std::string& word = row->choice.words[axis];
+        if (std::find(words[axis].begin(), words[axis].end(), word) == words[axis].end()) {
+          words[axis].push_back(word);
+        }
+      }
+    }
+    for (size_t axis = 0; axis < words.size(); ++axis) options.axes[axis] = words[axis];
+    SweepResult more = sweep(db_, info_, process_.id, ns_per_fault_, options);
+    // The recorded settings are there already.
+    for (size_t i = 1; i < more.rows.size(); ++i) {
+      advice_.sweep.rows.push_back(std::move(more.rows[i]));
+    }
+  }
+  double rss_of(const SweepRow& row) const {
+    return bytes(row) + static_cast<double>(advice_.sweep.other_rss_bytes);
+  }
+  static double cost(const SweepRow& row) { return row.cost_ns(); }
+
+  void choose(Goal goal) {
+    const std::vector<SweepRow>& rows = advice_.sweep.rows;
+    const auto time = [this](const SweepRow& row) { return row.cost_ns() / run_ns(); };
+    const auto memory = [this](const SweepRow& row) { return bytes(row) / rss(); };
+    const auto both = [&](const SweepRow& row) { return time(row) + memory(row); };
+    const SweepRow& best = goal == Goal::kTime     ? least(rows, kNoise / 2, time, memory)
+                           : goal == Goal::kMemory ? least(rows, kNoise / 2, memory, time)
+                                                   : least(rows, kNoise / 2, both, time);
+    Choice choice{goal, best, advice_.recorded.cost_ns() - best.cost_ns(),
+                  static_cast<int64_t>(advice_.recorded.resident_bytes_peak) -
+                      static_cast<int64_t>(best.resident_bytes_peak),
+                  false};
+    const double gained_time = choice.gain_ns / run_ns();
+    const double gained_memory = static_cast<double>(choice.gain_bytes) / rss();
+    choice.is_worth_it = goal == Goal::kTime     ? gained_time >= kNoise
+                         : goal == Goal::kMemory ? gained_memory >= kNoise
+                                                 : gained_time + gained_memory >= kNoise;
+    advice_.choices.push_back(std::move(choice));
+  }
+
+  void warn() {
+    const auto sets = [](const SettingChoice& choice, const char* name) {
+      return std::any_of(choice.tunables.begin(), choice.tunables.end(),
+                         [&](const auto& tunable) { return tunable.first == name; });
+    };
+    bool ends_dynamic = false;
+    bool caps_arenas = false;
+    for (const Choice& choice : advice_.choices) {
+      if (!choice.is_worth_it) continue;
+      ends_dynamic = ends_dynamic || (advice_.recorded.choice.settings.threshold_is_dynamic &&
+                                      !choice.row.choice.settings.threshold_is_dynamic);
+      caps_arenas = caps_arenas || sets(choice.row.choice, "arena_max");
+    }
+    if (ends_dynamic) {
+      advice_.warnings.push_back(
+          "setting any of mmap_threshold, trim_threshold, top_pad and mmap_max fixes all four: the "
+          "mmap threshold no longer follows the blocks that are freed");
+    }
+    if (caps_arenas) {
+      advice_.warnings.push_back(
+          "with fewer arenas threads wait for each other; the model does not know how long: "
+          "verify");
+    }
+    warn_of_modes();
+    if (advice_.sweep.unmatched_ends != 0) {
+      advice_.warnings.push_back("calls are missing from the recording: verify");
+    }
+  }
+
+  // The dynamic threshold follows the largest mapped block freed so far: what comes first decides
+  // what the rest costs.
+  void warn_of_modes() {
+    const std::vector<SweepRow>& runs = advice_.sweep.jittered;
+    if (!advice_.recorded.choice.settings.threshold_is_dynamic || runs.empty()) return;
+    const auto [low, high] = std::minmax_element(
+        runs.begin(), runs.end(),
+        [](const SweepRow& a, const SweepRow& b) { return a.cost_ns() < b.cost_ns(); });
+    if (high->cost_ns() < kTwoModes * low->cost_ns() ||
+        high->cost_ns() - low->cost_ns() < kNoise * run_ns()) {
+      return;
+    }
+    advice_.warnings.push_back(fmt::format(
+        "under the dynamic threshold it has more than one mode: with sizes changed by up to 3 % "
+        "system calls and faults cost {:.1f} to {:.1f} ms; a fixed threshold has one",
+        low->cost_ns() / 1e6, high->cost_ns() / 1e6));
+  }
+
+  schema::Database& db_;
+  const TraceInfo& info_;
+  const ProcessInfo& process_;
+  int64_t ns_per_fault_;
+  SweepOptions options_;
+  Advice advice_;
+};
+
+}  // namespace
+
+const char* goal_name(Goal goal) {
+  constexpr const char* kNames[] = {"time", "memory", "both"};
+  return kNames[static_cast<size_t>(goal)];
+}
+
+Advice advise(schema::Database& db, const TraceInfo& info, const ProcessInfo& process,
+              int64_t ns_per_fault, const SweepOptions& options) {
+  return Adviser(db, info, process, ns_per_fault, options).run();
+}
+
+std::vector<std::string> mallopt_calls(const SettingChoice& choice) {
+  constexpr std::pair<const char*, const char*> kParameters[] = {
+      {"mmap_threshold", "M_MMAP_THRESHOLD"},
+      {"trim_threshold", "M_TRIM_THRESHOLD"},
+      {"top_pad", "M_TOP_PAD"},
+      {"mmap_max", "M_MMAP_MAX"},
+      {"arena_max", "M_ARENA_MAX"}};
+  std::vector<std::string> calls;
+  for (const auto& [name, value] : choice.tunables) {
+    for (const auto& [tunable, parameter] : kParameters) {
+      if (name != tunable) continue;
+      // Its argument is an int; -1 is the largest size_t.
+      const uint64_t number = std::strtoull(value.c_str(), nullptr, 10);
+      if (number <= INT_MAX) calls.push_back(fmt::format("mallopt({}, {});", parameter, number));
+      if (number == UINT64_MAX) calls.push_back(fmt::format("mallopt({}, -1);", parameter));
+    }
+  }
+  return calls;
+}
+
+}  // namespace heapledger::analyzer
