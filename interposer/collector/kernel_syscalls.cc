@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "interposer/collector/kernel_syscalls.h"
 
-#include <dirent.h>
 #include <fmt/format.h>
 #include <sys/ioctl.h>
 #include <time.h>
@@ -112,19 +111,7 @@ bool KernelSyscalls::attach(pid_t tid, PerfWhen when) {
 }
 
 bool KernelSyscalls::attach_process(pid_t pid) {
-  const std::string path = "/proc/" + std::to_string(pid) + "/task";
-  DIR* directory = opendir(path.c_str());
-  if (directory == nullptr) {
-    why_ = path + ": " + std::strerror(errno);
-    return false;
-  }
-  bool attached = false;
-  while (const dirent* entry = readdir(directory)) {
-    const int tid = std::atoi(entry->d_name);
-    if (tid > 0) attached = attach(tid, PerfWhen::kNow) || attached;
-  }
-  closedir(directory);
-  return attached;
+  return attach_threads(pid, why_, [this](pid_t tid) { return attach(tid, PerfWhen::kNow); });
 }
 
 // On failure what was opened is closed again.

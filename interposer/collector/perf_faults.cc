@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "interposer/collector/perf_faults.h"
 
-#include <dirent.h>
 #include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
@@ -9,7 +8,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
-#include <cstdlib>
 #include <cstring>
 
 namespace heapledger::collector {
@@ -90,19 +88,7 @@ bool PerfFaults::attach(pid_t tid, When when) {
 }
 
 bool PerfFaults::attach_process(pid_t pid) {
-  const std::string path = "/proc/" + std::to_string(pid) + "/task";
-  DIR* directory = opendir(path.c_str());
-  if (directory == nullptr) {
-    why_ = path + ": " + std::strerror(errno);
-    return false;
-  }
-  bool attached = false;
-  while (const dirent* entry = readdir(directory)) {
-    const int tid = std::atoi(entry->d_name);
-    if (tid > 0) attached = attach(tid, When::kNow) || attached;
-  }
-  closedir(directory);
-  return attached;
+  return attach_threads(pid, why_, [this](pid_t tid) { return attach(tid, When::kNow); });
 }
 
 // On failure errno says why, and what was opened for the first task is closed again.

@@ -9,6 +9,8 @@
 #include <atomic>
 #include <cerrno>
 
+#include "interposer/collector/proc_files.h"
+
 namespace heapledger::collector {
 namespace {
 
@@ -57,6 +59,12 @@ int perf_open(perf_event_attr& attr, pid_t tid, int cpu) {
     fd = syscall(SYS_perf_event_open, &attr, tid, cpu, -1, PERF_FLAG_FD_CLOEXEC);
   }
   return static_cast<int>(fd);
+}
+
+bool attach_threads(pid_t pid, std::string& why, const std::function<bool(pid_t)>& attach) {
+  const std::vector<pid_t> tids = proc_tids(pid);
+  if (tids.empty()) why = proc_path(pid, "task") + ": " + std::strerror(errno);
+  return std::count_if(tids.begin(), tids.end(), attach) != 0;
 }
 
 uint64_t perf_lost(int fd) {

@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -72,6 +73,10 @@ int perf_open(perf_event_attr& attr, pid_t tid, int cpu);
 inline constexpr uint64_t kPerfFormatLost = 1U << 4;  // PERF_FORMAT_LOST, since Linux 6.0.
 // By the event's own counter; 0 where it has none.
 uint64_t perf_lost(int fd);
+
+// `attach` for every thread of a process, as /proc lists them. False: it did so for none; `why` is
+// its, or says that there are no threads.
+bool attach_threads(pid_t pid, std::string& why, const std::function<bool(pid_t)>& attach);
 
 inline uint64_t perf_word(const std::byte* bytes) {
   uint64_t word;

@@ -129,15 +129,22 @@ uint64_t proc_start_time(pid_t pid) {
   return stat_field(read_file(proc_path(pid, "stat")).value_or(""), 19);
 }
 
-std::vector<ThreadSeen> proc_threads(pid_t pid) {
-  std::vector<ThreadSeen> threads;
-  const std::string folder = proc_path(pid, "task");
-  DIR* directory = opendir(folder.c_str());
-  if (directory == nullptr) return threads;
+std::vector<pid_t> proc_tids(pid_t pid) {
+  std::vector<pid_t> tids;
+  DIR* directory = opendir(proc_path(pid, "task").c_str());
+  if (directory == nullptr) return tids;
   while (const dirent* entry = readdir(directory)) {
     const pid_t tid = std::atoi(entry->d_name);
-    if (tid <= 0) continue;
-    const auto stat = read_file(fmt::format("{}/{}/stat", folder, tid));
+    if (tid > 0) tids.push_back(tid);
+  }
+  closedir(directory);
+  return tids;
+}
+
+std::vector<ThreadSeen> proc_threads(pid_t pid) {
+  std::vector<ThreadSeen> threads;
+  for (const pid_t tid : proc_tids(pid)) {
+    const auto stat = read_file(proc_path(pid, fmt::format("task/{}/stat", tid)));
     if (!stat) continue;
     const size_t open = stat->find('(');
     const size_t close = stat->rfind(')');
@@ -145,7 +152,6 @@ std::vector<ThreadSeen> proc_threads(pid_t pid) {
     threads.push_back({tid, stat->substr(open + 1, close - open - 1), stat_field(*stat, 7),
                        stat_field(*stat, 9)});
   }
-  closedir(directory);
   return threads;
 }
 

@@ -23,10 +23,11 @@ struct ThreadSeen {
 std::optional<std::string> read_file(const std::string& path);
 std::string proc_path(pid_t pid, std::string_view file);
 
-std::string proc_exe(pid_t pid);      // Empty: unknown.
-std::string proc_command(pid_t pid);  // Arguments, quoted for a shell.
-pid_t proc_parent(pid_t pid);         // 0: unknown.
-uint64_t proc_start_time(pid_t pid);  // In clock ticks since the machine's start; 0: unknown.
+std::string proc_exe(pid_t pid);          // Empty: unknown.
+std::string proc_command(pid_t pid);      // Arguments, quoted for a shell.
+pid_t proc_parent(pid_t pid);             // 0: unknown.
+uint64_t proc_start_time(pid_t pid);      // In clock ticks since the machine's start; 0: unknown.
+std::vector<pid_t> proc_tids(pid_t pid);  // None: errno says why.
 std::vector<ThreadSeen> proc_threads(pid_t pid);
 uint64_t proc_rss_bytes(pid_t pid);       // statm; 0: gone.
 uint64_t proc_rss_peak_bytes(pid_t pid);  // VmHWM; 0: unknown.
