@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "analyzer/trace_info.h"
 
+#include <algorithm>
+
 #include "schema/error.h"
 
 namespace heapledger::analyzer {
 
 const ProcessInfo& TraceInfo::process(int64_t id) const {
-  for (const ProcessInfo& process : processes) {
-    if (process.id == id) return process;
-  }
+  const auto place = std::lower_bound(
+      processes.begin(), processes.end(), id,
+      [](const ProcessInfo& process, int64_t wanted) { return process.id < wanted; });
+  if (place != processes.end() && place->id == id) return *place;
   throw schema::Error("cannot read the trace", "it has no process row " + std::to_string(id));
 }
 
@@ -66,6 +69,12 @@ std::vector<ProcessInfo> load_processes(schema::Database& db) {
 TraceInfo load_trace_info(schema::Database& db) {
   TraceInfo info;
   info.processes = load_processes(db);
+  for (const ProcessInfo& child : info.processes) {
+    if (child.forked && child.parent && child.start_ns) {
+      info.forks[*child.parent].push_back(*child.start_ns);
+    }
+  }
+  for (auto& [parent, times] : info.forks) std::sort(times.begin(), times.end());
   info.fault_source = schema::meta_text(db, "fault_source").value_or("none");
   info.syscall_source = schema::meta_text(db, "syscall_source").value_or("wrappers");
   info.state = schema::meta_text(db, "state").value_or("complete");

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -29,10 +30,11 @@ struct ProcessInfo {
 };
 
 struct TraceInfo {
-  std::vector<ProcessInfo> processes;  // By id.
-  std::string fault_source;            // perf | perf-user | getrusage | none
-  std::string syscall_source;          // wrappers | kernel
-  std::string state;                   // recording | complete
+  std::vector<ProcessInfo> processes;             // By id.
+  std::map<int64_t, std::vector<int64_t>> forks;  // Their times, by parent; sorted.
+  std::string fault_source;                       // perf | perf-user | getrusage | none
+  std::string syscall_source;                     // wrappers | kernel
+  std::string state;                              // recording | complete
   std::string command;
   int64_t end_ns = 0;  // Last moment of the recording that is known.
   uint64_t page_bytes = 4096;

@@ -35,7 +35,7 @@ class Family {
   }
 
  private:
-  // A deeper line of forks is played from its beginning: an image per generation takes memory.
+  // What lies deeper is played from its beginning: an image per generation takes memory.
   static constexpr int kDepthMax = 32;
 
   bool is_forked(const ProcessInfo& process) const {
@@ -58,21 +58,44 @@ class Family {
     play(process, reader, *model, 0);
   }
 
-  void play(const ProcessInfo& process, RecordedOps& reader, Model& model, int depth) {
-    const auto children = children_.find(process.id);
-    if (children != children_.end()) {
-      for (const ProcessInfo* child : children->second) {
-        if (depth >= kDepthMax) {
-          afresh_.push_back(child);
-          continue;
-        }
-        advance(reader, model, *child->start_ns);
-        const std::unique_ptr<ModelImage> image = model.save();
-        RecordedOps child_reader(reader, child->id);
-        play(*child, child_reader, model, depth + 1);
-        model.restore(*image);
+  // A process and its descendants. Before its last child the process itself is played to its end:
+  // nothing of it has to be kept then, however long the line of only children is.
+  void play(const ProcessInfo& first, RecordedOps& first_reader, Model& model, int depth) {
+    const ProcessInfo* process = &first;
+    RecordedOps* reader = &first_reader;
+    std::unique_ptr<RecordedOps> last_reader;
+    for (auto found = children_.find(process->id); found != children_.end();
+         found = children_.find(process->id)) {
+      const std::vector<const ProcessInfo*>& children = found->second;
+      for (size_t i = 0; i + 1 < children.size(); ++i) {
+        play_child(*children[i], *reader, model, depth);
       }
+      const ProcessInfo* last = children.back();
+      advance(*reader, model, *last->start_ns);
+      const std::unique_ptr<ModelImage> image = model.save();
+      auto child_reader = std::make_unique<RecordedOps>(*reader, last->id);
+      play_rest(*process, *reader, model);
+      model.restore(*image);
+      last_reader = std::move(child_reader);
+      reader = last_reader.get();
+      process = last;
     }
+    play_rest(*process, *reader, model);
+  }
+
+  void play_child(const ProcessInfo& child, RecordedOps& reader, Model& model, int depth) {
+    if (depth >= kDepthMax) {
+      afresh_.push_back(&child);
+      return;
+    }
+    advance(reader, model, *child.start_ns);
+    const std::unique_ptr<ModelImage> image = model.save();
+    RecordedOps child_reader(reader, child.id);
+    play(child, child_reader, model, depth + 1);
+    model.restore(*image);
+  }
+
+  void play_rest(const ProcessInfo& process, RecordedOps& reader, Model& model) {
     advance(reader, model, std::numeric_limits<int64_t>::max());
     results_.push_back({process.id, model.counts()});
   }

@@ -293,6 +293,7 @@ void finalize(schema::Database& db) {
   for (const char* table : kOwnTables) make_table_anew(db, table);
   // Here and not in schema.sql: a recording should not pay for them with every row.
   db.exec("CREATE INDEX IF NOT EXISTS syscall_by_process ON syscall(process, time_ns)");
+  db.exec("CREATE INDEX IF NOT EXISTS policy_event_by_process ON policy_event(process, time_ns)");
   db.exec("CREATE INDEX IF NOT EXISTS snapshot_by_process ON snapshot(process)");
   db.exec("CREATE INDEX IF NOT EXISTS residency_by_snapshot ON residency(snapshot)");
   const TraceInfo info = load_trace_info(db);

@@ -23,9 +23,21 @@ TouchingFrames::TouchingFrames(schema::Database& db) : db_(db) {
     frames_[{frames.column_int(0), frames.column_uint(1)}] = frames.column_int(2);
   }
   schema::Statement forks = db.prepare(
-      "SELECT id, parent FROM process WHERE forked AND parent IS NOT NULL AND parent < id");
-  while (forks.step()) parents_[forks.column_int(0)] = forks.column_int(1);
+      "SELECT id, parent FROM process WHERE forked AND parent IS NOT NULL AND parent < id"
+      " ORDER BY id");
+  while (forks.step()) {
+    // The nearest ancestor with modules: lines of forks are long, and few of them load any.
+    int64_t ancestor = forks.column_int(1);
+    const auto older = parents_.find(ancestor);
+    if (older != parents_.end() && !has_modules(ancestor)) ancestor = older->second;
+    parents_[forks.column_int(0)] = ancestor;
+  }
   next_id_ = std::max(kFirstFreeId, db.query_int("SELECT max(id) + 1 FROM frame").value_or(0));
+}
+
+bool TouchingFrames::has_modules(int64_t process) const {
+  const auto it = modules_.lower_bound({process, 0});
+  return it != modules_.end() && it->first.first == process;
 }
 
 std::optional<int64_t> TouchingFrames::frame_of(int64_t process, uint64_t ip) {

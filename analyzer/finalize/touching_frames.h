@@ -24,13 +24,15 @@ class TouchingFrames {
   std::optional<int64_t> frame_of(int64_t process, uint64_t ip);
 
  private:
+  bool has_modules(int64_t process) const;
+
   struct Module {
     int64_t id;
     uint64_t base, end;
   };
 
   schema::Database& db_;
-  std::map<int64_t, int64_t> parents_;                      // Of forked children.
+  std::map<int64_t, int64_t> parents_;  // Of forked children: the nearest with modules of its own.
   std::map<std::pair<int64_t, uint64_t>, Module> modules_;  // By process and first address.
   std::map<std::pair<int64_t, uint64_t>, int64_t> frames_;  // By module and offset.
   int64_t next_id_;

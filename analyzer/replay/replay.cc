@@ -43,12 +43,8 @@ std::vector<SnapshotEntry> load_snapshots(schema::Database& db, int64_t process)
 }
 
 std::vector<int64_t> load_fork_times(const TraceInfo& info, int64_t process) {
-  std::vector<int64_t> times;
-  for (const ProcessInfo& child : info.processes) {
-    if (child.forked && child.parent == process && child.start_ns) times.push_back(*child.start_ns);
-  }
-  std::sort(times.begin(), times.end());
-  return times;
+  const auto found = info.forks.find(process);
+  return found == info.forks.end() ? std::vector<int64_t>() : found->second;
 }
 
 // Little-endian groups of seven bits. Returns false at the end of the blob.
