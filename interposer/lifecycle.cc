@@ -178,6 +178,8 @@ void load_unwinder(trace::CallScope& scope) {
   unwinder.step = reinterpret_cast<int (*)(void*)>(found[3]);
   unwinder.get_register = reinterpret_cast<int (*)(void*, int, uint64_t*)>(found[4]);
   unwinder.get_proc_info = reinterpret_cast<int (*)(void*, void*)>(found[5]);
+  unwinder.flush_cache = reinterpret_cast<void (*)(void*, uint64_t, uint64_t)>(found[6]);
+  unwinder.local_address_space = static_cast<void**>(found[7]);
   const uintptr_t linker = base::aux_value(AT_BASE);
   trace::set_own_code(
       trace::module_around(g_real.dl_iterate_phdr, reinterpret_cast<uintptr_t>(found[0])),

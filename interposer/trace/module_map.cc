@@ -144,7 +144,10 @@ int on_module(dl_phdr_info* info, size_t, void*) {
         known.unloaded && event.start < known.event.end && known.event.start < event.end;
   }
   if (g_table.count == kModulesMax) return 1;
-  if (reuses_range) distrust_fast_walk();
+  if (reuses_range) {
+    distrust_fast_walk();
+    flush_unwinder();
+  }
   // An unload that nobody told us of may have left recipes here (libc unloads its own gconv files).
   forget_code_if_known(event.start, event.end);
   Module& added = g_table.modules[g_table.count];
@@ -165,7 +168,9 @@ void forget_unloaded() {
     const Module& module = g_table.modules[i];
     if (!module.unloaded && !module.seen) gone.add(module.event);
   }
-  if (gone.end != 0) forget_code(gone.start, gone.end);
+  if (gone.end == 0) return;
+  forget_code(gone.start, gone.end);
+  flush_unwinder();
 }
 
 }  // namespace

@@ -173,6 +173,11 @@ void set_unwinder(const Unwinder& unwinder) noexcept {
   g_usable.store(unwinder.backtrace != nullptr, std::memory_order_release);
 }
 
+void flush_unwinder() noexcept {
+  if (!g_usable.load(std::memory_order_acquire)) return;
+  // It raises a generation, atomically, which every later step compares with its cache's.
+  g_unwinder.flush_cache(*g_unwinder.local_address_space, 0, 0);
+}
 void distrust_fast_walk() noexcept { g_fast_walk.store(false, std::memory_order_relaxed); }
 void distrust_unwinder() noexcept { g_usable.store(false, std::memory_order_relaxed); }
 

@@ -12,10 +12,11 @@
 // parent could not be brought to rest does not use libunwind at all). 3. A walk counts as complete
 // only where it ended in a frame whose unwind information says "outermost"; that is asked once per
 // such return address and remembered.
-// 4. Where an unloaded file's addresses were reused, unw_backtrace's own cache, which nothing can
-// clear, would lead astray: from then on frames are stepped one by one (slow, right). Runs inside
-// malloc: no allocation, no locks held by heap, errno kept. Cost: 10 ns per frame, 0.7 us where
-// stepped.
+// 4. What libunwind keeps of a file is out of date when the file is unloaded: its cache of unwind
+// rows is flushed then. unw_backtrace has another cache, which nothing can clear: where an unloaded
+// file's addresses were reused, frames are stepped one by one from then on (slow, right). Runs
+// inside malloc: no allocation, no locks held by heap, errno kept. Cost: 10 ns per frame, 0.7 us
+// where stepped.
 #pragma once
 
 #include <atomic>
@@ -32,17 +33,21 @@ struct Unwinder {
   int (*step)(void* cursor) = nullptr;
   int (*get_register)(void* cursor, int number, uint64_t* value) = nullptr;
   int (*get_proc_info)(void* cursor, void* info) = nullptr;
+  void (*flush_cache)(void* address_space, uint64_t low, uint64_t high) = nullptr;
+  void** local_address_space = nullptr;
 };
 
 // Names under which libunwind 1.x exports them for x86-64, in the order above.
 inline constexpr const char* kUnwinderSymbols[] = {
-    "unw_backtrace",  "_Ux86_64_getcontext", "_ULx86_64_init_local",
-    "_ULx86_64_step", "_ULx86_64_get_reg",   "_ULx86_64_get_proc_info"};
+    "unw_backtrace",        "_Ux86_64_getcontext",       "_ULx86_64_init_local",
+    "_ULx86_64_step",       "_ULx86_64_get_reg",         "_ULx86_64_get_proc_info",
+    "_Ux86_64_flush_cache", "_ULx86_64_local_addr_space"};
 
 // Called once, by lifecycle.cc.
 void set_unwinder(const Unwinder& unwinder) noexcept;
 
-// A file was mapped where another had been unmapped (rule 4).
+// A file was unmapped; another one was mapped where one had been unmapped (rule 4).
+void flush_unwinder() noexcept;
 void distrust_fast_walk() noexcept;
 
 // Code that nothing calls, although its unwind information, if any, does not say so: where the

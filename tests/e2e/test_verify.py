@@ -11,10 +11,6 @@ PYTHON = "import json, threading; t = threading.Thread(target=lambda: json.dumps
 PERL = 'my %h; for my $i (1 .. 3000) { $h{"key$i"} = "x" x ($i % 100); } print scalar(keys %h), "\\n";'
 SQL = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 3000) SELECT count(*), max('row ' || x) FROM c"
 
-# Where libunwind is the one that errs: it keeps the unwind information of libraries that are gone. test_stacks.py compares these stacks
-# with the victim's own account.
-STALE_IN_LIBUNWIND = {"libraries_at_one_address"}
-
 
 class Verify(recording.RecordingTest):
     def check(self, command, share=0.99, options=(), name="trace.db", **run_options):
@@ -72,8 +68,7 @@ class Verify(recording.RecordingTest):
                                     ["--quiet", "--no-faults", "--verify-stacks", "--free-stacks"], name=section + ".db")
                 check = trace.report("summary")["stack_check"]
                 notes = [row["text"] for row in trace.sql("SELECT text FROM mark WHERE kind = 'note' AND text LIKE '%libunwind%'")]
-                if section not in STALE_IN_LIBUNWIND:
-                    self.assertEqual((check["mismatched"], notes), (0, []))
+                self.assertEqual((check["mismatched"], notes), (0, []))
                 self.assertGreater(check["compared"], 0)
 
     def test_shapes(self):
