@@ -18,6 +18,9 @@ namespace heapledger::collector {
 namespace {
 
 constexpr uint64_t kPage = 4096;
+// What was read is given back in pieces of so much, or of a small part of a small spool.
+constexpr uint64_t kHoleBytes = uint64_t{8} << 20;
+constexpr uint64_t kHoleShare = 8;
 
 constexpr uint64_t whole_pages(uint64_t bytes) { return (bytes + kPage - 1) & ~(kPage - 1); }
 
@@ -127,16 +130,24 @@ void Spool::read(const Extent& extent, std::byte* to) {
     done += static_cast<uint64_t>(got);
   }
   const uint64_t taken = whole_pages(extent.bytes);
-  const bool punched = fallocate(file_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                                 static_cast<off_t>(extent.offset), static_cast<off_t>(taken)) == 0;
+  if (read_end_ != extent.offset) read_start_ = extent.offset;  // The file has begun anew.
+  read_end_ = extent.offset + taken;
+  // A hole costs as much as reading some hundred pages: not one for each extent.
+  const uint64_t spare = std::min(kHoleBytes, use().limit_bytes / kHoleShare);
+  const uint64_t hole = read_end_ - read_start_ >= spare ? read_end_ - read_start_ : 0;
+  const bool punched =
+      hole == 0 || fallocate(file_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                             static_cast<off_t>(read_start_), static_cast<off_t>(hole)) == 0;
+  if (hole != 0) read_start_ = read_end_;
   const std::lock_guard lock(mutex_);
   unread_ -= taken;
   has_holes_ = has_holes_ && punched;
-  if (has_holes_) used_ -= taken;
+  if (has_holes_) used_ -= hole;
   if (unread_ != 0) return;
   // Nobody is writing: what is being written counts as unread.
   end_ = 0;
   used_ = 0;
+  read_start_ = read_end_ = 0;
   has_holes_ = true;
   if (ftruncate(file_.get(), 0) != 0) has_holes_ = false;
 }

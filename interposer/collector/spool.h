@@ -3,9 +3,10 @@
 // trace.
 //
 // First in, first out: extents are written at the file's end, each from a new OS page on, and their
-// pages are given back (a hole is punched) as they are read; when the last one was read, the file
-// begins anew. So the file takes as much of the disk as there is unread, up to a limit. Where the
-// file system has no holes, what was read counts until the file begins anew.
+// pages are given back (a hole is punched) some MiB at a time as they are read; when the last one
+// was read, the file begins anew. So the file takes little more of the disk than there is unread,
+// up to a limit. Where the file system has no holes, what was read counts until the file begins
+// anew.
 //
 // A write that fails, because the disk is full or a file may not be larger, is the same as the
 // limit reached: the limit becomes what the file holds then, and the caller keeps the bytes.
@@ -64,6 +65,10 @@ class Spool {
 
   const std::string folder_;
   UniqueFd file_;  // Set by the writing thread before there is anything to read.
+
+  // The reading thread's: read, and not given back yet.
+  uint64_t read_start_ = 0;
+  uint64_t read_end_ = 0;
 
   mutable std::mutex mutex_;  // Guards the rest; not held while the file is read or written.
   SpoolUse use_;
