@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Collects the rows of one process until there are enough for a batch, in order of time.
 //
+// A killed collector must not take more than the last second with it, so a batch that does not fill
+// is given out all the same (close_before).
+//
 // Rings are drained one after the other, so a window's rows come in runs that are each sorted. Rows
 // that belong before the last batch that was given out go into a batch of their own, so that the
 // others stay narrow in time. Used for calls and for faults.
@@ -120,6 +123,17 @@ class Packer {
       open_.erase(open_.begin(), open_.begin() + static_cast<std::ptrdiff_t>(done));
     }
     if (late_.size() >= kBatch) close(late_, emit);
+  }
+  // Gives out what lies before a time, in batches however small.
+  template <typename Emit>
+  void close_before(int64_t time_ns, Emit emit) {
+    sort_open();
+    const auto end = std::partition_point(open_.begin(), open_.end(),
+                                          [&](const Row& row) { return row.time_ns < time_ns; });
+    std::vector<Row> closing(open_.begin(), end);
+    open_.erase(open_.begin(), end);
+    if (!closing.empty()) closed_ns_ = std::max(closed_ns_, close(closing, emit));
+    close(late_, emit);
   }
   // Gives out the rest.
   template <typename Emit>

@@ -10,6 +10,9 @@ namespace heapledger::collector {
 namespace {
 
 constexpr int64_t kHousekeepingNs = 1'000'000'000;
+constexpr int64_t kFlushEveryNs = 1'000'000'000;
+// Rows of other rings may still come between those of the last moments.
+constexpr int64_t kLastMomentsNs = 100'000'000;
 // What a call that waits for its batch will take at most, about.
 constexpr uint64_t kPendingBytes = 16;
 // For what is still to be written when recording ends: a window, rows, the rest of the batches.
@@ -60,7 +63,23 @@ void Recorder::idle() {
   }
 }
 
+// What a killed collector takes with it is what it has not committed.
+void Recorder::flush_when_due() {
+  const int64_t now = raw_now_ns();
+  if (now - flushed_raw_ns_ < kFlushEveryNs) return;
+  flushed_raw_ns_ = now;
+  const int64_t until_ns = trace_ns(now) - kLastMomentsNs;
+  const auto emit_old = [&](Process& process) {
+    if (process.id == 0) return;
+    process.calls.close_before(until_ns, [&](auto rows) { writer_.calls(process.id, rows); });
+    process.faults.close_before(until_ns, [&](auto rows) { writer_.faults(process.id, rows); });
+  };
+  for (Process* process : open_) emit_old(*process);
+  for (const Closing& closing : closing_) emit_old(*closing.process);
+}
+
 void Recorder::commit_when_due() {
+  if (!failed_) flush_when_due();
   if (failed_ || !writer_.is_commit_due()) return;
   write_tree();
   writer_.commit();

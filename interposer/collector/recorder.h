@@ -186,6 +186,7 @@ class Recorder {
   void notice_processes();
   int64_t trace_ns(int64_t raw_ns) const { return raw_ns - origin_raw_ns_; }
 
+  void flush_when_due();
   TraceWriter& writer_;
   const PerfFaults& perf_;
   ClockMap clock_;
@@ -209,6 +210,7 @@ class Recorder {
   uint64_t stalls_ = 0;          // How often a thread waited for room.
   const KernelSyscalls* kernel_ = nullptr;
   std::vector<KernelRecord> kernel_records_;               // Decoded, not yet applied.
+  int64_t flushed_raw_ns_ = 0;   // All that was there at that time is in batches.
   std::unordered_map<uint32_t, KernelRecord> open_calls_;  // By tid: entered, not left.
   SyscallJoin join_;
   ReturnSites return_sites_;

@@ -67,6 +67,29 @@ TEST(Packer, LateRowsGoIntoABatchOfTheirOwn) {
   EXPECT_EQ(sink.batches[2].front().time_ns, 500);
 }
 
+TEST(Packer, GivesOutWhatIsOldInABatchThatIsNotFull) {
+  // Goal: a slow program's rows do not wait for a full batch. Method: a few rows of two rings, some
+  // of them late; what lies before a time goes out in order, the rest stays.
+  SmallPacker packer;
+  Sink sink;
+  for (int i = 0; i < 10; ++i) packer.add({100 + i * 10, 0});
+  for (int i = 0; i < 10; ++i) packer.add({105 + i * 10, 1});
+  packer.close_before(150, [&](auto rows) { sink(rows); });
+  ASSERT_EQ(sink.batches.size(), 1U);
+  EXPECT_EQ(sink.batches[0].size(), 10U);
+  EXPECT_EQ(sink.batches[0].back().time_ns, 145);
+  EXPECT_EQ(packer.size(), 10U);
+  packer.close_before(150, [&](auto rows) { sink(rows); });
+  EXPECT_EQ(sink.batches.size(), 1U);
+  packer.add({120, 2});
+  packer.close_before(151, [&](auto rows) { sink(rows); });
+  ASSERT_EQ(sink.batches.size(), 3U);
+  EXPECT_EQ(sink.batches[1].front().time_ns, 150);
+  EXPECT_EQ(sink.batches[2].front().time_ns, 120);
+  packer.close_all([&](auto rows) { sink(rows); });
+  EXPECT_EQ(sink.rows(), 21U);
+}
+
 TEST(SortRuns, IsStable) {
   // Goal: rows of one time keep their order of arrival. Method: equal times from two runs.
   std::vector<Row> rows = {{5, 0}, {7, 0}, {5, 1}, {6, 1}, {5, 2}};
