@@ -28,7 +28,7 @@
 namespace heapledger::schema {
 
 inline constexpr uint64_t kRegionMagic = 0x3130524745444c48;  // "HLDGER01" in memory.
-inline constexpr uint32_t kWireVersion = 1;  // Changes with any layout in this file or event.h.
+inline constexpr uint32_t kWireVersion = 2;  // Changes with any layout in this file or event.h.
 
 inline constexpr uint32_t kProcessSlotsDefault = 1024;
 inline constexpr uint32_t kRingSlotsDefault = 4096;
@@ -41,6 +41,17 @@ enum class Clock : uint32_t {
 
 // Fault source asked for; what was got is in the trace's meta.
 enum class FaultSource : uint32_t { kAuto = 0, kPerf = 1, kGetrusage = 2, kNone = 3 };
+
+// A forked child that found all process slots taken by living processes. It records nothing but how
+// much that is. Entries are filled in order, each once, and never given back.
+struct RefusedProcess {
+  std::atomic<uint32_t> pid;   // As it sees itself. Program: last, release; 0: not filled yet.
+  uint32_t parent_slot;        // As in ProcessSlot, of the nearest ancestor that has one.
+  uint64_t parent_start_tick;  // Likewise.
+  uint64_t start_tick;
+  std::atomic<uint64_t> events_lost;  // Program: relaxed adds.
+};
+inline constexpr uint32_t kRefusedKept = 96;
 
 // Page 0. Written by the collector before it hands the region out; the atomics afterwards as said.
 struct ControlPage {
@@ -69,6 +80,13 @@ struct ControlPage {
   std::atomic<uint32_t>
       doorbell;  // Futex. Program: increments and wakes when a ring is half full and the collector
   std::atomic<uint32_t> collector_sleeps;  // sleeps on the doorbell (collector: 1 while it does).
+
+  // Processes that found no slot. Program: relaxed adds, and when the last one was refused, so that
+  // the next ones need not wait as long (CLOCK_MONOTONIC_RAW).
+  std::atomic<uint32_t> refused_count;
+  std::atomic<uint64_t> refused_ns;
+  std::atomic<uint64_t> refused_events;  // Lost events of those beyond `refused`.
+  RefusedProcess refused[kRefusedKept];
 };
 static_assert(sizeof(ControlPage) <= 4096);
 
@@ -79,11 +97,13 @@ enum class ProcessState : uint32_t { kFree = 0, kClaimed = 1, kLive = 2, kEnded 
 enum Gap : uint32_t {
   kGapOwnMalloc = 1,  // It has a malloc of its own: none of its calls.
   kGapSandbox = 2,    // Behind its seccomp filter: threads or children that know no id of theirs.
+  kGapRings = 4,      // More threads at once than rings: the calls of those that got none.
 };
 
 // One process of the image. Claimed by the program (slot 0 by the image's first process, then by
-// each forked child: CAS kFree -> kClaimed, fill, store-release kLive); freed by the collector once
-// the process is gone and its rings are drained.
+// each forked child: CAS kFree -> kClaimed, fill, store-release kLive). The collector marks it
+// kEnded as soon as the process is gone, so that whoever waits for a slot knows that one is coming,
+// and frees it once its rings are decoded.
 struct alignas(64) ProcessSlot {
   std::atomic<ProcessState> state;
   uint32_t pid;          // As the process sees it.

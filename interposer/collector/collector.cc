@@ -30,6 +30,7 @@ using nlohmann::json;
 // The thread that packs gives way to the program: with this it gets a tenth of a busy processor.
 constexpr int kPackingNice = 10;
 constexpr int64_t kLookEveryNs = 20'000'000;
+constexpr int64_t kLookShare = 10;  // Looking takes one part in so many of the time.
 constexpr int64_t kProgressEveryNs = 1'000'000'000;
 // With the kernel's fork records every process is known the moment it exists; without them one may
 // still be on its way to its Hello.
@@ -94,6 +95,14 @@ std::string command_of(const json& message) {
     arguments += '\0';
   }
   return quote_arguments(arguments);
+}
+
+// The process that held the slot is gone, or has run another program: the slot will be free when
+// the writer is through with it.
+void mark_ended(const Region& region, uint32_t slot) {
+  schema::ProcessState live = schema::ProcessState::kLive;
+  region.process_slot(slot).state.compare_exchange_strong(live, schema::ProcessState::kEnded,
+                                                          std::memory_order_relaxed);
 }
 
 }  // namespace
@@ -271,11 +280,19 @@ int Collector::next_timeout_ms() const {
 
 void Collector::serve_callers() {
   while (const auto caller = socket_.next_caller(kHelloPatience)) {
-    if (!caller->version_fits || recorder_->is_over()) {
-      reply_refused(*caller);
-    } else {
+    if (caller->version_fits && !recorder_->is_over() && !caller->hung_up) {
       join(*caller);
+      continue;
     }
+    reply_refused(*caller);
+    if (recorder_->is_over()) continue;
+    // Behind the kernel's own account of that process.
+    drain_->push_after_round(
+        Unrecorded{caller->pid,
+                   caller->version_fits
+                       ? "it did not wait for the collector's answer"
+                       : "its libheapledger.so is of another version than heapledger-collector",
+                   raw_now_ns()});
   }
 }
 
@@ -307,6 +324,9 @@ void Collector::join(const Caller& caller) {
   images_.push_back({region, SlotPids(*region, caller.pid, caller.own_pid)});
   if (!attached_) attach_first(caller.pid, PerfFaults::When::kNow);
   if (Watched* watched = watched_.watch(caller.pid)) {
+    if (watched->region != nullptr) mark_ended(*watched->region, watched->slot);
+    watched->region = region;
+    watched->slot = 0;
     watched->schedule =
         std::make_unique<SnapshotSchedule>(raw_now_ns(), options_.snapshot_interval);
   }
@@ -405,14 +425,23 @@ void Collector::take_watch_requests() {
     const std::lock_guard lock(mutex_);
     requests.swap(watch_requests_);
   }
+  requests.insert(requests.end(), watch_later_.begin(), watch_later_.end());
+  watch_later_.clear();
+  if (!requests.empty()) slots_changed_.store(true);  // Most are forked children.
   for (const pid_t pid : requests) {
     if (watched_.watch(pid) != nullptr) continue;
+    if (pid > 0 && errno != ESRCH && errno != EINVAL) {  // EINVAL: it is a thread's id.
+      watch_later_.push_back(pid);
+      continue;
+    }
     drain_->push_after_round(ProcessGone{pid, {}, raw_now_ns()});
   }
 }
 
 void Collector::process_ended(pid_t pid) {
-  if (!watched_.contains(pid)) return;
+  const auto found = watched_.all().find(pid);
+  if (found == watched_.all().end()) return;
+  if (found->second.region != nullptr) mark_ended(*found->second.region, found->second.slot);
   const int64_t now = raw_now_ns();
   const ExitInfo exit = watched_.take_exit(pid);
   drain_->push_after_round(ProcessGone{pid, exit, now});
@@ -428,9 +457,20 @@ void Collector::look_at_slots() {
       const pid_t pid = image.pids.pid_of_slot(slot);
       if (pid <= 0) continue;
       Watched* watched = watched_.watch(pid);
-      if (watched != nullptr && watched->schedule == nullptr) {
+      if (watched == nullptr && errno != ESRCH && errno != EINVAL) continue;
+      const bool is_past = watched == nullptr || (watched->region != nullptr &&
+                                                  watched->region->image() > image.region->image());
+      if (is_past) {
+        mark_ended(*image.region, slot);
+        continue;
+      }
+      if (watched->schedule == nullptr) {
         watched->schedule =
             std::make_unique<SnapshotSchedule>(raw_now_ns(), options_.snapshot_interval);
+      }
+      if (watched->region == nullptr) {
+        watched->region = image.region;
+        watched->slot = slot;
       }
       serve_snapshot(image, slot);
     }
@@ -462,23 +502,32 @@ void Collector::snapshot(pid_t pid, SnapshotReason reason) {
   queue_.push(std::move(news));
 }
 
+// What nobody asked for takes a tenth of this thread's time at most, however many processes there
+// are: those that end or set marks wait for their snapshots.
 void Collector::look_at_processes() {
   const int64_t now = raw_now_ns();
-  if (now - looked_ns_ < kLookEveryNs) return;
+  if (now - looked_ns_ < std::max(kLookEveryNs, look_cost_ns_ * kLookShare)) return;
   looked_ns_ = now;
   std::erase_if(images_, [](const Joined& image) { return image.region->retired.load(); });
   look_at_slots();
+  int64_t snapshots_ns = 0;
   for (auto& [pid, watched] : watched_.all()) {
     if (watched.schedule == nullptr) continue;
     const uint64_t rss = proc_rss_bytes(pid);
     largest_rss_ = std::max(largest_rss_, rss);
-    if (!watched.schedule->has_budget(now)) continue;
+    const bool may = watched.schedule->has_budget(now) && snapshots_ns < kLookEveryNs;
+    if (!may) continue;
+    const int64_t begin = raw_now_ns();
     if (watched.schedule->is_new_peak(rss)) {
       snapshot(pid, SnapshotReason::kPeak);
     } else if (watched.schedule->is_due(now)) {
       snapshot(pid, SnapshotReason::kSchedule);
+    } else {
+      continue;
     }
+    snapshots_ns += raw_now_ns() - begin;
   }
+  look_cost_ns_ = raw_now_ns() - now;
 }
 
 void Collector::report_failure() {

@@ -97,6 +97,7 @@ class Collector {
   std::unique_ptr<Drain> drain_;
   std::thread writer_thread_;
   WatchList watched_;
+  std::vector<pid_t> watch_later_;  // There was no descriptor for them.
   std::vector<Joined> images_;
   uint32_t image_count_ = 0;
   pid_t launched_pid_ = 0;
@@ -116,6 +117,7 @@ class Collector {
   bool failure_told_ = false;
   int64_t quiet_since_ns_ = 0;  // No process known since; 0: there are.
   int64_t looked_ns_ = 0;
+  int64_t look_cost_ns_ = 0;  // How long the last look took.
   int64_t progress_ns_ = 0;
 };
 

@@ -64,6 +64,13 @@ struct ImageJoined {
   int64_t raw_ns;
 };
 
+// An image that called and was not taken in.
+struct Unrecorded {
+  pid_t pid;
+  std::string reason;
+  int64_t raw_ns;
+};
+
 struct ExitInfo {
   bool known = false;
   int wait_status = 0;
@@ -107,8 +114,8 @@ struct Finish {
   SpoolUse spool = {};
 };
 
-using Message = std::variant<Window, Launched, ImageJoined, Waited, ProcessGone, SnapshotTaken,
-                             MetaNote, Barrier, Finish>;
+using Message = std::variant<Window, Launched, ImageJoined, Unrecorded, Waited, ProcessGone,
+                             SnapshotTaken, MetaNote, Barrier, Finish>;
 
 class MessageQueue {
  public:

@@ -17,7 +17,9 @@ std::optional<uint64_t> sane(uint64_t count) {
 
 void read_gaps(Process& process, const schema::ProcessSlot& slot) {
   process.gaps |= slot.gaps.load(std::memory_order_relaxed);
-  if ((process.gaps & schema::kGapOwnMalloc) != 0) {
+  if ((process.gaps & schema::kGapRings) != 0) {
+    process.reason = "more of its threads were alive than can be recorded at once";
+  } else if ((process.gaps & schema::kGapOwnMalloc) != 0) {
     process.reason = "it has a malloc of its own: its calls are not recorded, its system calls are";
   } else if ((process.gaps & schema::kGapSandbox) != 0) {
     process.reason = "behind its seccomp filter, new threads or children could not be recorded";

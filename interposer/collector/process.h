@@ -101,6 +101,7 @@ struct Process {
   uint32_t slot = 0;       // In that region.
   bool exec_seen = false;  // The kernel's record of the exec that began it was matched.
   bool fork_seen = false;  // Likewise of the fork.
+  bool refused = false;    // A fork that found no slot: an image that follows is another row.
   bool over = false;
   int64_t hello_ns = 0;
   int live_threads = 1;  // By the kernel's records.

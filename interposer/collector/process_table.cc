@@ -9,6 +9,14 @@
 #include "interposer/collector/proc_files.h"
 
 namespace heapledger::collector {
+namespace {
+
+// Nothing but a fork is known of it: it may be about to be what the news is about.
+bool is_bare_fork(const Process& process) {
+  return process.region == nullptr && !process.exec_seen && !process.refused;
+}
+
+}  // namespace
 
 ProcessTable::ProcessTable(FrameTable& frames, std::function<void(pid_t)> watch)
     : frames_(frames), watch_(std::move(watch)) {}
@@ -75,7 +83,7 @@ Process& ProcessTable::joined(const ImageJoined& news, int64_t time_ns) {
   if (is_announced) announced_.erase(announced);
   Process* before = current(news.pid);
   Process* process = before;
-  if (before == nullptr || before->over || before->region != nullptr) {
+  if (before == nullptr || before->over || before->region != nullptr || before->refused) {
     const bool same_task = before != nullptr && !before->over;
     if (same_task) end_by_exec(*before, exec_ns);
     process = &make(news.pid, same_task ? before : by, exec_ns);
@@ -102,8 +110,7 @@ Process& ProcessTable::joined(const ImageJoined& news, int64_t time_ns) {
 Process& ProcessTable::forked(RegionPtr region, uint32_t slot, pid_t pid, Process* parent,
                               int64_t time_ns) {
   Process* process = current(pid);
-  const bool fits =
-      process != nullptr && !process->over && process->region == nullptr && !process->exec_seen;
+  const bool fits = process != nullptr && !process->over && is_bare_fork(*process);
   if (!fits) process = &make(pid, parent, time_ns);
   if (parent != nullptr) {
     process->parent = parent;
@@ -120,6 +127,45 @@ Process& ProcessTable::forked(RegionPtr region, uint32_t slot, pid_t pid, Proces
   process->region = std::move(region);
   process->image = process->region->image();
   process->slot = slot;
+  give_row(*process);
+  return *process;
+}
+
+Process& ProcessTable::refused(pid_t pid, Process* parent, std::string reason, int64_t time_ns) {
+  Process* process = current(pid);
+  const bool ran_on = process != nullptr && !process->over && !is_bare_fork(*process);
+  if (ran_on) {
+    // It has run a program meanwhile: this is about what it was before.
+    const int64_t end_ns = process->start_ns.value_or(time_ns);
+    process = &all_.emplace_back();
+    process->pid = pid;
+    process->start_ns = std::min(time_ns, end_ns);
+    end_by_exec(*process, end_ns);
+  } else if (process == nullptr || process->over) {
+    process = &make(pid, parent, time_ns);
+  }
+  if (parent != nullptr) {
+    process->parent = parent;
+    process->ppid = parent->pid;
+    process->exe = parent->exe;
+    process->command = parent->command;
+  }
+  process->forked = true;
+  process->refused = true;
+  process->reason = std::move(reason);
+  give_row(*process);
+  return *process;
+}
+
+Process& ProcessTable::unrecorded(const Unrecorded& news, int64_t time_ns) {
+  Process* process = current(news.pid);
+  if (process == nullptr || process->recorded) {
+    const bool same_task = process != nullptr && !process->over;
+    if (same_task) end_by_exec(*process, time_ns);
+    process = &make(news.pid, same_task ? process : nullptr, time_ns);
+  }
+  process->reason = news.reason;
+  process->changed = true;
   give_row(*process);
   return *process;
 }
@@ -175,8 +221,7 @@ void ProcessTable::name_image(Process& process, pid_t pid) {
 }
 
 Process& ProcessTable::run_image(pid_t pid, Process* before, int64_t time_ns) {
-  const bool pristine =
-      before != nullptr && !before->over && before->region == nullptr && !before->exec_seen;
+  const bool pristine = before != nullptr && !before->over && is_bare_fork(*before);
   Process* process = before;
   if (!pristine) {
     const bool same_task = before != nullptr && !before->over;

@@ -39,6 +39,10 @@ class ProcessTable {
   Process& joined(const ImageJoined& news, int64_t time_ns);
   // The fork's claim; `pid` in our namespace, `parent` the process of its parent slot (or null).
   Process& forked(RegionPtr region, uint32_t slot, pid_t pid, Process* parent, int64_t time_ns);
+  // The fork found no slot: it is not recorded, for this reason.
+  Process& refused(pid_t pid, Process* parent, std::string reason, int64_t time_ns);
+  // The image that this pid runs, or ran last, called and was not taken in.
+  Process& unrecorded(const Unrecorded& news, int64_t time_ns);
   void kernel_fork(const PerfRecord& record, int64_t time_ns);
   void kernel_exec(const PerfRecord& record, int64_t time_ns);
   void kernel_exit(const PerfRecord& record, int64_t time_ns);

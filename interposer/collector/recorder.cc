@@ -201,6 +201,13 @@ void Recorder::on(ImageJoined& news) {
   if (process.id == 1) writer_.commit();
 }
 
+void Recorder::on(Unrecorded& news) {
+  look_for_forks();
+  Process& process = processes_.unrecorded(news, trace_ns(news.raw_ns));
+  notice_processes();
+  write_row(process);  // It may be closed already.
+}
+
 void Recorder::on(Waited& news) {
   Process* process = processes_.gone(news.pid, {true, news.wait_status}, trace_ns(news.raw_ns));
   if (process == nullptr) return;
@@ -267,6 +274,7 @@ void Recorder::on(Finish& finish) {
   for (Process& process : processes_.all()) {
     if (process.region != nullptr) close_process(process);
   }
+  for (auto& [region, image] : images_) close_refused(*image);
   join_.finish();
   write_tree();
   // What the kernel dropped after its last record said so is known by its counters alone.

@@ -109,6 +109,7 @@ class Recorder {
     std::vector<std::unique_ptr<Ring>> rings;
     std::vector<Process*> processes;               // By slot.
     std::unordered_map<uint64_t, Process*> begun;  // All that ever held a slot, by start_tick.
+    std::vector<Process*> refused;                 // As in its control page.
     int64_t empty_since_ns = 0;                    // 0: it has live processes.
   };
   struct Closing {
@@ -127,6 +128,7 @@ class Recorder {
   void on(Window& window);
   void on(Launched& news);
   void on(ImageJoined& news);
+  void on(Unrecorded& news);
   void on(Waited& news);
   void on(ProcessGone& news);
   void on(SnapshotTaken& news);
@@ -153,6 +155,8 @@ class Recorder {
   Process* parent_of(Image& image, const schema::ProcessSlot& fields);
   void forget_late(Process& process);
   void look_for_forks();
+  void look_for_refused(Image& image);
+  void close_refused(Image& image);
   void charge_ring(Image& image, uint32_t slot);
   void adopt_unread_rings();
   bool release_ring(Image& image, uint32_t slot);
@@ -182,11 +186,11 @@ class Recorder {
   void write_row(Process& process);
   void write_last_meta(const Finish& finish);
   void flush_full();
+  void flush_when_due();
   void flush(Process& process);
   void notice_processes();
   int64_t trace_ns(int64_t raw_ns) const { return raw_ns - origin_raw_ns_; }
 
-  void flush_when_due();
   TraceWriter& writer_;
   const PerfFaults& perf_;
   ClockMap clock_;
@@ -206,11 +210,11 @@ class Recorder {
   size_t processes_seen_ = 0;             // How many of processes_.all() have been put into open_.
   int64_t now_ns_ = 0;                    // No event of the window can be later.
   int64_t housekept_ns_ = 0;
+  int64_t flushed_raw_ns_ = 0;   // All that was there at that time is in batches.
   uint64_t perf_lost_told_ = 0;  // By records.
   uint64_t stalls_ = 0;          // How often a thread waited for room.
   const KernelSyscalls* kernel_ = nullptr;
   std::vector<KernelRecord> kernel_records_;               // Decoded, not yet applied.
-  int64_t flushed_raw_ns_ = 0;   // All that was there at that time is in batches.
   std::unordered_map<uint32_t, KernelRecord> open_calls_;  // By tid: entered, not left.
   SyscallJoin join_;
   ReturnSites return_sites_;

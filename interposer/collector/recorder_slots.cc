@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Recorder: the slots of the shared regions, from claim to release.
+#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,6 +20,7 @@ constexpr uint64_t kSmallestEvent = sizeof(schema::PlainEvent);
 // of an image has ended, none is coming.
 constexpr int64_t kRetireAfterNs = 500'000'000;
 constexpr size_t kClosedKept = 1024;
+constexpr char kNoSlot[] = "more processes of one program were alive than can be recorded at once";
 
 }  // namespace
 
@@ -76,9 +78,59 @@ Process* Recorder::process_of_slot(Image& image, uint32_t slot) {
   return process;
 }
 
+// Forked children that found no slot.
+void Recorder::look_for_refused(Image& image) {
+  const schema::ControlPage& control = image.region->control();
+  const uint32_t count =
+      std::min(control.refused_count.load(std::memory_order_relaxed), schema::kRefusedKept);
+  while (image.refused.size() < count) {
+    const schema::RefusedProcess& entry = control.refused[image.refused.size()];
+    // Acquire: pairs with the program's release after it filled the entry.
+    const uint32_t own_pid = entry.pid.load(std::memory_order_acquire);
+    if (own_pid == 0) return;
+    const auto known = image.begun.find(entry.parent_start_tick);
+    Process* parent = known != image.begun.end() ? known->second : nullptr;
+    const bool has_parent = parent != nullptr && parent->slot < image.processes.size();
+    const pid_t pid = has_parent ? image.pids.pid_named_by(entry.parent_slot, own_pid)
+                                 : static_cast<pid_t>(own_pid);
+    const int64_t now_ns = trace_ns(raw_now_ns());
+    int64_t start_ns = trace_ns(clock_.to_ns(entry.start_tick));
+    if (start_ns < 0 || start_ns > now_ns) start_ns = now_ns;
+    image.refused.push_back(&processes_.refused(pid, parent, kNoSlot, start_ns));
+  }
+}
+
+// Charges them what they count.
+void Recorder::close_refused(Image& image) {
+  look_for_refused(image);
+  const schema::ControlPage& control = image.region->control();
+  for (size_t i = 0; i < image.refused.size(); ++i) {
+    const uint64_t lost = control.refused[i].events_lost.load(std::memory_order_relaxed);
+    if (lost >= kSaneTicks) continue;
+    Process& process = *image.refused[i];
+    process.events_lost += lost;
+    counters_.lost += lost;
+    process.changed = true;
+    write_row(process);
+  }
+  const uint32_t count = control.refused_count.load(std::memory_order_relaxed);
+  const uint64_t lost = control.refused_events.load(std::memory_order_relaxed);
+  if (count <= schema::kRefusedKept || image.refused.empty() || lost >= kSaneTicks) return;
+  Process& last = *image.refused.back();
+  last.events_lost += lost;
+  counters_.lost += lost;
+  last.changed = true;
+  write_row(last);
+  writer_.mark(now_ns_, last.id, 0, "note",
+               fmt::format("{} more processes were not recorded, their lost events are charged to "
+                           "this one: {}",
+                           count - schema::kRefusedKept, kNoSlot));
+}
+
 void Recorder::look_for_forks() {
   now_ns_ = trace_ns(raw_now_ns());
   for (auto& [region, image] : images_) {
+    look_for_refused(*image);
     const uint32_t used = region->process_slots_used();
     for (uint32_t slot = 0; slot < used; ++slot) {
       const Process* process = image->processes[slot];
@@ -265,12 +317,15 @@ void Recorder::retire_images(int64_t now_raw_ns) {
   std::erase_if(images_, [&](auto& entry) {
     Image& image = *entry.second;
     const auto lives = [](const Process* process) { return process != nullptr; };
-    if (std::any_of(image.processes.begin(), image.processes.end(), lives)) {
+    const auto runs = [](const Process* process) { return !process->over; };
+    if (std::any_of(image.processes.begin(), image.processes.end(), lives) ||
+        std::any_of(image.refused.begin(), image.refused.end(), runs)) {
       image.empty_since_ns = 0;
       return false;
     }
     if (image.empty_since_ns == 0) image.empty_since_ns = now_raw_ns;
     if (now_raw_ns - image.empty_since_ns < kRetireAfterNs) return false;
+    close_refused(image);
     image.region->control().recording.store(0, std::memory_order_release);
     image.region->retired.store(true, std::memory_order_release);
     return true;

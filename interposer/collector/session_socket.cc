@@ -113,6 +113,8 @@ std::optional<Caller> SessionSocket::next_caller_at(const UniqueFd& listener,
     caller.pid = peer.pid;
     caller.own_pid = hello.pid;
     caller.version_fits = hello.wire_version == schema::kWireVersion;
+    pollfd line{fd, POLLRDHUP, 0};
+    caller.hung_up = poll(&line, 1, 0) == 1;
     return caller;
   }
 }

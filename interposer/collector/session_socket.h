@@ -26,6 +26,7 @@ struct Caller {
   pid_t pid = 0;         // SO_PEERCRED: in our pid namespace.
   uint32_t own_pid = 0;  // As it sees itself.
   bool version_fits = false;
+  bool hung_up = false;  // It waits no more.
 };
 
 class SessionSocket {

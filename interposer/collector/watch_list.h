@@ -23,7 +23,9 @@ namespace heapledger::collector {
 struct Watched {
   pid_t pid = 0;
   UniqueFd pidfd;
-  // Of recorded processes: what snapshots go by.
+  // Of recorded processes: their slot, and what snapshots go by.
+  RegionPtr region;
+  uint32_t slot = 0;
   std::unique_ptr<SnapshotSchedule> schedule;
 };
 
@@ -31,7 +33,8 @@ class WatchList {
  public:
   explicit WatchList(int epoll_fd) : epoll_fd_(epoll_fd) {}
 
-  // Begins to watch; null if the process is gone already. A pid that is watched is returned as is.
+  // Begins to watch; null if the process is gone already (errno ESRCH), or if it cannot be watched
+  // now. A pid that is watched is returned as is.
   Watched* watch(pid_t pid);
   // The process has ended: how, if anyone can tell. It is no longer watched.
   ExitInfo take_exit(pid_t pid);

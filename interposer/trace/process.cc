@@ -26,8 +26,8 @@ using schema::ProcessSlot;
 using schema::ProcessState;
 
 constexpr uint64_t kExitSnapshotNs = 1'000'000'000;
-constexpr uint64_t kClaimLimitNs = 10'000'000'000;  // Waiting for a slot to be let go.
-constexpr uint32_t kRingsLeast = 16;                // Fewer threads are not worth a recording.
+constexpr uint64_t kHopelessAgainNs = 50'000'000;  // Where another one has just hoped in vain.
+constexpr uint32_t kRingsLeast = 16;               // Fewer threads are not worth a recording.
 
 // Survive fork: what a child must know of its parent.
 constinit uint32_t g_last_process_index = UINT32_MAX;
@@ -63,14 +63,38 @@ uint32_t claim_slot() {
   return UINT32_MAX;
 }
 
+// The last events of a process that has ended are on their way into the trace; then its slot is
+// free.
+bool is_slot_coming() {
+  const Region& region = g_recorder.region;
+  for (uint32_t i = 0; i < region.process_slots; ++i) {
+    // Relaxed: a hint.
+    if (region.processes[i].state.load(std::memory_order_relaxed) == ProcessState::kEnded) {
+      return true;
+    }
+  }
+  return false;
+}
+
 // All slots are taken: by live processes, or by ended ones that the collector has yet to let go,
-// where programs fork fast. The latter is worth waiting for.
+// where programs fork fast. The latter is worth waiting for, as long as the collector works on it.
 uint32_t wait_for_slot() {
   uint32_t index = claim_slot();
+  if (index != UINT32_MAX || is_sandboxed()) return index;
   schema::ControlPage& control = *g_recorder.region.control;
-  const uint64_t deadline = index == UINT32_MAX ? monotonic_raw_ns() + kClaimLimitNs : 0;
-  while (index == UINT32_MAX && !is_sandboxed() &&
-         control.recording.load(std::memory_order_acquire) != 0 && monotonic_raw_ns() < deadline) {
+  CollectorWatch watch(control, Patience{});
+  const uint64_t start = monotonic_raw_ns();
+  const uint64_t refused = control.refused_ns.load(std::memory_order_relaxed);
+  const bool again = refused != 0 && start - refused < 5 * kHopelessNs;
+  uint64_t hope = start;
+  while (index == UINT32_MAX) {
+    if (watch.gone()) {
+      g_stopped.store(1, std::memory_order_relaxed);
+      break;
+    }
+    const uint64_t now = monotonic_raw_ns();
+    if (is_slot_coming()) hope = now;
+    if (now - hope > (again ? kHopelessAgainNs : kHopelessNs)) break;
     control.doorbell.fetch_add(1, std::memory_order_seq_cst);
     sys::futex_wake(reinterpret_cast<volatile uint32_t*>(&control.doorbell), 1, true);
     constexpr timespec kNap = {0, 1'000'000};
@@ -78,6 +102,25 @@ uint32_t wait_for_slot() {
     index = claim_slot();
   }
   return index;
+}
+
+// The process goes on without being recorded, and counts what is missing.
+void note_refused(ProcessPage* page, uint64_t start_tick) {
+  schema::ControlPage& control = *g_recorder.region.control;
+  control.refused_ns.store(monotonic_raw_ns(), std::memory_order_relaxed);
+  const uint32_t index = control.refused_count.fetch_add(1, std::memory_order_relaxed);
+  if (index >= schema::kRefusedKept) {
+    page->lost_here = &control.refused_events;
+    return;
+  }
+  schema::RefusedProcess& entry = control.refused[index];
+  entry.parent_slot = g_last_process_index;
+  entry.parent_start_tick = g_last_process_start;
+  entry.start_tick = start_tick;
+  // Release: pairs with the collector's acquire; the entry is filled.
+  entry.pid.store(static_cast<uint32_t>(is_sandboxed() ? kept_tid() : sys::getpid()),
+                  std::memory_order_release);
+  page->lost_here = &entry.events_lost;
 }
 
 void fill_slot(ProcessSlot& slot, uint64_t start_tick) {
@@ -201,19 +244,23 @@ bool adopt_child() noexcept {
     return false;
   }
   ProcessPage* page = g_recorder.process();
+  if (page->lost_here != nullptr) return false;
   base::LockGuard guard(page->adopting);
   if (page->slot != nullptr) return true;
+  if (page->lost_here != nullptr) return false;
   if (!g_fork_handled) distrust_unwinder();  // Some thread of the parent may have been inside it.
-  const bool adopted = adopt_slot(page, tick());
+  const uint64_t start_tick = tick();
+  const bool adopted = adopt_slot(page, start_tick);
   g_fork_handled = false;
-  if (!adopted) g_stopped.store(1, std::memory_order_relaxed);
+  if (!adopted && is_recording()) note_refused(page, start_tick);
   return adopted;
 }
 
 void count_lost_event() noexcept {
   if (g_recorder.region.control == nullptr) return;
-  ProcessSlot* slot = g_recorder.process()->slot;
-  if (slot != nullptr) slot->events_lost.fetch_add(1, std::memory_order_relaxed);
+  const ProcessPage* page = g_recorder.process();
+  std::atomic<uint64_t>* lost = page->slot != nullptr ? &page->slot->events_lost : page->lost_here;
+  if (lost != nullptr) lost->fetch_add(1, std::memory_order_relaxed);
 }
 
 void note_gap(schema::Gap gap) noexcept {
@@ -289,6 +336,7 @@ void request_snapshot(uint64_t limit_ns) noexcept {
   control.doorbell.fetch_add(1, std::memory_order_seq_cst);
   sys::futex_wake(reinterpret_cast<volatile uint32_t*>(&control.doorbell), 1, true);
   uint64_t calls = 2;
+  bool napped = false;
   const uint64_t deadline = monotonic_raw_ns() + limit_ns;
   for (;;) {
     // Acquire: pairs with the collector's release store.
@@ -296,6 +344,8 @@ void request_snapshot(uint64_t limit_ns) noexcept {
     if (static_cast<int32_t>(done - wanted) >= 0) break;
     const uint64_t now = monotonic_raw_ns();
     if (now >= deadline || collector_is_gone()) break;
+    if (napped && is_halted(static_cast<pid_t>(control.collector_pid))) break;
+    napped = true;
     constexpr uint64_t kNapNs = 50'000'000;
     const uint64_t left = deadline - now < kNapNs ? deadline - now : kNapNs;
     const timespec nap = {0, static_cast<long>(left)};

@@ -35,9 +35,11 @@ struct ProcessPage {
   schema::ProcessSlot* slot;  // Null: this process has not adopted one yet.
   uint32_t index;
   uint32_t pid;
-  std::atomic<bool> opened;              // A ring was claimed.
-  std::atomic<uint32_t> claims_running;  // Threads that are claiming rings (thread_ring.cc).
-  std::atomic<uint32_t> claims_held;     // Not zero: they must wait (rings_spare.cc).
+  std::atomic<uint64_t>* lost_here;  // Not null: all slots were taken, and this counts its events.
+  std::atomic<uint64_t> rings_refused_ns;  // When a thread last found no ring (thread_ring.cc).
+  std::atomic<bool> opened;                // A ring was claimed.
+  std::atomic<uint32_t> claims_running;    // Threads that are claiming rings (thread_ring.cc).
+  std::atomic<uint32_t> claims_held;       // Not zero: they must wait (rings_spare.cc).
   base::Lock adopting;
   RingProducer::Shared shared;
 };
@@ -79,8 +81,11 @@ inline bool is_recording() noexcept {
 }
 
 // A slot for a process that has none: a forked child at its first event. False where none could be
-// had (recording stops).
+// had: it is not recorded, but its children try again.
 bool adopt_child() noexcept;
+
+// How long it is hoped that a slot is freed where none belongs to anything that has ended.
+inline constexpr uint64_t kHopelessNs = 2'000'000'000;
 
 // The page of this very process, adopted if need be; null where it is not recorded.
 inline ProcessPage* this_process() noexcept {

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "interposer/base/sys.h"
+#include "interposer/trace/collector_watch.h"
 #include "interposer/trace/own_calls.h"
 
 namespace heapledger::trace {
@@ -16,10 +17,15 @@ namespace {
 namespace sys = base::sys;
 using schema::ControlPage;
 
+constexpr char kOtherVersion[] =
+    "heapledger-collector and libheapledger.so are of different versions, and must be of one build";
 constexpr uint64_t kLimitShare = 8;  // At most one part in so many of a limit is ours, at a time.
-// The collector attaches to the process before it answers. One that is silent for so long is taken
-// for dead, as by the rings' producers.
-constexpr timeval kAnswerLimit = {10, 0};
+// The collector attaches to the process before it answers. One that is silent for so many looks is
+// taken for dead, as by the rings' producers; one that has been stopped, at the second look that
+// finds it so.
+constexpr timeval kLookEvery = {0, 100'000};
+constexpr int kLooksMax = 100;
+constexpr timeval kConnectLimit = {2, 0};  // Reached where a thousand others wait already.
 
 bool layout_is_sound(const ControlPage& control, uint64_t region_bytes) {
   if (control.ring_bytes < 4096 || (control.ring_bytes & (control.ring_bytes - 1)) != 0)
@@ -43,10 +49,10 @@ const char* connect_to(const char* name, int* result) {
   address.sun_family = AF_UNIX;
   memcpy(address.sun_path + 1, name, length);  // The leading zero makes it abstract.
   const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + length);
-  for (const int option : {SO_RCVTIMEO, SO_SNDTIMEO}) {
-    sys::call(SYS_setsockopt, fd, SOL_SOCKET, option, sys::word(&kAnswerLimit),
-              sizeof(kAnswerLimit));
-  }
+  sys::call(SYS_setsockopt, fd, SOL_SOCKET, SO_SNDTIMEO, sys::word(&kConnectLimit),
+            sizeof(kConnectLimit));
+  sys::call(SYS_setsockopt, fd, SOL_SOCKET, SO_RCVTIMEO, sys::word(&kLookEvery),
+            sizeof(kLookEvery));
   *result = static_cast<int>(fd);
   long connected = sys::connect(*result, reinterpret_cast<sockaddr*>(&address), size);
   constexpr size_t kFolderBytes = sizeof(schema::kSessionFolder) - 1;
@@ -63,6 +69,26 @@ const char* connect_to(const char* name, int* result) {
     return connected == -ECONNREFUSED ? kRecordingEnded : "the collector does not answer";
   }
   return nullptr;
+}
+
+pid_t peer_of(int fd) {
+  ucred peer{};
+  socklen_t bytes = sizeof(peer);
+  const long result =
+      sys::call(SYS_getsockopt, fd, SOL_SOCKET, SO_PEERCRED, sys::word(&peer), sys::word(&bytes));
+  return sys::failed(result) ? 0 : peer.pid;
+}
+
+// recvmsg, as long as there is hope for an answer.
+long receive(int fd, msghdr* message) {
+  const pid_t collector = peer_of(fd);
+  int halted = 0;
+  for (int look = 0; look < kLooksMax && halted < 2; ++look) {
+    const long received = sys::recvmsg(fd, message, MSG_CMSG_CLOEXEC);
+    if (received != -EAGAIN && received != -EINTR) return received;
+    halted = is_halted(collector) ? halted + 1 : 0;
+  }
+  return -EAGAIN;
 }
 
 // Sends Hello, receives the answer and the region's descriptor.
@@ -83,7 +109,7 @@ const char* exchange(int fd, int* region_fd, uint64_t* region_bytes) {
   message.msg_iovlen = 1;
   message.msg_control = control;
   message.msg_controllen = sizeof(control);
-  const long received = sys::recvmsg(fd, &message, MSG_CMSG_CLOEXEC);
+  const long received = receive(fd, &message);
   const cmsghdr* header = received > 0 ? CMSG_FIRSTHDR(&message) : nullptr;
   *region_fd = -1;
   if (header != nullptr && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS &&
@@ -95,7 +121,7 @@ const char* exchange(int fd, int* region_fd, uint64_t* region_bytes) {
   if (received != sizeof(reply) || reply.magic != schema::kRegionMagic) {
     return "the collector did not answer";
   }
-  if (reply.wire_version != schema::kWireVersion) return "the collector is of another version";
+  if (reply.wire_version != schema::kWireVersion) return kOtherVersion;
   if (reply.status != schema::HelloStatus::kOk) return kRecordingEnded;
   return *region_fd < 0 ? "the collector sent no memory" : nullptr;
 }

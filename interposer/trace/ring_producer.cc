@@ -17,44 +17,6 @@ using schema::ControlPage;
 constexpr int kSpins = 100;
 constexpr timespec kNap = {0, 20'000'000};  // Between two looks at the collector's heartbeat.
 
-uint64_t monotonic_ns() {
-  timespec now{};
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<uint64_t>(now.tv_sec) * 1000000000U + static_cast<uint64_t>(now.tv_nsec);
-}
-
-// Watches the collector's heartbeat from the moment it is made.
-class HeartbeatWatch {
- public:
-  explicit HeartbeatWatch(const RingProducer::Shared& shared)
-      : shared_(shared), beat_(shared.control->heartbeat.load(std::memory_order_relaxed)) {
-    since_ns_ = monotonic_ns();
-  }
-
-  bool collector_gone() {
-    // Acquire: pairs with the collector's store when it ends; nothing of it is used after.
-    if (shared_.control->recording.load(std::memory_order_acquire) == 0) return true;
-    const uint32_t beat = shared_.control->heartbeat.load(std::memory_order_relaxed);
-    const uint64_t now_ns = monotonic_ns();
-    if (beat != beat_) {
-      beat_ = beat;
-      since_ns_ = now_ns;
-      return false;
-    }
-    const uint64_t silent_ns = now_ns - since_ns_;
-    if (silent_ns >= shared_.patience.silent_ns) return true;
-    if (silent_ns < shared_.patience.gone_ns || is_sandboxed()) return false;
-    // In another pid namespace the number means nothing; then only the silence above counts, and
-    // this comes too early at worst for a collector that could not count one loop in that time.
-    return sys::kill(static_cast<pid_t>(shared_.control->collector_pid), 0) == -ESRCH;
-  }
-
- private:
-  const RingProducer::Shared& shared_;
-  uint32_t beat_;
-  uint64_t since_ns_;
-};
-
 }  // namespace
 
 void RingProducer::attach(const Shared* shared, schema::RingSlot* slot, std::byte* data,
@@ -117,7 +79,7 @@ bool RingProducer::wait_for_room(uint64_t needed) noexcept {
     room = has_room(needed);
   }
   if (!room) {
-    HeartbeatWatch watch(*shared_);
+    CollectorWatch watch(*shared_->control, shared_->patience);
     auto* futex = reinterpret_cast<volatile uint32_t*>(&slot_->tail_futex);
     while (!room) {
       // Seq_cst, with the collector's store of tail and load of `waiting`: one of the two sees the
@@ -136,7 +98,7 @@ bool RingProducer::wait_for_room(uint64_t needed) noexcept {
       }
       if ((room = has_room(needed))) break;
       if (shared_->stopped->load(std::memory_order_relaxed) != 0) break;
-      if (watch.collector_gone()) {
+      if (watch.gone()) {
         shared_->stopped->store(1, std::memory_order_relaxed);
         break;
       }

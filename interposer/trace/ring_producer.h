@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "interposer/trace/collector_watch.h"
 #include "schema/event.h"
 #include "schema/shared_region.h"
 
@@ -27,12 +28,6 @@ namespace heapledger::trace {
 // reset; children inherit it.
 extern constinit std::atomic<bool> g_sandboxed;
 inline bool is_sandboxed() noexcept { return g_sandboxed.load(std::memory_order_relaxed); }
-
-// How long a waiting producer believes in a collector that shows no sign of life.
-struct Patience {
-  uint64_t silent_ns = 10'000'000'000;  // Its heartbeat has not moved for so long: it is dead.
-  uint64_t gone_ns = 2'000'000'000;     // The same, where kill(2) says that no such process exists.
-};
 
 class RingProducer {
  public:

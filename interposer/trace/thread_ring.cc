@@ -16,7 +16,8 @@ namespace sys = base::sys;
 using schema::RingSlot;
 using schema::RingState;
 
-constexpr uint64_t kClaimLimitNs = 10'000'000'000;  // Waiting for a slot to be drained and freed.
+// A thread that got no ring tries again with its later calls, but not with each of them.
+constexpr uint64_t kTryAgainNs = 10'000'000;
 
 constexpr uint32_t kNone = UINT32_MAX;
 
@@ -61,15 +62,38 @@ uint32_t try_claim_slot() {
   return kNone;
 }
 
+// The last events of a thread that has ended are on their way into the trace; then its ring is
+// free.
+bool is_ring_coming() {
+  const Region& region = g_recorder.region;
+  for (uint32_t i = 0; i < region.ring_slots; ++i) {
+    // Relaxed: a hint.
+    if (region.rings[i].state.load(std::memory_order_relaxed) == RingState::kEnded) return true;
+  }
+  return false;
+}
+
 // All slots are taken: by live threads, or by ended ones that the collector has yet to drain. The
-// latter is worth waiting for.
+// latter is worth waiting for, as long as the collector works on it. Where it was hopeless once,
+// the process is not made to wait for that again.
 uint32_t claim_slot() {
+  ProcessPage* page = g_recorder.process();
+  const uint64_t refused = page->rings_refused_ns.load(std::memory_order_relaxed);
+  if (refused != 0 && monotonic_raw_ns() - refused < kTryAgainNs) return kNone;
   uint32_t slot = try_claim_slot();
   if (slot != kNone || is_sandboxed()) return slot;
   schema::ControlPage& control = *g_recorder.region.control;
-  const uint64_t deadline = monotonic_raw_ns() + kClaimLimitNs;
-  while (slot == kNone && control.recording.load(std::memory_order_acquire) != 0 &&
-         monotonic_raw_ns() < deadline) {
+  CollectorWatch watch(control, Patience{});
+  const uint64_t patience = refused == 0 ? kHopelessNs : 0;
+  uint64_t hope = monotonic_raw_ns();
+  while (slot == kNone) {
+    if (watch.gone()) {
+      g_stopped.store(1, std::memory_order_relaxed);
+      return kNone;
+    }
+    const uint64_t now = monotonic_raw_ns();
+    if (is_ring_coming() || page->claims_held.load(std::memory_order_relaxed) != 0) hope = now;
+    if (now - hope > patience) break;
     control.doorbell.fetch_add(1, std::memory_order_seq_cst);
     sys::futex_wake(reinterpret_cast<volatile uint32_t*>(&control.doorbell), 1, true);
     constexpr timespec kNap = {0, 1'000'000};
@@ -77,7 +101,10 @@ uint32_t claim_slot() {
     count_recorder_syscalls(2);
     slot = try_claim_slot();
   }
-  return slot;
+  if (slot != kNone) return slot;
+  note_gap(schema::kGapRings);
+  page->rings_refused_ns.store(monotonic_raw_ns(), std::memory_order_relaxed);
+  return kNone;
 }
 
 void open_ring(ThreadRing* ring, uint32_t index, unsigned level) {

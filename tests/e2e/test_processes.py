@@ -2,7 +2,7 @@
 """Trees of processes: every call of every process is in the trace, in a process of its own, and the program does not notice.
 
 The victim's processes count their own calls where the count outlives them (programs/process_truth.h).
-HEAPLEDGER_TEST_FORKS is the depth of the chain of forks, 300 if not set.
+HEAPLEDGER_TEST_FORKS is the depth of the chain of forks, 1,000 if not set.
 """
 
 import array
@@ -75,7 +75,7 @@ class ProcessTrees(recording.RecordingTest):
         return trace, parts, processes
 
     def test_a_chain_of_forks(self):
-        depth = int(os.environ.get("HEAPLEDGER_TEST_FORKS", "300"))
+        depth = int(os.environ.get("HEAPLEDGER_TEST_FORKS", "1000"))
         trace, _, processes = self.check("fork_chain", str(depth))
         self.assertEqual(len(processes), depth + 1)
         chain = trace.sql("WITH RECURSIVE down(id, n) AS (SELECT 1, 1 UNION ALL SELECT process.id, n + 1 FROM process JOIN down "
@@ -89,6 +89,22 @@ class ProcessTrees(recording.RecordingTest):
     def test_a_bush_of_forks(self):
         _, _, processes = self.check("fork_bush")
         self.assertEqual(len(processes), 20 * 4 + 1)
+
+    def test_more_at_once_than_there_are_slots(self):
+        # Goal: who found no slot is named, with what it did; the others, and the program, notice nothing. Method: 1,024 slots, 1,040 children
+        # that live together.
+        trace, parts = self.run_section("fork_crowd", "1040")
+        refused = trace.sql("SELECT id, forked, reason, exit_status, events, events_lost FROM process WHERE recorded = 0")
+        self.assertEqual(len(refused), 1041 - 1024)
+        for row in refused:
+            self.assertEqual((row["forked"], row["exit_status"], row["events"]), (1, 1, 0))
+            self.assertIn("more processes of one program were alive than can be recorded at once", row["reason"])
+            self.assertGreaterEqual(row["events_lost"], 8)  # Its four pairs of malloc and free.
+        self.assertEqual(trace.one("SELECT sum(events_lost) FROM process WHERE recorded = 1"), 0)
+        rows = trace.sql(f"SELECT size, count(*) AS n FROM event WHERE kind = 'malloc' AND size BETWEEN {min(parts)} AND {max(parts)} "
+                         "GROUP BY size")
+        self.assertEqual(len(rows), len(parts) - 2 * len(refused))
+        self.assertTrue(all(parts[row["size"]] == row["n"] for row in rows))
 
     def test_vforks(self):
         self.check("vforks")

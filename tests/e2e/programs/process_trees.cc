@@ -49,7 +49,7 @@ int wait_for_all() {
 
 // Each child forks the next and goes. Inherited blocks are freed by all, block by block.
 void fork_chain() {
-  const int depth = section_number != 0 ? section_number : 300;
+  const int depth = section_number != 0 ? section_number : 1000;
   prctl(PR_SET_CHILD_SUBREAPER, 1);
   constexpr int kInherited = 16;
   void* inherited[kInherited];
@@ -103,6 +103,25 @@ void fork_bush() {
   }
   printf("statuses: %d\n", wait_for_all());
   play(10);
+}
+
+// All of one parent, and all alive until the last one is there.
+void fork_crowd() {
+  const int count = section_number != 0 ? section_number : 100;
+  int ends[2];
+  if (pipe(ends) != 0) abort();
+  for (int i = 0; i < count; ++i) {
+    if (fork() != 0) continue;
+    close(ends[1]);
+    play(2);
+    char none = 0;
+    if (read(ends[0], &none, 1) != 0) abort();  // Its end: everybody has let go of the other one.
+    play(2);
+    end(1);
+  }
+  close(ends[1]);
+  printf("statuses: %d\n", wait_for_all());
+  play(2);
 }
 
 // ---- vfork, clone.
@@ -453,6 +472,7 @@ constexpr Section kSections[] = {
     SECTION(fork_chain),
     SECTION(fork_tower),
     SECTION(fork_bush),
+    SECTION(fork_crowd),
     SECTION(vforks),
     SECTION(raw_clones),
     SECTION(clones_on_the_same_memory),
