@@ -19,6 +19,10 @@ constexpr bool may_unmap(schema::SyscallName name) { return name != schema::Sysc
 constexpr uint8_t failed_flag(bool failed) {
   return failed ? uint8_t{schema::kFailed} : uint8_t{0};
 }
+
+void copy_frames(uint64_t* to, const uintptr_t* frames, size_t count) {
+  for (size_t i = 0; i < count; ++i) to[i] = frames[i];
+}
 }  // namespace
 
 // ---- Stacks.
@@ -34,8 +38,8 @@ void CallScope::walk() noexcept {
     const bool complete = !helpless && found.outcome == StackWalk::Outcome::kComplete;
     check_stack({walk.frames(), walk.count(), complete}, caller_, ring_->slot, &ring_->busy);
   }
-  keep_ = found.keep;
-  fresh_ = found.fresh;
+  keep_ = static_cast<uint16_t>(found.keep);
+  fresh_ = static_cast<uint16_t>(found.fresh);
   incomplete_ = found.outcome != StackWalk::Outcome::kComplete;
   fresh_is_new_ = true;
   has_stack_ = true;
@@ -76,36 +80,47 @@ void CallScope::stack_lost() noexcept {
 
 // ---- Events.
 
-EventHead CallScope::head(EventKind kind, uint8_t flags, size_t words,
-                          uint64_t at_tick) const noexcept {
-  EventHead result = {kind, flags, static_cast<uint16_t>(words), 0, 0, at_tick};
+// The first word of an EventHead, put together in a register.
+inline uint64_t CallScope::head_word(EventKind kind, uint64_t flags, size_t words) const noexcept {
+  static_assert(offsetof(EventHead, kind) == 0 && offsetof(EventHead, flags) == 1 &&
+                offsetof(EventHead, words) == 2 && offsetof(EventHead, fresh) == 4 &&
+                offsetof(EventHead, keep) == 6 && offsetof(EventHead, tick) == 8);
+  uint64_t stack = 0;
   if (has_stack_) {
-    result.flags |= schema::kHasStack;
-    if (incomplete_) result.flags |= schema::kStackIncomplete;
-    result.fresh = fresh_;
-    result.keep = keep_;
+    flags |= schema::kHasStack | (incomplete_ ? uint64_t{schema::kStackIncomplete} : 0);
+    stack = uint64_t{fresh_} << 32 | uint64_t{keep_} << 48;
   }
-  if (ring_->level != 0) result.flags |= schema::kNested;
-  return result;
+  if (__builtin_expect(ring_->level != 0, 0)) flags |= schema::kNested;
+  return static_cast<uint64_t>(kind) | flags << 8 | words << 16 | stack;
 }
 
-template <class Event>
-void CallScope::write(Event& event, EventKind kind, uint8_t flags, uint64_t at_tick,
-                      const uint64_t* optional, size_t optional_words) noexcept {
-  static_assert(sizeof(Event) % 8 == 0);
-  const size_t fixed_words = sizeof(Event) / 8;
-  const size_t words = fixed_words + optional_words + fresh_;
+// Writes an event whose fixed part, behind the head, is `body` words that `fill` writes, followed
+// by the optional words and the fresh frames. Straight into the ring: see CMakeLists.txt.
+template <size_t kBody, class Fill>
+inline __attribute__((always_inline)) void CallScope::put(EventKind kind, uint64_t flags,
+                                                          uint64_t at_tick, size_t optional_words,
+                                                          Fill fill) noexcept {
+  constexpr size_t kHead = sizeof(EventHead) / 8;
+  const size_t fresh = fresh_;
+  const size_t words = kHead + kBody + optional_words + fresh;
   uint64_t* at = ring_->producer.reserve(words);
   if (at == nullptr) return stack_lost();
-  event.head = head(kind, flags, words, at_tick);
-  memcpy(at, &event, sizeof(Event));
-  at += fixed_words;
-  for (size_t i = 0; i < optional_words; ++i) *at++ = optional[i];
-  if (fresh_ != 0) {
-    memcpy(at, ring_->walk.fresh(), fresh_ * size_t{8});
-  }
+  at[0] = head_word(kind, flags, words);
+  at[1] = at_tick;
+  fill(at + kHead);
+  copy_frames(at + words - fresh, ring_->walk.fresh(), fresh);
   ring_->producer.commit(words);
   stack_written();
+}
+
+// An event that is rare enough to be made as a whole first.
+template <class Event>
+void CallScope::write(Event& event, EventKind kind, uint8_t flags, uint64_t at_tick) noexcept {
+  static_assert(sizeof(Event) % 8 == 0);
+  constexpr size_t kBytes = sizeof(Event) - sizeof(EventHead);
+  put<kBytes / 8>(kind, flags, at_tick, 0, [&event](uint64_t* body) {
+    memcpy(body, reinterpret_cast<const std::byte*>(&event) + sizeof(EventHead), kBytes);
+  });
 }
 
 template <class Event>
@@ -116,8 +131,10 @@ void CallScope::write_text(Event& event, EventKind kind, const Part* parts, size
   const size_t words = sizeof(Event) / 8 + text_words + fresh_;
   uint64_t* at = ring_->producer.reserve(words);
   if (at == nullptr) return stack_lost();
-  event.head = head(kind, 0, words, tick());
-  memcpy(at, &event, sizeof(Event));
+  at[0] = head_word(kind, 0, words);
+  at[1] = tick();
+  constexpr size_t kHead = sizeof(EventHead);
+  memcpy(at + kHead / 8, reinterpret_cast<const std::byte*>(&event) + kHead, sizeof(Event) - kHead);
   at += sizeof(Event) / 8;
   if (text_words != 0) at[text_words - 1] = 0;  // The padding.
   auto* text = reinterpret_cast<char*>(at);
@@ -128,10 +145,7 @@ void CallScope::write_text(Event& event, EventKind kind, const Part* parts, size
     text += size;
     left -= size;
   }
-  at += text_words;
-  if (fresh_ != 0) {
-    memcpy(at, ring_->walk.fresh(), fresh_ * size_t{8});
-  }
+  copy_frames(at + text_words, ring_->walk.fresh(), fresh_);
   ring_->producer.commit(words);
   stack_written();
 }
@@ -140,36 +154,43 @@ void CallScope::on_allocation(const Allocation& allocation) noexcept {
   if (ring_ == nullptr) return count_lost_event();
   need_stack();
   flush();
-  schema::AllocEvent event;
-  event.address = base::address_of(allocation.address);
-  event.size = allocation.size;
-  event.id = allocation.id;
-  uint8_t flags = 0;
-  uint64_t optional[2];
-  size_t words = 0;
-  if (allocation.address == nullptr) {
-    flags |= schema::kFailed;
-  } else if (allocation.usable != schema::usable_by_rule(allocation.size)) {
-    flags |= schema::kHasUsable;
-    optional[words++] = allocation.usable;
-  }
-  if (allocation.alignment != 0) {
-    flags |= schema::kHasAlignment;
-    optional[words++] = allocation.alignment;
-  }
+  const uint64_t address = base::address_of(allocation.address);
+  const uint64_t size = allocation.size;
+  const bool has_usable = address != 0 && allocation.usable != schema::usable_by_rule(size);
+  const bool has_alignment = allocation.alignment != 0;
+  uint64_t flags = address == 0 ? uint64_t{schema::kFailed} : 0;
+  if (has_usable) flags |= schema::kHasUsable;
+  if (has_alignment) flags |= schema::kHasAlignment;
+  const size_t optional = (has_usable ? 1 : 0) + (has_alignment ? 1 : 0);
   // A walk puts thousands of instructions between the allocator's loads and the stamp; without one,
   // a fence must.
   const uint64_t now = has_stack_ ? tick() : tick_now_fenced(g_recorder.clock);
-  write(event, allocation.kind, flags, now, optional, words);
+  static_assert(offsetof(schema::AllocEvent, address) == 16 &&
+                offsetof(schema::AllocEvent, size) == 24 && offsetof(schema::AllocEvent, id) == 32);
+  put<3>(allocation.kind, flags, now, optional, [&](uint64_t* body) {
+    body[0] = address;
+    body[1] = size;
+    body[2] = allocation.id;
+    body += 3;
+    if (__builtin_expect(has_usable, 0)) *body++ = allocation.usable;
+    if (__builtin_expect(has_alignment, 0)) *body = allocation.alignment;
+  });
+}
+
+void CallScope::put_release(EventKind kind, uint64_t flags, uint64_t address,
+                            uint64_t ended_id) noexcept {
+  static_assert(offsetof(schema::FreeEvent, address) == 16 &&
+                offsetof(schema::FreeEvent, ended_id) == 24);
+  put<2>(kind, flags, tick(), 0, [=](uint64_t* body) {
+    body[0] = address;
+    body[1] = ended_id;
+  });
 }
 
 void CallScope::on_release(EventKind kind, const void* address, uint64_t ended_id) noexcept {
   if (ring_ == nullptr) return count_lost_event();
   if (g_recorder.free_stacks) need_stack();
-  schema::FreeEvent event;
-  event.address = base::address_of(address);
-  event.ended_id = ended_id;
-  write(event, kind, 0, tick(), nullptr, 0);
+  put_release(kind, 0, base::address_of(address), ended_id);
   announced_.kind = EventKind::kPad;
 }
 
@@ -177,23 +198,29 @@ void CallScope::on_reallocation(const Reallocation& reallocation) noexcept {
   if (ring_ == nullptr) return count_lost_event();
   need_stack();
   flush();
-  schema::ReallocEvent event;
-  event.ended_tick = reallocation.ended_tick;
-  event.old_address = base::address_of(reallocation.old_address);
-  event.ended_id = reallocation.failed ? 0 : reallocation.ended_id;
-  event.address = base::address_of(reallocation.address);
-  event.size = reallocation.size;
-  event.id = reallocation.id;
-  uint8_t flags = failed_flag(reallocation.failed);
-  size_t words = 0;
-  if (reallocation.address != nullptr &&
-      reallocation.usable != schema::usable_by_rule(reallocation.size)) {
-    flags |= schema::kHasUsable;
-    words = 1;
-  }
+  const uint64_t address = base::address_of(reallocation.address);
+  const uint64_t size = reallocation.size;
+  const bool has_usable = address != 0 && reallocation.usable != schema::usable_by_rule(size);
+  const uint64_t flags = (reallocation.failed ? uint64_t{schema::kFailed} : 0) |
+                         (has_usable ? uint64_t{schema::kHasUsable} : 0);
   const uint64_t now = has_stack_ ? tick() : tick_now_fenced(g_recorder.clock);
-  if (event.ended_tick == 0 || event.ended_tick > now) event.ended_tick = now;
-  write(event, reallocation.kind, flags, now, &reallocation.usable, words);
+  uint64_t ended_tick = reallocation.ended_tick;
+  if (ended_tick == 0 || ended_tick > now) ended_tick = now;
+  static_assert(offsetof(schema::ReallocEvent, ended_tick) == 16 &&
+                offsetof(schema::ReallocEvent, old_address) == 24 &&
+                offsetof(schema::ReallocEvent, ended_id) == 32 &&
+                offsetof(schema::ReallocEvent, address) == 40 &&
+                offsetof(schema::ReallocEvent, size) == 48 &&
+                offsetof(schema::ReallocEvent, id) == 56);
+  put<6>(reallocation.kind, flags, now, has_usable ? 1 : 0, [&](uint64_t* body) {
+    body[0] = ended_tick;
+    body[1] = base::address_of(reallocation.old_address);
+    body[2] = reallocation.failed ? 0 : reallocation.ended_id;
+    body[3] = address;
+    body[4] = size;
+    body[5] = reallocation.id;
+    if (__builtin_expect(has_usable, 0)) body[6] = reallocation.usable;
+  });
 }
 
 void CallScope::on_syscall(schema::SyscallName name, schema::Origin origin, uint64_t entered,
@@ -207,7 +234,7 @@ void CallScope::on_syscall(schema::SyscallName name, schema::Origin origin, uint
   event.origin = origin;
   event.result = result;
   memcpy(event.args, args, sizeof(event.args));
-  write(event, EventKind::kSyscall, failed_flag(result < 0), entered, nullptr, 0);
+  write(event, EventKind::kSyscall, failed_flag(result < 0), entered);
 }
 
 void CallScope::on_text(EventKind kind, const char* text, bool with_stack) noexcept {
@@ -261,10 +288,8 @@ void CallScope::on_fatal(const char* message) noexcept {
   if (call.kind == EventKind::kRealloc || call.kind == EventKind::kReallocarray) {
     on_reallocation({call.kind, 0, call.block, 0, nullptr, call.size, 0, 0, true});
   } else if (call.kind != EventKind::kPad) {
-    schema::FreeEvent event;
-    event.address = base::address_of(call.block);
-    event.ended_id = 0;  // Whatever it meant to end: nothing was ended.
-    write(event, call.kind, schema::kFailed, tick(), nullptr, 0);
+    // Whatever it meant to end: nothing was ended.
+    put_release(call.kind, schema::kFailed, base::address_of(call.block), 0);
   }
   on_text(EventKind::kNote, message, true);
 }
@@ -272,7 +297,7 @@ void CallScope::on_fatal(const char* message) noexcept {
 void CallScope::on_plain(EventKind kind) noexcept {
   if (ring_ == nullptr) return count_lost_event();
   schema::PlainEvent event;
-  write(event, kind, 0, tick(), nullptr, 0);
+  write(event, kind, 0, tick());
 }
 
 // ---- What the allocator does meanwhile.
@@ -287,7 +312,7 @@ void CallScope::flush_pending() noexcept {
       event.policy = pending.cause;
       event.old_value = pending.args[0];
       event.new_value = pending.args[1];
-      write(event, EventKind::kPolicy, 0, pending.tick, nullptr, 0);
+      write(event, EventKind::kPolicy, 0, pending.tick);
       continue;
     }
     schema::SyscallEvent event{};
@@ -297,7 +322,7 @@ void CallScope::flush_pending() noexcept {
     event.cause = pending.cause;
     event.result = pending.result;
     memcpy(event.args, pending.args, sizeof(event.args));
-    write(event, EventKind::kSyscall, failed_flag(pending.result < 0), pending.tick, nullptr, 0);
+    write(event, EventKind::kSyscall, failed_flag(pending.result < 0), pending.tick);
   }
   ring_->pending_count = 0;
 }

@@ -132,14 +132,17 @@ class CallScope {
   void walk() noexcept;
   StackWalk::Result unwind(StackWalk::Result walked) noexcept;
 
+  template <size_t kBody, class Fill>
+  void put(schema::EventKind kind, uint64_t flags, uint64_t at_tick, size_t optional_words,
+           Fill fill) noexcept;
+  void put_release(schema::EventKind kind, uint64_t flags, uint64_t address,
+                   uint64_t ended_id) noexcept;
   template <class Event>
-  void write(Event& event, schema::EventKind kind, uint8_t flags, uint64_t at_tick,
-             const uint64_t* optional, size_t optional_words) noexcept;
+  void write(Event& event, schema::EventKind kind, uint8_t flags, uint64_t at_tick) noexcept;
   template <class Event>
   void write_text(Event& event, schema::EventKind kind, const Part* parts, size_t count,
                   size_t bytes) noexcept;
-  schema::EventHead head(schema::EventKind kind, uint8_t flags, size_t words,
-                         uint64_t at_tick) const noexcept;
+  uint64_t head_word(schema::EventKind kind, uint64_t flags, size_t words) const noexcept;
   void stack_written() noexcept;
   void stack_lost() noexcept;
 

@@ -237,17 +237,17 @@ inline __attribute__((always_inline)) StackWalk::Stepped StackWalk::go(Cursor& c
   return stepped;
 }
 
-StackWalk::Result StackWalk::walk(Registers start, uintptr_t caller, StackBounds& bounds) noexcept {
+StackWalk::Outcome StackWalk::walk_from(uintptr_t ip, uintptr_t sp, uintptr_t bp, uintptr_t caller,
+                                        StackBounds& bounds) noexcept {
   const uint32_t generation = code_generation();
   const uint32_t unmapped = unmappings();
-  Cursor cursor = {start, bounds.around(start.sp), false, false, &bounds};
-  cursor.is_foreign = !bounds.is_own(start.sp);
+  Cursor cursor = {{ip, sp, bp}, bounds.around(sp), false, !bounds.is_own(sp), &bounds};
   int known = -1;  // The innermost known frame that this walk may still join.
   const bool tries = pause_ == 0 && joinable_ && generation_ == generation &&
                      (!is_foreign_ || unmappings_ == unmapped);
   if (tries) known = static_cast<int>(count_) - 1;
   generation_ = generation;
-  if (__builtin_expect(start.ip != caller, 0) &&
+  if (__builtin_expect(ip != caller, 0) &&
       (cursor.range.high == 0 || !skip_own_frames(cursor, caller))) {
     fresh_[0] = caller;
     return replace(1, false, false);
@@ -267,7 +267,7 @@ StackWalk::Result StackWalk::walk(Registers start, uintptr_t caller, StackBounds
   }
   if (stepped == Stepped::kFull) return replace(fresh, false, false);
   if (stepped == Stepped::kHelpless) {
-    return {Outcome::kHelpless, 0, static_cast<uint16_t>(fresh)};
+    return found(Outcome::kHelpless, 0, fresh);
   }
   is_foreign_ = cursor.is_foreign;
   unmappings_ = unmapped;
@@ -308,7 +308,7 @@ inline int StackWalk::find_changed(int frame) const noexcept {
 }
 
 // The known frames 0 to `joined` stay, the fresh ones lie inside.
-inline StackWalk::Result StackWalk::keep_from(int joined, size_t fresh) noexcept {
+inline StackWalk::Outcome StackWalk::keep_from(int joined, size_t fresh) noexcept {
   const auto keep = static_cast<size_t>(joined + 1);
   bool complete = complete_;
   if (__builtin_expect(keep + fresh > depth_, 0)) {
@@ -318,13 +318,12 @@ inline StackWalk::Result StackWalk::keep_from(int joined, size_t fresh) noexcept
     return replace(depth_, false, false);
   }
   if (fresh != 0 || keep != count_) append(keep, fresh);
-  return {complete ? Outcome::kComplete : Outcome::kIncomplete, static_cast<uint16_t>(keep),
-          static_cast<uint16_t>(fresh)};
+  return found(complete ? Outcome::kComplete : Outcome::kIncomplete, keep, fresh);
 }
 
 // The fresh frames are the whole stack. What is the same from the outermost frame on still need not
 // be told again.
-StackWalk::Result StackWalk::replace(size_t fresh, bool complete, bool joinable) noexcept {
+StackWalk::Outcome StackWalk::replace(size_t fresh, bool complete, bool joinable) noexcept {
   const size_t most = fresh < count_ ? fresh : count_;
   size_t keep = 0;
   while (keep < most && ips_[keep] == fresh_[fresh - 1 - keep]) ++keep;
@@ -339,12 +338,7 @@ StackWalk::Result StackWalk::replace(size_t fresh, bool complete, bool joinable)
     base::compiler_barrier();
     count_ = static_cast<uint32_t>(fresh);
   }
-  return {complete ? Outcome::kComplete : Outcome::kIncomplete, static_cast<uint16_t>(keep),
-          static_cast<uint16_t>(fresh - keep)};
-}
-
-StackWalk::Result StackWalk::take(size_t count, bool complete) noexcept {
-  return replace(count, complete, false);
+  return found(complete ? Outcome::kComplete : Outcome::kIncomplete, keep, fresh - keep);
 }
 
 // Puts the fresh frames inside the first `keep` known ones.

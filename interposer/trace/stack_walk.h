@@ -62,17 +62,21 @@ class StackWalk {
   };
   struct Result {
     Outcome outcome;
-    uint16_t keep;   // Outermost frames that are the same as before.
-    uint16_t fresh;  // fresh()[0 .. fresh), innermost first, lie inside them.
+    uint32_t keep;   // Outermost frames that are the same as before.
+    uint32_t fresh;  // fresh()[0 .. fresh), innermost first, lie inside them.
   };
 
   // Walks from `start` outwards. The stack begins at the frame with ip `caller`; frames before it
   // are ours. The result becomes the known stack at once: who cannot tell the reader of it calls
   // forget().
-  Result walk(Registers start, uintptr_t caller, StackBounds& bounds) noexcept;
+  Result walk(Registers start, uintptr_t caller, StackBounds& bounds) noexcept {
+    return result(walk_from(start.ip, start.sp, start.bp, caller, bounds));
+  }
 
   // Takes fresh()[0 .. count), filled by another walk, innermost first, as the stack.
-  Result take(size_t count, bool complete) noexcept;
+  Result take(size_t count, bool complete) noexcept {
+    return result(replace(count, complete, false));
+  }
   uintptr_t* fresh() noexcept { return fresh_; }
   const uintptr_t* fresh() const noexcept { return fresh_; }
 
@@ -123,13 +127,22 @@ class StackWalk {
   static Stepped step_by_recipe(Cursor& cursor, const Recipe& recipe) noexcept;
   static Stepped step_out_of_signal(Cursor& cursor) noexcept;
   static Stepped step_without_cfi(Cursor& cursor) noexcept;
+  // Arguments and outcome in registers: what goes by memory is waited for.
+  Outcome walk_from(uintptr_t ip, uintptr_t sp, uintptr_t bp, uintptr_t caller,
+                    StackBounds& bounds) noexcept;
+  Result result(Outcome outcome) const noexcept { return {outcome, found_keep_, found_fresh_}; }
+  Outcome found(Outcome outcome, size_t keep, size_t fresh) noexcept {
+    found_keep_ = static_cast<uint32_t>(keep);
+    found_fresh_ = static_cast<uint32_t>(fresh);
+    return outcome;
+  }
   template <bool kJoins>
   Stepped go(Cursor& cursor, int* known, size_t* fresh) noexcept;
   static bool skip_own_frames(Cursor& cursor, uintptr_t caller) noexcept;
   int find_changed(int frame) const noexcept;
   void judge(size_t kept, size_t fresh) noexcept;
-  Result keep_from(int joined, size_t fresh) noexcept;
-  Result replace(size_t fresh, bool complete, bool joinable) noexcept;
+  Outcome keep_from(int joined, size_t fresh) noexcept;
+  Outcome replace(size_t fresh, bool complete, bool joinable) noexcept;
   void append(size_t keep, size_t fresh) noexcept;
   bool note_reads(size_t frame, const Step& step) noexcept;
 
@@ -138,6 +151,8 @@ class StackWalk {
   uint32_t unmappings_;  // unmappings() of it; counts where is_foreign_.
   uint32_t depth_;
   uint32_t reads_max_;
+  uint32_t found_keep_;  // The result of the walk, but for its outcome.
+  uint32_t found_fresh_;
   uint32_t wasted_;  // Walks in a row of which joining saved little.
   uint32_t pause_;   // So many walks are made plainly before joining is tried again.
   bool joinable_;
