@@ -79,10 +79,7 @@ std::string recorded_word(Axis axis, const heap::Settings& recorded) {
   switch (axis) {
     case Axis::kMmapThreshold:
       if (recorded.mmap_max == 0) return "brk-only";
-      // Fixed by one of the others, or by itself.
-      return recorded.threshold_is_dynamic || recorded.mmap_threshold == usual.mmap_threshold
-                 ? "dynamic"
-                 : size_word(recorded.mmap_threshold);
+      return recorded.threshold_is_dynamic ? "dynamic" : size_word(recorded.mmap_threshold);
     case Axis::kTrimThreshold:
       return recorded.trim_threshold == usual.trim_threshold ? "default"
                                                              : size_word(recorded.trim_threshold);

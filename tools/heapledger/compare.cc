@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tools/heapledger/compare.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
-#include <signal.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -13,6 +10,7 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "tools/heapledger/child.h"
 #include "tools/heapledger/command_error.h"
 #include "tools/heapledger/command_line.h"
 #include "tools/heapledger/companions.h"
@@ -148,43 +146,6 @@ class TraceFolder {
   bool temporary_;
 };
 
-// Runs a command in our process group and returns its wait status. Ctrl-C is the command's to take:
-// we wait on, clean up, and end as it ended.
-int run_and_wait(const Arguments& command, bool show_stdout, bool show_stderr) {
-  struct sigaction ignore {
-  }, interrupt{}, quit{};
-  ignore.sa_handler = SIG_IGN;
-  sigaction(SIGINT, &ignore, &interrupt);
-  sigaction(SIGQUIT, &ignore, &quit);
-  const pid_t pid = fork();
-  if (pid < 0) throw system_error("fork");
-  if (pid == 0) {
-    sigaction(SIGINT, &interrupt, nullptr);
-    sigaction(SIGQUIT, &quit, nullptr);
-    const int null = open("/dev/null", O_RDWR | O_CLOEXEC);
-    struct stat input {};
-    // A file is read anew by every run; anything else could be read by one run only, so by none.
-    if (fstat(STDIN_FILENO, &input) == 0 && S_ISREG(input.st_mode)) {
-      lseek(STDIN_FILENO, 0, SEEK_SET);
-    } else {
-      dup2(null, STDIN_FILENO);
-    }
-    if (!show_stdout) dup2(null, STDOUT_FILENO);
-    if (!show_stderr) dup2(null, STDERR_FILENO);
-    std::vector<char*> argv;
-    for (const std::string& word : command) argv.push_back(const_cast<char*>(word.c_str()));
-    argv.push_back(nullptr);
-    execv(argv[0], argv.data());
-    _exit(kNotFound);
-  }
-  int status = 0;
-  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
-  }
-  sigaction(SIGINT, &interrupt, nullptr);
-  sigaction(SIGQUIT, &quit, nullptr);
-  return status;
-}
-
 Arguments record_command(const Plan& plan, const Settings& settings, const std::string& trace,
                          const Arguments& program) {
   Arguments command = {own_path(), "record", "--quiet", "--wait", "--force", "-o", trace};
@@ -218,7 +179,7 @@ Arguments record_all(const Plan& plan, const TraceFolder& folder, const Argument
         write_all(STDERR_FILENO, fmt::format("heapledger: compare: recording {} of {}: {}\n",
                                              recorded + 1, traces.size(), name_of(all[i])));
       }
-      const int status = run_and_wait(record_command(plan, all[i], trace, program), false, first);
+      const int status = run_and_wait(record_command(plan, all[i], trace, program), {false, first});
       if (WIFSIGNALED(status)) throw Killed{WTERMSIG(status)};
       if (!fs::exists(trace)) {
         // Its message is on stderr already where this was the first; the status is its own.
@@ -246,7 +207,7 @@ int record_and_compare(const Plan& plan, const Arguments& program) {
   command.insert(command.end(), {"--runs", std::to_string(plan.runs)});
   if (plan.json) command.push_back("--json");
   if (plan.csv) command.push_back("--csv");
-  const int status = run_and_wait(command, true, true);
+  const int status = run_and_wait(command, {true, true});
   return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 }
 

@@ -18,6 +18,7 @@
 #include "tools/heapledger/descriptor.h"
 #include "tools/heapledger/doctor.h"
 #include "tools/heapledger/record.h"
+#include "tools/heapledger/verify.h"
 
 namespace heapledger::front {
 
@@ -56,6 +57,8 @@ constexpr Command kCommands[] = {
     {"compare", "settings side by side, from traces or recorded in turn", &run_compare},
     {"sweep", "what other settings would have cost, from one recording", nullptr},
     {"advise", "the settings worth having, with what each gains and costs", nullptr},
+    {"verify", "the advice put to the test: the program under both settings, unrecorded",
+     &run_verify},
     {"sql", "a read-only query on the trace", nullptr},
     {"doctor", "what this machine allows, and how to allow more", &run_doctor},
 };

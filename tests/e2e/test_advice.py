@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a recording to settings that help: what `sweep` and `advise` say of a program is what happens under the system's own malloc.
+
+With HEAPLEDGER_TEST_BRUTE=1 also: the advised setting is as good as the best of forty, each really run.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import time
+import unittest
+
+import recording
+
+ROUNDS = "3000"
+FIXED = ["--mmap-threshold", "128K"]  # The documented default, written down: glibc no longer moves it.
+
+
+class Advice(recording.RecordingTest):
+    def recorded(self, options=()):
+        trace = self.record([recording.victim("refill"), ROUNDS], ["--quiet", *options])
+        self.assertEqual((trace.run.returncode, trace.run.stderr), (0, b""))
+        self.assert_clean(trace)
+        return trace
+
+    def verify(self, trace, *options):
+        done = subprocess.run([recording.HEAPLEDGER, "verify", "--json", "--quiet", *options, trace.path, "--", recording.victim("refill"), ROUNDS],
+                              capture_output=True, text=True, timeout=recording.TIMEOUT_S)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        return {row["name"]: row for row in json.loads(done.stdout)["rows"]}
+
+    def test_advice_holds_without_us(self):
+        trace = self.recorded(FIXED)
+        advice = trace.report("advise")
+        choice = {row["goal"]: row for row in advice["choices"]}["time"]
+        self.assertTrue(choice["worth_it"])
+        self.assertIn("mmap_threshold=131072", advice["settings"])
+        rows = self.verify(trace, "--goal", "time", "--runs", "3")
+        # Every system call of malloc, exactly; the loader's are the same on both sides.
+        self.assertEqual(rows["syscalls"]["advised"], rows["syscalls"]["predicted"])
+        # Of those that go; what is left is mostly the loader's.
+        self.assertLess(abs(rows["faults"]["predicted"] - rows["faults"]["advised"]), 0.01 * rows["faults"]["now"])
+        self.assertLess(rows["faults"]["advised"], rows["faults"]["now"] / 20)
+        self.assertLess(rows["cpu_ns"]["advised"], rows["cpu_ns"]["now"])
+        self.assertLess(abs(rows["rss_bytes_peak"]["predicted"] - rows["rss_bytes_peak"]["advised"]), 1 << 20)
+
+    def test_what_is_well_is_left_alone(self):
+        trace = self.record(["/usr/bin/perl", "-e", "my $s = 0; for (1 .. 500000) { my @a = ($_, $_); $s += @a } print $s"], ["--quiet"])
+        choices = trace.report("advise")["choices"]
+        self.assertEqual([row["worth_it"] for row in choices if row["goal"] == "time"], [False])
+        done = subprocess.run([recording.HEAPLEDGER, "verify", "--goal", "time", trace.path, "--", "/bin/false"], capture_output=True, text=True,
+                              timeout=recording.TIMEOUT_S)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertIn("nothing to verify", done.stdout)
+
+    def test_programs_that_fail_are_named(self):
+        trace = self.recorded(FIXED)
+        for program, words in (("/bin/false", "ended with status 1"), ("/no/such/program", "No such file")):
+            done = subprocess.run([recording.HEAPLEDGER, "verify", "--quiet", "--goal", "time", trace.path, "--", program], capture_output=True, text=True,
+                                  timeout=recording.TIMEOUT_S)
+            self.assertNotEqual(done.returncode, 0)
+            self.assertEqual(done.stdout, "")
+            self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)
+            self.assertTrue(done.stderr.startswith(f"heapledger: verify: {program}: "), done.stderr)
+            self.assertIn(words, done.stderr)
+
+    def test_sweep_takes_lists_and_refuses_words(self):
+        trace = self.recorded()
+        rows = trace.report("sweep", "--mmap-threshold", "dynamic,128K,1M", "--top-pad", "default,1M")["rows"]
+        self.assertEqual(len(rows), 6)
+        self.assertEqual({row["settings"]["top_pad"] for row in rows}, {128 << 10, 1 << 20})
+        for row in rows:
+            for key in ("brk", "mmap", "munmap", "mremap", "madvise", "mprotect", "syscall_ns", "faults", "fault_ns", "held_bytes_peak",
+                        "rss_bytes_peak", "external", "wall_ns"):
+                self.assertIn(key, row)
+        done = subprocess.run([recording.HEAPLEDGER, "sweep", trace.path, "--mmap-threshold", "128Q"], capture_output=True, text=True,
+                              timeout=recording.TIMEOUT_S)
+        self.assertEqual((done.returncode, done.stdout), (2, ""))
+        self.assertIn("--mmap-threshold", done.stderr)
+
+    @unittest.skipUnless(os.environ.get("HEAPLEDGER_TEST_BRUTE"), "takes minutes; for runs by hand")
+    def test_nothing_really_run_is_better(self):
+        trace = self.recorded(FIXED)
+        choice = {row["goal"]: row for row in trace.report("advise")["choices"]}["time"]
+        swept = trace.report("sweep", "--mmap-threshold", "dynamic,64K,128K,256K,1M,4M,32M,brk-only", "--trim-threshold", "default,1M,16M,64M,never")
+        settings = {row["tunables"] for row in swept["rows"]} | {choice["tunables"]}
+        self.assertGreaterEqual(len(settings), 40)
+        times = {text: [] for text in settings}
+        for _ in range(7):
+            for text in settings:
+                environment = dict(os.environ, GLIBC_TUNABLES=text)
+                begin = time.monotonic()
+                subprocess.run([recording.victim("refill"), ROUNDS], env=environment, stdout=subprocess.DEVNULL, check=True)
+                times[text].append(time.monotonic() - begin)
+        medians = {text: statistics.median(runs) for text, runs in times.items()}
+        best = min(medians, key=medians.get)
+        print(f"best {best or 'defaults'} {medians[best] * 1000:.1f} ms; advised {choice['tunables'] or 'defaults'} "
+              f"{medians[choice['tunables']] * 1000:.1f} ms; worst {max(medians.values()) * 1000:.1f} ms")
+        self.assertLessEqual(min(times[choice["tunables"]]), 1.03 * medians[best])
+
+
+if __name__ == "__main__":
+    recording.main()

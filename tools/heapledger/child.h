@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs of a user's program that are repeated: the same input each time, output dropped or shown,
+// and what the run took.
+//
+// Input: a file is read anew by every run; anything else could be read by one run only, so by none.
+// Ctrl-C is the program's to take while one of these waits: they wait on and report how it ended.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace heapledger::front {
+
+struct ChildOutput {
+  bool show_stdout = false;
+  bool show_stderr = false;
+};
+
+// Runs command[0], a path, and returns its wait status.
+int run_and_wait(const std::vector<std::string>& command, ChildOutput output);
+
+struct PlainRun {
+  int status = 0;  // As wait() gives it.
+  int64_t wall_ns = 0;
+  int64_t cpu_ns = 0;
+  uint64_t minor_faults = 0;
+};
+// Runs a program, found by PATH, with `environment` (NAME=value) and nothing of ours. Throws
+// CommandError where it cannot be started.
+PlainRun run_plain(const std::vector<std::string>& command,
+                   const std::vector<std::string>& environment, ChildOutput output);
+
+struct CountedRun {
+  static constexpr std::array<const char*, 6> kNames = {"brk",    "mmap",    "munmap",
+                                                        "mremap", "madvise", "mprotect"};
+  int status = 0;
+  std::array<uint64_t, kNames.size()> calls{};  // Of the program's first process, loader and all.
+  uint64_t rss_peak_bytes = 0;                  // VmHWM; 0: not known.
+
+  uint64_t total() const;
+};
+// The same under ptrace, which sees each system call: many times slower.
+CountedRun run_counted(const std::vector<std::string>& command,
+                       const std::vector<std::string>& environment);
+
+}  // namespace heapledger::front

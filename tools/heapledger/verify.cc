@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tools/heapledger/verify.h"
+
+#include <fmt/format.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "tools/heapledger/child.h"
+#include "tools/heapledger/command_error.h"
+#include "tools/heapledger/command_line.h"
+#include "tools/heapledger/companions.h"
+#include "tools/heapledger/descriptor.h"
+#include "tools/heapledger/signals.h"
+
+namespace heapledger::front {
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+using Words = std::vector<std::string>;
+
+constexpr int kRunsMax = 1000;
+
+struct Plan {
+  std::string trace;
+  std::string goal = "both";
+  int runs = 5;
+  bool json = false;
+  bool quiet = false;
+};
+
+// What `advise --json` says.
+Json advice_of(const std::string& trace) {
+  // The shell is given nothing but our own paths and the user's, quoted.
+  const auto quoted = [](const std::string& word) {
+    std::string text = "'";
+    for (const char c : word) text += c == '\'' ? std::string("'\\''") : std::string(1, c);
+    return text + "'";
+  };
+  const std::string command = quoted(find_analyzer()) + " advise --json -- " + quoted(trace);
+  FILE* pipe = popen(command.c_str(), "re");
+  if (pipe == nullptr) throw system_error("advise");
+  std::string text;
+  char buffer[4096];
+  for (size_t got; (got = fread(buffer, 1, sizeof buffer, pipe)) > 0;) text.append(buffer, got);
+  const int status = pclose(pipe);
+  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
+    throw CommandError(trace, "no advice could be had from it");
+  }
+  return Json::parse(text);
+}
+
+// The environment with these tunables of malloc and no other setting of it.
+Words environment_with(const std::string& tunables) {
+  constexpr std::string_view kPrefix = "GLIBC_TUNABLES=";
+  Words words;
+  std::string kept;  // Tunables of other parts.
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::string_view word = *entry;
+    if (word.starts_with("MALLOC_") || word.starts_with("HEAPLEDGER_")) continue;
+    if (!word.starts_with(kPrefix)) {
+      words.emplace_back(word);
+      continue;
+    }
+    std::string_view rest = word.substr(kPrefix.size());
+    while (!rest.empty()) {
+      const size_t end = std::min(rest.find(':'), rest.size());
+      const std::string_view tunable = rest.substr(0, end);
+      rest.remove_prefix(std::min(end + 1, rest.size()));
+      if (!tunable.starts_with("glibc.malloc.")) kept += std::string(tunable) + ":";
+    }
+  }
+  std::string all = kept + tunables;
+  if (all.ends_with(':')) all.pop_back();
+  if (!all.empty()) words.push_back(std::string(kPrefix) + all);
+  return words;
+}
+
+struct Spread {
+  double median = 0;
+  double low = 0, high = 0;
+
+  static Spread of(std::vector<double> values) {
+    std::sort(values.begin(), values.end());
+    const size_t middle = values.size() / 2;
+    const double median =
+        values.size() % 2 != 0 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+    return {median, values.front(), values.back()};
+  }
+};
+
+struct Side {
+  std::string label;
+  Words environment;
+  std::vector<PlainRun> runs;
+  CountedRun counted;
+
+  template <class Field>
+  Spread spread(Field field) const {
+    std::vector<double> values;
+    for (const PlainRun& run : runs) values.push_back(static_cast<double>(run.*field));
+    return Spread::of(std::move(values));
+  }
+};
+
+// One line: a figure of both sides, and what the advised side's should be. Faults and RSS are
+// predicted as they are; times and system calls, of which others have a part, by their change.
+struct Figure {
+  const char* name;
+  const char* key;
+  enum Kind { kTime, kCount, kBytes } kind;
+  Spread now, advised;
+  double predicted;
+
+  // Of the prediction against what was measured.
+  double error() const {
+    return advised.median == 0 ? 0 : (predicted - advised.median) / advised.median;
+  }
+};
+
+std::string amount(Figure::Kind kind, double value) {
+  if (kind == Figure::kTime) {
+    return value >= 1e9   ? fmt::format("{:.2f} s", value / 1e9)
+           : value >= 1e6 ? fmt::format("{:.1f} ms", value / 1e6)
+                          : fmt::format("{:.0f} us", value / 1e3);
+  }
+  if (kind == Figure::kBytes) return fmt::format("{:.1f} MiB", value / (1 << 20));
+  return fmt::format("{:.0f}", value);
+}
+
+// A program that fails may not have done the work; its runs say nothing.
+void check(const std::string& program, int status, const std::string& label) {
+  if (WIFSIGNALED(status)) {
+    throw CommandError(program, fmt::format("killed by signal {} ({}) under {}", WTERMSIG(status),
+                                            strsignal(WTERMSIG(status)), label));
+  }
+  if (WEXITSTATUS(status) != 0) {
+    throw CommandError(program,
+                       fmt::format("ended with status {} under {}", WEXITSTATUS(status), label));
+  }
+}
+
+class Verification {
+ public:
+  Verification(const Plan& plan, Words program, const Json& advice, const Json& choice)
+      : plan_(plan),
+        program_(std::move(program)),
+        advice_(advice),
+        choice_(choice),
+        now_{label(advice["settings"]), environment_with(advice["settings"]), {}, {}},
+        advised_{label(choice["tunables"]), environment_with(choice["tunables"]), {}, {}} {}
+
+  void run() {
+    // Round by round, so that a machine that grows slower or faster does so for both.
+    for (int round = 0; round < plan_.runs; ++round) {
+      for (Side* side : {&now_, &advised_}) {
+        tell(fmt::format("run {} of {}, {}", round + 1, plan_.runs, side->label));
+        const bool first = round == 0 && side == &now_;
+        side->runs.push_back(run_plain(program_, side->environment, {false, first}));
+        check(program_[0], side->runs.back().status, side->label);
+      }
+    }
+    for (Side* side : {&now_, &advised_}) {
+      tell("counting system calls, " + side->label);
+      side->counted = run_counted(program_, side->environment);
+      check(program_[0], side->counted.status, side->label);
+    }
+  }
+
+  std::vector<Figure> figures() const {
+    const auto number = [this](const Json& from, const char* key) {
+      return from[key].template get<double>();
+    };
+    const auto once = [](uint64_t value) {
+      return Spread{static_cast<double>(value), static_cast<double>(value),
+                    static_cast<double>(value)};
+    };
+    const auto of_runs = [&](const char* name, const char* key, Figure::Kind kind, auto field) {
+      return Figure{name, key, kind, now_.spread(field), advised_.spread(field), 0};
+    };
+    Figure wall = of_runs("wall time", "wall_ns", Figure::kTime, &PlainRun::wall_ns);
+    wall.predicted = std::max(0.0, wall.now.median - number(choice_, "gain_ns"));
+    Figure cpu = of_runs("processor time", "cpu_ns", Figure::kTime, &PlainRun::cpu_ns);
+    cpu.predicted = std::max(0.0, cpu.now.median - number(choice_, "gain_ns"));
+    Figure faults = of_runs("page faults", "faults", Figure::kCount, &PlainRun::minor_faults);
+    faults.predicted = number(choice_, "faults");
+    const Spread calls = once(now_.counted.total());
+    std::vector<Figure> figures = {
+        wall,
+        cpu,
+        faults,
+        {"system calls", "syscalls", Figure::kCount, calls, once(advised_.counted.total()),
+         calls.median + number(choice_, "syscalls") - number(advice_, "syscalls")}};
+    if (now_.counted.rss_peak_bytes != 0 && advised_.counted.rss_peak_bytes != 0) {
+      figures.push_back({"peak RSS", "rss_bytes_peak", Figure::kBytes,
+                         once(now_.counted.rss_peak_bytes), once(advised_.counted.rss_peak_bytes),
+                         number(choice_, "rss_bytes_peak")});
+    }
+    return figures;
+  }
+
+  std::string text() const {
+    std::string text = fmt::format(
+        "now:     {}\nadvised: {}\n{} runs each, by turns, medians; without heapledger.\n\n"
+        "{:<16}{:>12}{:>8}{:>12}{:>8}{:>14}{:>10}\n",
+        now_.label, advised_.label, plan_.runs, "", "now", "+-", "advised", "+-", "predicted",
+        "error");
+    for (const Figure& figure : figures()) {
+      text += fmt::format("{:<16}{:>12}{:>8}{:>12}{:>8}{:>14}{:>10}\n", figure.name,
+                          amount(figure.kind, figure.now.median), noise(figure.now),
+                          amount(figure.kind, figure.advised.median), noise(figure.advised),
+                          amount(figure.kind, figure.predicted),
+                          fmt::format("{:+.1f} %", figure.error() * 100));
+    }
+    return text + "\n" + verdict() + "\n";
+  }
+
+  Json json() const {
+    Json rows = Json::array();
+    for (const Figure& figure : figures()) {
+      Json row = {{"name", figure.key},
+                  {"now", figure.now.median},
+                  {"now_low", figure.now.low},
+                  {"now_high", figure.now.high},
+                  {"advised", figure.advised.median},
+                  {"advised_low", figure.advised.low},
+                  {"advised_high", figure.advised.high},
+                  {"predicted", figure.predicted},
+                  {"error", figure.error()}};
+      rows.push_back(std::move(row));
+    }
+    return {{"runs", plan_.runs},
+            {"now", now_.label},
+            {"advised", advised_.label},
+            {"rows", std::move(rows)},
+            {"verdict", verdict()}};
+  }
+
+ private:
+  static std::string label(const std::string& tunables) {
+    return tunables.empty() ? "glibc's defaults" : "GLIBC_TUNABLES=" + tunables;
+  }
+  static std::string noise(const Spread& spread) {
+    if (spread.low == spread.high || spread.median == 0) return "";
+    return fmt::format("{:.0f} %", (spread.high - spread.low) / 2 / spread.median * 100);
+  }
+  void tell(const std::string& what) const {
+    if (!plan_.quiet) write_all(STDERR_FILENO, "heapledger: verify: " + what + "\n");
+  }
+  // A difference counts where the two ranges of times do not meet.
+  std::string verdict() const {
+    const Spread now = now_.spread(&PlainRun::wall_ns);
+    const Spread advised = advised_.spread(&PlainRun::wall_ns);
+    const double factor = now.median / std::max(1.0, advised.median);
+    if (advised.high < now.low) {
+      return fmt::format("The advised settings are faster: {:.2f} times.", factor);
+    }
+    if (advised.low > now.high) {
+      return fmt::format("The advised settings are slower: {:.2f} times.", 1 / factor);
+    }
+    return "The times do not differ by more than the runs do among themselves.";
+  }
+
+  const Plan& plan_;
+  Words program_;
+  const Json& advice_;
+  const Json& choice_;
+  Side now_;
+  Side advised_;
+};
+
+int verify(const Plan& plan, const Words& program) {
+  const Json advice = advice_of(plan.trace);
+  const Json& choices = advice["choices"];
+  const auto choice = std::find_if(choices.begin(), choices.end(),
+                                   [&](const Json& row) { return row["goal"] == plan.goal; });
+  if (choice == choices.end()) throw CommandError(plan.trace, "no advice for " + plan.goal);
+  if (!(*choice)["worth_it"].get<bool>()) {
+    fmt::print("No setting is advised for {}: there is nothing to verify.\n", plan.goal);
+    return 0;
+  }
+  Verification verification(plan, program, advice, *choice);
+  verification.run();
+  fmt::print("{}", plan.json ? verification.json().dump(2) + "\n" : verification.text());
+  return 0;
+}
+
+}  // namespace
+
+int run_verify(const Words& arguments) {
+  Plan plan;
+  CLI::App app("Run PROGRAM under the recorded and the advised settings, on the system's malloc.",
+               "heapledger verify");
+  set_usage(app, "Usage: heapledger verify [OPTIONS] TRACE -- PROGRAM [ARGUMENTS...]");
+  app.footer(
+      "The program's output is dropped (its stderr shown on the first run); its input is empty, "
+      "or\nread anew by every run where it is a file.");
+  app.add_option("TRACE", plan.trace, "a recording of the same work")->required();
+  app.add_option("--goal", plan.goal, "which advice: time, memory or both (default: both)")
+      ->check(CLI::IsMember({"time", "memory", "both"}));
+  app.add_option("--runs", plan.runs, "timed runs of each (default: 5)")
+      ->check(CLI::Range(1, kRunsMax));
+  app.add_flag("--json", plan.json, "for programs");
+  app.add_flag("--quiet", plan.quiet, "no line per run on stderr");
+  const auto cut = std::find(arguments.begin(), arguments.end(), "--");
+  if (!parse_options(app, Words(arguments.begin(), cut))) return 0;
+  if (cut == arguments.end() || cut + 1 == arguments.end()) {
+    throw CommandError("PROGRAM", "missing after --; try --help", kUsage);
+  }
+  return verify(plan, Words(cut + 1, arguments.end()));
+}
+
+}  // namespace heapledger::front
