@@ -15,10 +15,7 @@ bool is_ours(const std::string& path) {
   return name == "libheapledger.so" || name.starts_with("libunwind");
 }
 
-bool meets(const std::vector<std::pair<uint64_t, uint64_t>>& ranges, uint64_t start, uint64_t end) {
-  return std::any_of(ranges.begin(), ranges.end(),
-                     [&](const auto& range) { return range.first < end && start < range.second; });
-}
+constexpr uint64_t kRecorderMost = uint64_t{32} << 20;
 
 }  // namespace
 
@@ -29,40 +26,34 @@ RecorderShare RecorderShare::of(schema::Database& db, int64_t process) {
   modules.bind_all(process);
   while (modules.step()) {
     if (is_ours(std::string(modules.column_text(0)))) {
-      share.code_.emplace_back(modules.column_uint(1), modules.column_uint(2));
+      share.modules_.emplace_back(modules.column_uint(1), modules.column_uint(2));
     }
-  }
-  schema::Statement calls = db.prepare(
-      "SELECT result, arg1 FROM syscall WHERE process = ? AND origin = 'recorder'"
-      " AND name = 'mmap' AND result > 0");
-  calls.bind_all(process);
-  while (calls.step()) {
-    share.memory_.emplace_back(calls.column_uint(0), calls.column_uint(0) + calls.column_uint(1));
   }
   return share;
 }
 
-bool RecorderShare::is_code(uint64_t address) const { return meets(code_, address, address + 1); }
-
-bool RecorderShare::meets_memory(uint64_t start, uint64_t end) const {
-  return meets(memory_, start, end);
+bool RecorderShare::has(uint64_t address) const {
+  return std::any_of(modules_.begin(), modules_.end(), [address](const auto& range) {
+    return range.first <= address && address < range.second;
+  });
 }
 
-uint64_t other_rss_bytes(schema::Database& db, int64_t process, const RecorderShare& recorder,
-                         const PageSet& touched) {
+uint64_t other_rss_bytes(schema::Database& db, int64_t process, const PageSet& touched) {
   schema::Statement select = db.prepare(
-      "SELECT start, end, kind, name, rss_bytes FROM region WHERE snapshot = (SELECT id FROM"
-      " snapshot WHERE process = ? AND rss_bytes NOTNULL ORDER BY rss_bytes DESC LIMIT 1)"
-      " AND kind NOT IN ('heap', 'block', 'recorder')");
+      "SELECT start, end, kind IN ('anonymous', 'bss') AND huge_bytes = 0, name, rss_bytes FROM"
+      " region WHERE snapshot = (SELECT id FROM snapshot WHERE process = ? AND rss_bytes NOTNULL"
+      " ORDER BY rss_bytes DESC LIMIT 1) AND kind NOT IN ('heap', 'block', 'recorder')");
   select.bind_all(process);
   uint64_t bytes = 0;
   while (select.step()) {
-    const uint64_t start = select.column_uint(0);
-    const uint64_t end = select.column_uint(1);
     const uint64_t rss = select.column_uint(4);
     if (is_ours(std::string(select.column_text(3)))) continue;
-    const bool mixed = select.column_text(2) == "anonymous" && recorder.meets_memory(start, end);
-    bytes += mixed ? std::min(rss, touched.count(start, end) * kPageBytes) : rss;
+    const bool is_anonymous = select.column_int(2) != 0;
+    const uint64_t seen = touched.count(select.column_uint(0), select.column_uint(1)) * kPageBytes;
+    // What nobody was seen to touch is the recorder's, unless there is more of it than it ever has:
+    // a mapping that was populated or locked.
+    const bool has_ours = is_anonymous && seen < rss && rss - seen <= kRecorderMost;
+    bytes += has_ours ? seen : rss;
   }
   return bytes;
 }

@@ -18,19 +18,15 @@ class RecorderShare {
  public:
   static RecorderShare of(schema::Database& db, int64_t process);
 
-  // Of the library, or of libunwind, which it loads.
-  bool is_code(uint64_t address) const;
-  bool meets_memory(uint64_t start, uint64_t end) const;
+  // In the library, or in libunwind, which it loads: code that runs, or data that is touched.
+  bool has(uint64_t address) const;
 
  private:
-  using Ranges = std::vector<std::pair<uint64_t, uint64_t>>;  // Start, end.
-  Ranges code_;
-  Ranges memory_;
+  std::vector<std::pair<uint64_t, uint64_t>> modules_;  // Start, end.
 };
 
-// RSS at the largest recorded one that is neither heap nor the recorder's. Where one anonymous
-// mapping has memory of both, the program's are the pages that it touched (`touched`).
-uint64_t other_rss_bytes(schema::Database& db, int64_t process, const RecorderShare& recorder,
-                         const PageSet& touched);
+// RSS at the largest recorded one that is neither heap nor the recorder's. Of anonymous memory the
+// program's pages are those that it was seen to touch: `touched`.
+uint64_t other_rss_bytes(schema::Database& db, int64_t process, const PageSet& touched);
 
 }  // namespace heapledger::analyzer

@@ -47,7 +47,8 @@ class TouchPlan::Observer : public ReplayObserver {
 
   void on_fault(const FaultFact& fault) override {
     if (fault.block_id == 0) {
-      if (fault.region == Region::kOther && !recorder_.is_code(fault.row.ip)) {
+      if (fault.region == Region::kOther && !recorder_.has(fault.row.ip) &&
+          !recorder_.has(fault.row.address)) {
         ++plan_.other_faults_;
         plan_.other_pages_.add(fault.row.address);
       }
