@@ -60,6 +60,8 @@ void resolve_all() {
   resolve(g_real.execveat, "execveat");
   resolve(g_real.posix_spawn, "posix_spawn");
   resolve(g_real.posix_spawnp, "posix_spawnp");
+  resolve(g_real.system, "system");
+  resolve(g_real.popen, "popen");
   resolve(g_real.dlopen, "dlopen");
   resolve(g_real.dlmopen, "dlmopen");
   resolve(g_real.dlclose, "dlclose");

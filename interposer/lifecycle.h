@@ -11,6 +11,7 @@
 #include <dlfcn.h>
 #include <link.h>
 #include <spawn.h>
+#include <stdio.h>
 #include <sys/resource.h>
 #include <sys/types.h>
 
@@ -62,6 +63,8 @@ struct Real {
                      const posix_spawnattr_t*, char* const*, char* const*);
   int (*posix_spawnp)(pid_t*, const char*, const posix_spawn_file_actions_t*,
                       const posix_spawnattr_t*, char* const*, char* const*);
+  int (*system)(const char*);
+  FILE* (*popen)(const char*, const char*);
   void* (*dlopen)(const char*, int);
   void* (*dlmopen)(Lmid_t, const char*, int);
   int (*dlclose)(void*);

@@ -109,6 +109,18 @@ class RecorderFaults(recording.RecordingTest):
         self.assertLess(seconds, STALL_MAX_S)
         self.check_cut("its collector ended before it could close the file")
 
+    def test_killed_collector_of_a_slow_program(self):
+        # Goal: what is more than some seconds old stays, however little it is. Method: 200 calls a second, which fill a batch in five minutes:
+        # they must come into the file long before that. Kill it then; nothing that was there is gone.
+        run, collector = self.start_until("slow")
+        calls = "SELECT coalesce(sum(events), 0) FROM event_batch"
+        self.await_value(calls, lambda count: int(count) > 300)
+        before = int(self.plain_sql(calls)[0][0])
+        os.kill(collector, signal.SIGKILL)
+        self.assertEqual(self.go_on(run)[2], 7)
+        trace = self.check_cut("its collector ended before it could close the file")
+        self.assertGreaterEqual(trace.one("SELECT count(*) FROM event"), before)
+
     def test_collector_killed_at_once(self):
         # Goal: a trace with nothing but the program in it opens, too. Method: kill it as soon as the program runs.
         run = self.start([recording.victim("until"), self.path("go")])
@@ -137,6 +149,44 @@ class RecorderFaults(recording.RecordingTest):
         self.assertLess(seconds, 20 + STALL_MAX_S)
         self.await_value("SELECT value FROM meta WHERE key = 'state'", lambda state: state == "complete")
         self.assertGreater(recording.Trace(self.path("trace.db"), None).one("SELECT events_lost FROM process WHERE id = 1"), 0)
+
+    def test_stopped_collector_and_new_programs(self):
+        # Goal: a program that starts while the collector is stopped waits a moment, not ten seconds, and has a row that says why there is
+        # nothing in it. Method: a shell that runs eight of them.
+        run = self.start(["sh", "-c", "echo begin; while [ ! -e go ]; do sleep 0.05; done; for i in 1 2 3 4 5 6 7 8; do env true; done; echo end"])
+        self.assertEqual(run.stdout.readline(), b"begin\n")
+        self.await_value("SELECT count(*) FROM process WHERE recorded = 1", lambda count: int(count) > 1)
+        collector = collector_of(self.path("trace.db"))
+        os.kill(collector, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            with open(self.path("go"), "w", encoding="ascii"):
+                pass
+            self.assertEqual(run.stdout.readline(), b"end\n")
+            seconds = time.monotonic() - began
+        finally:
+            os.kill(collector, signal.SIGCONT)
+        self.assertLess(seconds, 10 + STALL_MAX_S)  # One second for each, not ten.
+        out, err = run.communicate(timeout=recording.TIMEOUT_S)
+        self.assertEqual((out, err, run.returncode), (b"", b"", 0))
+        self.await_value("SELECT value FROM meta WHERE key = 'state'", lambda state: state == "complete")
+        unrecorded = self.plain_sql("SELECT count(*) FROM process WHERE recorded = 0 AND reason = 'it did not wait for the collector''s answer'")
+        self.assertGreaterEqual(int(unrecorded[0][0]), 8)
+
+    def test_library_of_another_version(self):
+        # Goal: an image whose library is of another build is turned away, and its row says why. Method: a Hello by hand.
+        hello = self.path("hello.py")
+        with open(hello, "w", encoding="ascii") as file:
+            file.write("import os, socket, struct\n"
+                       "line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)\n"
+                       "line.connect('\\0' + os.environ['HEAPLEDGER_SESSION'])\n"
+                       "line.send(struct.pack('<QII', 0x3130524745444C48, 1, os.getpid()))\n"
+                       "magic, version, status, size = struct.unpack('<QIIQ', line.recv(64))\n"
+                       "print(magic == 0x3130524745444C48, version > 1, status, size)\n")
+        trace = self.record(["sh", "-c", f"HEAPLEDGER_RECORD=off python3 -S {hello}; true"], ["--quiet"])
+        self.assertEqual((trace.run.returncode, trace.run.stdout, trace.run.stderr), (0, b"True True 1 0\n", b""))
+        rows = trace.sql("SELECT reason FROM process WHERE recorded = 0 AND command LIKE '%hello.py'")
+        self.assertEqual([row["reason"] for row in rows], ["its libheapledger.so is of another version than heapledger-collector"])
 
     def test_killed_process_group(self):
         # Goal: the collector is in no group of the program's: it finishes the trace alone. Method: SIGKILL to the whole group.

@@ -219,7 +219,7 @@ void FakeCollector::answer(int connection) {
   schema::Hello hello{};
   if (recv(connection, &hello, sizeof(hello), 0) != sizeof(hello)) return;
   if (hello.magic != schema::kRegionMagic) return;
-  schema::HelloReply reply = {schema::kRegionMagic, schema::kWireVersion,
+  schema::HelloReply reply = {schema::kRegionMagic, version_,
                               refuse_ ? schema::HelloStatus::kRefused : schema::HelloStatus::kOk,
                               region_.bytes()};
   ++hellos_;

@@ -121,6 +121,7 @@ class FakeCollector {
   void resume() { paused_ = false; }
   void stop_heart() { heart_stopped_ = true; }
   void refuse() { refuse_ = true; }  // Answers Hello with kRefused.
+  void speak_version(uint32_t version) { version_ = version; }
 
   // Drains what is left and ends the threads. Call before reading the results.
   void finish();
@@ -141,6 +142,7 @@ class FakeCollector {
   std::string session_;
   int socket_ = -1;
   std::atomic<bool> stopping_{false}, paused_{false}, heart_stopped_{false}, refuse_{false};
+  std::atomic<uint32_t> version_{schema::kWireVersion};
   std::atomic<int> hellos_{0};
   std::thread server_, drainer_;
 };

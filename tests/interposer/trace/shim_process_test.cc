@@ -305,6 +305,20 @@ TEST(Shim, ChildrenOfARecordingThatEndedSayNothing) {
   EXPECT_EQ(alone.err, "");
 }
 
+// Goal: two halves that are not of one build never misread each other: one line says so. Method: a
+// collector that answers in another version.
+TEST(Shim, ACollectorOfAnotherVersionIsOneLine) {
+  FakeCollector collector;
+  collector.speak_version(schema::kWireVersion + 1);
+  const RunResult result = run_recorded(collector, {victim("manners"), "errno"});
+  EXPECT_EQ(result.status, 0);
+  EXPECT_EQ(result.err,
+            "heapledger: not recorded: heapledger-collector and libheapledger.so are of different "
+            "versions, and must be of one build\n");
+  collector.finish();
+  EXPECT_TRUE(collector.events().empty());
+}
+
 // Goal: where recording is not possible the program runs, with one line on stderr, or none if
 // quiet. Method: a session that no socket can have.
 TEST(Shim, ASessionThatCannotBeIsOneLine) {
