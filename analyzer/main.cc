@@ -10,6 +10,7 @@
 #include "analyzer/advise_command.h"
 #include "analyzer/model_command.h"
 #include "analyzer/render/render.h"
+#include "analyzer/replay_file_command.h"
 #include "analyzer/reports/moments.h"
 #include "analyzer/reports/open_trace.h"
 #include "analyzer/reports/report.h"
@@ -30,6 +31,7 @@ struct Arguments {
   ReportOptions report;
   bool json = false, csv = false, header = false;
   std::string sql;
+  std::string output;                   // Of replay-file.
   std::string layout = "glibc";         // Of model.
   std::array<std::string, kAxes> axes;  // Of sweep.
 };
@@ -132,6 +134,10 @@ int run_command(const CLI::App& app, const Arguments& arguments) {
     print(run_advise(trace, arguments.report), 0, arguments);
     return 0;
   }
+  if (name == "replay-file") {
+    run_replay_file(arguments.trace, arguments.output, arguments.report.process, stdout);
+    return 0;
+  }
   if (name == "sweep") return run_sweep_command(arguments);
   if (name == "model") {
     run_model(arguments.trace, arguments.layout, arguments.report.process, stdout);
@@ -162,6 +168,11 @@ int run(int argc, char** argv) {
   CLI::App* finalize = app.add_subcommand(
       "finalize", "fill the trace's aggregate tables (every report does it where needed)");
   finalize->add_option("TRACE", arguments.trace, "trace file")->required();
+  CLI::App* replay =
+      app.add_subcommand("replay-file", "the calls for heapledger-replayer")->group("");
+  replay->add_option("TRACE", arguments.trace, "trace file")->required();
+  replay->add_option("--output", arguments.output, "file to write")->required();
+  replay->add_option("--process", arguments.report.process, "the process of this pid");
   CLI::App* model = app.add_subcommand("model", "a model's system calls, for tools")->group("");
   model->add_option("TRACE", arguments.trace, "trace file")->required();
   model->add_option("--layout", arguments.layout, "glibc or header16")

@@ -79,6 +79,43 @@ class Advice(recording.RecordingTest):
         self.assertEqual((done.returncode, done.stdout), (2, ""))
         self.assertIn("--mmap-threshold", done.stderr)
 
+    def replay(self, trace, *options):
+        done = subprocess.run([recording.HEAPLEDGER, "replay", "--json", "--quiet", "--runs", "1", *options, trace.path], capture_output=True,
+                              text=True, timeout=recording.TIMEOUT_S)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        replayed = json.loads(done.stdout)
+        self.assertEqual([row["failed"] for row in replayed["rows"]], [0] * len(replayed["rows"]))
+        return replayed
+
+    def test_replay_makes_the_calls_that_the_program_would(self):
+        trace = self.recorded()
+        rows = self.replay(trace, "--allocator", "glibc", "--allocator", "heapledger")["rows"]
+        swept = trace.report("sweep", "--mmap-threshold", "dynamic")["rows"][0]
+        made = sum(swept[name] for name in ("brk", "mmap", "munmap", "mremap", "madvise", "mprotect"))
+        self.assertEqual(rows[0]["syscalls"], made)
+        self.assertLess(abs(rows[0]["faults"] - swept["faults"]), 0.02 * swept["faults"])
+        recorded = trace.one("SELECT count(*) FROM syscall WHERE origin = 'allocator' AND coalesce(cause, '') != 'registry'")
+        self.assertEqual(rows[1]["syscalls"], recorded)
+        fixed = self.replay(trace, "--set", "mmap_threshold=131072", "--set", "top_pad=16777216")["rows"]
+        self.assertGreater(fixed[0]["faults"], 20 * fixed[1]["faults"])
+
+    def test_replay_keeps_the_order_between_threads(self):
+        trace = self.record([os.path.join(recording.BIN, "bench", "allocator_workload"), "handover", "0.005"], ["--quiet"])
+        self.assertEqual((trace.run.returncode, trace.run.stderr), (0, b""))
+        replayed = self.replay(trace)
+        self.assertEqual(replayed["threads"], 2)
+        # A block freed before it is there, or twice, would have ended it.
+        self.assertGreater(replayed["operations"], 20000)
+
+    def test_replay_names_what_it_cannot_have(self):
+        trace = self.recorded()
+        for options, status, words in ((["--allocator", "/no/such/library.so"], 2, "/no/such/library.so"), (["--set", "top_pad"], 2, "top_pad"),
+                                       (["--process", "1"], 1, "no such process")):
+            done = subprocess.run([recording.HEAPLEDGER, "replay", "--quiet", *options, trace.path], capture_output=True, text=True,
+                                  timeout=recording.TIMEOUT_S)
+            self.assertEqual((done.returncode, done.stdout), (status, ""), done.stderr)
+            self.assertIn(words, done.stderr)
+
     @unittest.skipUnless(os.environ.get("HEAPLEDGER_TEST_BRUTE"), "takes minutes; for runs by hand")
     def test_nothing_really_run_is_better(self):
         trace = self.recorded(FIXED)

@@ -18,6 +18,7 @@
 #include <set>
 
 #include "tools/heapledger/command_error.h"
+#include "tools/heapledger/descriptor.h"
 
 namespace heapledger::front {
 
@@ -79,6 +80,26 @@ void set_streams(ChildOutput output) {
   if (!output.show_stdout) dup2(null, STDOUT_FILENO);
   if (!output.show_stderr) dup2(null, STDERR_FILENO);
 }
+
+struct Pipe {
+  Descriptor read_end, write_end;
+
+  void open() {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC) != 0) throw system_error("pipe");
+    read_end = Descriptor(ends[0]);
+    write_end = Descriptor(ends[1]);
+  }
+  void read_all(std::string& text) const {
+    char buffer[4096];
+    for (;;) {
+      const ssize_t got = read(read_end.number(), buffer, sizeof buffer);
+      if (got < 0 && errno == EINTR) continue;
+      if (got <= 0) return;
+      text.append(buffer, static_cast<size_t>(got));
+    }
+  }
+};
 
 int64_t now_ns() {
   timespec time{};
@@ -227,6 +248,21 @@ int run_and_wait(const Words& command, ChildOutput output) {
   return status;
 }
 
+std::string output_of(const Words& command) {
+  Words environment;
+  for (char** entry = environ; *entry != nullptr; ++entry) environment.emplace_back(*entry);
+  std::string text;
+  ChildOutput output;
+  output.show_stderr = true;
+  output.text = &text;
+  const PlainRun run = run_plain(command, environment, output);
+  if (!WIFEXITED(run.status) || WEXITSTATUS(run.status) != 0) {
+    throw CommandError(command[1], "it failed, as said above",
+                       WIFEXITED(run.status) ? WEXITSTATUS(run.status) : kFailure);
+  }
+  return text;
+}
+
 // Spawned, not forked: a forked child would make page faults of its own before its exec.
 PlainRun run_plain(const Words& command, const Words& environment, ChildOutput output) {
   const TerminalSignals signals;
@@ -239,7 +275,13 @@ PlainRun run_plain(const Words& command, const Words& environment, ChildOutput o
   }
   for (const auto& [fd, is_shown] :
        {std::pair{STDOUT_FILENO, output.show_stdout}, {STDERR_FILENO, output.show_stderr}}) {
+    if (fd == STDOUT_FILENO && output.text != nullptr) continue;
     if (!is_shown) posix_spawn_file_actions_addopen(&actions, fd, "/dev/null", O_WRONLY, 0);
+  }
+  Pipe pipe;
+  if (output.text != nullptr) {
+    pipe.open();
+    posix_spawn_file_actions_adddup2(&actions, pipe.write_end.number(), STDOUT_FILENO);
   }
   posix_spawnattr_t attributes;
   posix_spawnattr_init(&attributes);
@@ -256,6 +298,8 @@ PlainRun run_plain(const Words& command, const Words& environment, ChildOutput o
     const CommandError reason = system_error(command[0], error);
     throw CommandError(reason.what(), "", error == ENOENT ? kNotFound : kCannotExecute);
   }
+  pipe.write_end.reset();
+  if (output.text != nullptr) pipe.read_all(*output.text);
   PlainRun run;
   rusage usage{};
   while (wait4(pid, &run.status, 0, &usage) < 0 && errno == EINTR) {

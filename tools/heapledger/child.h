@@ -16,10 +16,15 @@ namespace heapledger::front {
 struct ChildOutput {
   bool show_stdout = false;
   bool show_stderr = false;
+  std::string* text = nullptr;  // Takes what goes to stdout. For run_plain() only.
 };
 
 // Runs command[0], a path, and returns its wait status.
 int run_and_wait(const std::vector<std::string>& command, ChildOutput output);
+
+// The same for a command of ours, whose errors are on stderr already: what it wrote to stdout.
+// Throws CommandError, with its status, where it failed.
+std::string output_of(const std::vector<std::string>& command);
 
 struct PlainRun {
   int status = 0;  // As wait() gives it.

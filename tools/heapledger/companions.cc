@@ -40,6 +40,8 @@ std::string find_collector() {
   return chosen != nullptr && *chosen != 0 ? chosen : find_companion("heapledger-collector");
 }
 
+std::string find_replayer() { return find_companion("heapledger-replayer"); }
+
 std::string find_shim() { return find_companion("libheapledger.so"); }
 
 }  // namespace heapledger::front

@@ -15,5 +15,6 @@ std::string own_path();
 std::string find_analyzer();
 std::string find_collector();  // HEAPLEDGER_COLLECTOR in the environment wins.
 std::string find_shim();
+std::string find_replayer();
 
 }  // namespace heapledger::front

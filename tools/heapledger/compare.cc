@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <optional>
 
 #include "tools/heapledger/child.h"
 #include "tools/heapledger/command_error.h"
@@ -16,6 +17,7 @@
 #include "tools/heapledger/companions.h"
 #include "tools/heapledger/descriptor.h"
 #include "tools/heapledger/record_options.h"
+#include "tools/heapledger/scratch_folder.h"
 #include "tools/heapledger/signals.h"
 
 namespace heapledger::front {
@@ -118,24 +120,15 @@ std::vector<Settings> combinations(const Plan& plan) {
 // The folder of the traces; removed at the end unless it is the user's.
 class TraceFolder {
  public:
-  explicit TraceFolder(const std::string& keep) : path_(keep), temporary_(keep.empty()) {
-    if (!temporary_) {
-      std::error_code error;
-      fs::create_directories(keep, error);
-      if (error) throw CommandError(keep, error.message());
+  explicit TraceFolder(const std::string& keep) : path_(keep) {
+    if (keep.empty()) {
+      path_ = scratch_.emplace("heapledger-compare").path();
       return;
     }
-    const char* base = std::getenv("TMPDIR");
-    path_ =
-        std::string(base != nullptr && *base != 0 ? base : "/tmp") + "/heapledger-compare-XXXXXX";
-    if (mkdtemp(path_.data()) == nullptr) throw system_error(path_);
-  }
-  ~TraceFolder() {
     std::error_code error;
-    if (temporary_) fs::remove_all(path_, error);
+    fs::create_directories(keep, error);
+    if (error) throw CommandError(keep, error.message());
   }
-  TraceFolder(const TraceFolder&) = delete;
-  TraceFolder& operator=(const TraceFolder&) = delete;
 
   std::string file(size_t number, int run) const {
     return fmt::format("{}/setting-{:02}-run-{:02}.db", path_, number, run);
@@ -143,7 +136,7 @@ class TraceFolder {
 
  private:
   std::string path_;
-  bool temporary_;
+  std::optional<ScratchFolder> scratch_;
 };
 
 Arguments record_command(const Plan& plan, const Settings& settings, const std::string& trace,

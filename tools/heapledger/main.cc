@@ -18,6 +18,7 @@
 #include "tools/heapledger/descriptor.h"
 #include "tools/heapledger/doctor.h"
 #include "tools/heapledger/record.h"
+#include "tools/heapledger/replay.h"
 #include "tools/heapledger/verify.h"
 
 namespace heapledger::front {
@@ -59,6 +60,7 @@ constexpr Command kCommands[] = {
     {"advise", "the settings worth having, with what each gains and costs", nullptr},
     {"verify", "the advice put to the test: the program under both settings, unrecorded",
      &run_verify},
+    {"replay", "the recorded calls made again under other allocators or settings", &run_replay},
     {"sql", "a read-only query on the trace", nullptr},
     {"doctor", "what this machine allows, and how to allow more", &run_doctor},
 };

@@ -16,6 +16,7 @@
 #include "tools/heapledger/command_line.h"
 #include "tools/heapledger/companions.h"
 #include "tools/heapledger/descriptor.h"
+#include "tools/heapledger/malloc_environment.h"
 #include "tools/heapledger/signals.h"
 
 namespace heapledger::front {
@@ -34,53 +35,6 @@ struct Plan {
   bool json = false;
   bool quiet = false;
 };
-
-// What `advise --json` says.
-Json advice_of(const std::string& trace) {
-  // The shell is given nothing but our own paths and the user's, quoted.
-  const auto quoted = [](const std::string& word) {
-    std::string text = "'";
-    for (const char c : word) text += c == '\'' ? std::string("'\\''") : std::string(1, c);
-    return text + "'";
-  };
-  const std::string command = quoted(find_analyzer()) + " advise --json -- " + quoted(trace);
-  FILE* pipe = popen(command.c_str(), "re");
-  if (pipe == nullptr) throw system_error("advise");
-  std::string text;
-  char buffer[4096];
-  for (size_t got; (got = fread(buffer, 1, sizeof buffer, pipe)) > 0;) text.append(buffer, got);
-  const int status = pclose(pipe);
-  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
-    throw CommandError(trace, "no advice could be had from it");
-  }
-  return Json::parse(text);
-}
-
-// The environment with these tunables of malloc and no other setting of it.
-Words environment_with(const std::string& tunables) {
-  constexpr std::string_view kPrefix = "GLIBC_TUNABLES=";
-  Words words;
-  std::string kept;  // Tunables of other parts.
-  for (char** entry = environ; *entry != nullptr; ++entry) {
-    const std::string_view word = *entry;
-    if (word.starts_with("MALLOC_") || word.starts_with("HEAPLEDGER_")) continue;
-    if (!word.starts_with(kPrefix)) {
-      words.emplace_back(word);
-      continue;
-    }
-    std::string_view rest = word.substr(kPrefix.size());
-    while (!rest.empty()) {
-      const size_t end = std::min(rest.find(':'), rest.size());
-      const std::string_view tunable = rest.substr(0, end);
-      rest.remove_prefix(std::min(end + 1, rest.size()));
-      if (!tunable.starts_with("glibc.malloc.")) kept += std::string(tunable) + ":";
-    }
-  }
-  std::string all = kept + tunables;
-  if (all.ends_with(':')) all.pop_back();
-  if (!all.empty()) words.push_back(std::string(kPrefix) + all);
-  return words;
-}
 
 struct Spread {
   double median = 0;
@@ -153,8 +107,8 @@ class Verification {
         program_(std::move(program)),
         advice_(advice),
         choice_(choice),
-        now_{label(advice["settings"]), environment_with(advice["settings"]), {}, {}},
-        advised_{label(choice["tunables"]), environment_with(choice["tunables"]), {}, {}} {}
+        now_{label(advice["settings"]), malloc_environment(advice["settings"]), {}, {}},
+        advised_{label(choice["tunables"]), malloc_environment(choice["tunables"]), {}, {}} {}
 
   void run() {
     // Round by round, so that a machine that grows slower or faster does so for both.
@@ -276,7 +230,7 @@ class Verification {
 };
 
 int verify(const Plan& plan, const Words& program) {
-  const Json advice = advice_of(plan.trace);
+  const Json advice = Json::parse(output_of({find_analyzer(), "advise", "--json", plan.trace}));
   const Json& choices = advice["choices"];
   const auto choice = std::find_if(choices.begin(), choices.end(),
                                    [&](const Json& row) { return row["goal"] == plan.goal; });
