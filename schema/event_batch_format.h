@@ -22,12 +22,13 @@ namespace heapledger::schema {
 inline constexpr uint32_t kCallMagic = 0x42434C48;  // "HLCB"
 
 enum CallSection : size_t {
-  kSectionTime,         // Per row: time_ns minus that of the row before (the first: minus 0).
+  kSectionTime,         // schema/time_column.h; first bytes.
   kSectionShapes,       // Count; then the distinct shapes, each as make_shape() has it.
   kSectionShape,        // Per row: index of its shape.
   kSectionThread,       // Count; the thread ids; then, if there are several, per row an index.
   kSectionId,           // Per kIdStored: zigzag(id - the thread's last id).
-  kSectionReference,    // Per kEndedReference: how many rows before this one the block began.
+  kSectionReference,    // Per kEndedReference: how many rows before this one the block began;
+                        // first bytes.
   kSectionEndedId,      // Per kEndedStored: zigzag(ended_id - the last one stored here).
   kSectionAddress,      // Per kAddressStored: zigzag(address - last one), in 16 bytes or in bytes.
   kSectionOldAddress,   // Per kOldStored: zigzag(old_address - last one), in bytes.
@@ -36,7 +37,10 @@ enum CallSection : size_t {
   kSectionAlignment,    // Per kHasAlignmentValue: alignment.
   kSectionEndedTime,    // Per kEndedEarlier: zigzag(time_ns - ended_ns).
   kSectionStackValues,  // Count; the distinct stacks but 0, each as zigzag(difference to the last).
-  kSectionStack,        // Per kHasStackValue: index into them.
+  kSectionStack,        // Per kHasStackValue: index into them; first bytes.
+  kSectionTimeRest,     // What follows the first bytes (SplitWriter).
+  kSectionReferenceRest,
+  kSectionStackRest,
   kCallSections,
 };
 

@@ -7,6 +7,7 @@
 #include "schema/event_batch.h"
 #include "schema/event_batch_format.h"
 #include "schema/packed_columns.h"
+#include "schema/time_column.h"
 
 namespace heapledger::schema {
 namespace {
@@ -49,6 +50,9 @@ struct CallDecoder::State {
   std::vector<uint32_t> stacks;     // Distinct; then a 0.
 
   uint32_t sources(size_t row) const { return shape_sources(shape[row]); }
+  SplitReader split(CallSection first, CallSection rest) {
+    return {packed.section(first), packed.section(rest)};
+  }
   void read_shapes();
   void read_threads();
   void read_references();
@@ -94,7 +98,7 @@ void CallDecoder::State::read_threads() {
 }
 
 void CallDecoder::State::read_references() {
-  VarintReader in = packed.section(kSectionReference);
+  SplitReader in = split(kSectionReference, kSectionReferenceRest);
   reference.resize(rows);
   for (size_t i = 0; i < rows; ++i) {
     const bool has = (sources(i) & kEndedMask) == kEndedReference;
@@ -106,15 +110,8 @@ void CallDecoder::State::read_references() {
 }
 
 void CallDecoder::State::decode_time(CallBatch& batch) {
-  VarintReader in = packed.section(kSectionTime);
   batch.time_ns.resize(rows);
-  uint64_t time = 0;
-  for (size_t i = 0; i < rows; ++i) {
-    time += in.take_if(true);
-    batch.time_ns[i] = static_cast<int64_t>(time);
-    if (i > 0 && batch.time_ns[i] < batch.time_ns[i - 1]) impossible("its times go backwards");
-  }
-  in.finish();
+  read_times(split(kSectionTime, kSectionTimeRest), batch.time_ns);
 }
 
 void CallDecoder::State::decode_ended_time(CallBatch& batch) {
@@ -204,7 +201,7 @@ void CallDecoder::State::decode_stack(CallBatch& batch) {
     stacks[i] = static_cast<uint32_t>(last);
   }
   values.finish();
-  VarintReader in = packed.section(kSectionStack);
+  SplitReader in = split(kSectionStack, kSectionStackRest);
   batch.stack.resize(rows);
   for (size_t i = 0; i < rows; ++i) {
     const bool has = (sources(i) & kHasStackValue) != 0;

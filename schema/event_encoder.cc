@@ -8,6 +8,7 @@
 #include "schema/event_batch.h"
 #include "schema/event_batch_format.h"
 #include "schema/packed_columns.h"
+#include "schema/time_column.h"
 
 namespace heapledger::schema {
 namespace {
@@ -23,6 +24,7 @@ struct ThreadState {
 struct CallEncoder::State {
   PackedWriter packed;
   VarintWriter out[kCallSections];
+  TimeColumnWriter times;
   Dictionary shapes, threads;
   StackNumbers stacks;
   IdRows row_of_id;
@@ -34,6 +36,7 @@ struct CallEncoder::State {
   std::vector<uint64_t> stack_order;
   uint64_t last_ended_id = 0;
 
+  SplitWriter split(CallSection first, CallSection rest) { return {out[first], out[rest]}; }
   void start(size_t rows);
   uint32_t encode_row(const CallRow& row, size_t index, ThreadState& thread);
   uint32_t encode_ended(const CallRow& row, size_t index, uint64_t& reference);
@@ -45,6 +48,7 @@ struct CallEncoder::State {
 void CallEncoder::State::start(size_t rows) {
   // Stacks are put twice: once distinct, once per row.
   for (VarintWriter& writer : out) writer.start(2 * rows + 1);
+  times.start(rows);
   shapes.start(rows);
   threads.start(rows);
   stacks.start();
@@ -64,7 +68,7 @@ uint32_t CallEncoder::State::encode_ended(const CallRow& row, size_t index, uint
   if (row.ended_id == 0) return kEndedNone;
   if (const uint32_t began = row_of_id.find(row.ended_id); began != IdRows::kNone) {
     reference = addresses[began];
-    out[kSectionReference].put(index - began);
+    split(kSectionReference, kSectionReferenceRest).put(index - began);
     return kEndedReference;
   }
   out[kSectionEndedId].put(zigzag(row.ended_id - last_ended_id));
@@ -177,7 +181,8 @@ void CallEncoder::State::write_stacks() {
     last = value;
     place[stacks.number(static_cast<uint32_t>(value))] = i;
   }
-  for (const uint32_t number : stack_of_row) out[kSectionStack].put(place[number]);
+  SplitWriter indices = split(kSectionStack, kSectionStackRest);
+  for (const uint32_t number : stack_of_row) indices.put(place[number]);
 }
 
 void CallEncoder::State::write_threads() {
@@ -198,15 +203,12 @@ std::span<const uint8_t> CallEncoder::encode(std::span<const CallRow> rows) {
   }
   state.start(rows.size());
   int64_t last_time = rows.empty() ? 0 : rows.front().time_ns;
-  uint64_t last_stored = 0;
   for (size_t i = 0; i < rows.size(); ++i) {
     const CallRow& row = rows[i];
     if (row.time_ns < last_time) throw Error("cannot encode a batch", "events are out of order");
     if (!is_call(row.kind)) throw Error("cannot encode a batch", "an event is no call");
     last_time = row.time_ns;
-    state.out[kSectionTime].put(static_cast<uint64_t>(row.time_ns) - last_stored);
-    last_stored = static_cast<uint64_t>(row.time_ns);
-
+    state.times.put(row.time_ns);
     const uint32_t thread = state.threads.number(row.thread);
     if (thread == state.thread_states.size()) state.thread_states.push_back({});
     state.thread_of_row[i] = thread;
@@ -214,6 +216,7 @@ std::span<const uint8_t> CallEncoder::encode(std::span<const CallRow> rows) {
     const uint8_t flags = row.flags & kStoredFlags;
     state.shape_of_row[i] = state.shapes.number(make_shape(row.kind, flags, sources));
   }
+  state.times.finish(state.split(kSectionTime, kSectionTimeRest));
   state.out[kSectionShapes].put(state.shapes.values.size());
   for (const uint64_t shape : state.shapes.values) state.out[kSectionShapes].put(shape);
   for (const uint32_t number : state.shape_of_row) state.out[kSectionShape].put(number);

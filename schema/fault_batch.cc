@@ -7,6 +7,7 @@
 #include "schema/dictionary.h"
 #include "schema/error.h"
 #include "schema/packed_columns.h"
+#include "schema/time_column.h"
 
 namespace heapledger::schema {
 namespace {
@@ -16,13 +17,14 @@ constexpr uint32_t kAttributionMagic = 0x41464C48;  // "HLFA"
 constexpr int kPageBits = 12;                       // The cut between the two address columns.
 
 enum FaultSection : size_t {
-  kSectionTime,    // Per row: time_ns minus that of the row before (the first: minus 0).
+  kSectionTime,    // schema/time_column.h; first bytes.
   kSectionThread,  // Count; the thread ids; then, if there are several, per row an index.
   kSectionPage,    // Per row: zigzag(address / 4096 - that of the thread's last row).
   kSectionOffset,  // Per row: address % 4096.
   kSectionIps,     // Count; the distinct ips, each as zigzag(difference to the last).
   kSectionIp,      // Per row: index into them.
   kSectionFlags,   // Per row: 1 major, 2 kernel.
+  kSectionTimeRest,
   kFaultSections,
 };
 
@@ -66,15 +68,8 @@ std::vector<uint64_t> read_values(VarintReader& in, size_t rows, bool difference
 }
 
 void decode_time(PackedReader& packed, FaultBatch& batch) {
-  VarintReader in = packed.section(kSectionTime);
   batch.time_ns.resize(batch.faults);
-  uint64_t time = 0;
-  for (size_t i = 0; i < batch.faults; ++i) {
-    time += in.take();
-    batch.time_ns[i] = static_cast<int64_t>(time);
-    if (i > 0 && batch.time_ns[i] < batch.time_ns[i - 1]) impossible("its times go backwards");
-  }
-  in.finish();
+  read_times({packed.section(kSectionTime), packed.section(kSectionTimeRest)}, batch.time_ns);
 }
 
 // Threads and addresses, since the latter are counted per thread.
@@ -145,14 +140,14 @@ std::vector<uint8_t> encode_faults(std::span<const FaultRow> rows) {
   ips.start(rows.size());
   std::vector<uint64_t> page;  // Per thread.
   std::vector<uint32_t> thread_of_row(rows.size());
-  uint64_t last_time = 0;
+  TimeColumnWriter times;
+  times.start(rows.size());
   for (size_t i = 0; i < rows.size(); ++i) {
     const FaultRow& row = rows[i];
     if (i > 0 && row.time_ns < rows[i - 1].time_ns) {
       throw Error("cannot encode a batch", "faults are out of order");
     }
-    out[kSectionTime].put(static_cast<uint64_t>(row.time_ns) - last_time);
-    last_time = static_cast<uint64_t>(row.time_ns);
+    times.put(row.time_ns);
     const uint32_t thread = threads.number(row.thread);
     thread_of_row[i] = thread;
     if (thread == page.size()) page.push_back(0);
@@ -163,6 +158,7 @@ std::vector<uint8_t> encode_faults(std::span<const FaultRow> rows) {
     out[kSectionIp].put(ips.number(row.ip));
     out[kSectionFlags].put((row.major ? 1u : 0u) | (row.kernel ? 2u : 0u));
   }
+  times.finish({out[kSectionTime], out[kSectionTimeRest]});
   out[kSectionThread].put(threads.values.size());
   for (const uint64_t thread : threads.values) out[kSectionThread].put(thread);
   if (threads.values.size() > 1) {

@@ -57,8 +57,8 @@ std::vector<CallRow> senseless_rows(uint64_t seed, size_t count) {
 }
 
 constexpr char kExampleHex[] =
-    "48 4c 43 42 01 00 0f 00 03 00 00 00 bf 0a ac 93\n"
-    "05 00 00 00 05 00 00 00 42 10 29 8f 0c 00 00 00\n"
+    "48 4c 43 42 02 00 12 00 03 00 00 00 68 ea 34 66\n"
+    "03 00 00 00 03 00 00 00 0d a0 4c 11 0c 00 00 00\n"
     "0c 00 00 00 a1 c5 ef 04 03 00 00 00 03 00 00 00\n"
     "7f 89 54 08 02 00 00 00 02 00 00 00 28 13 c5 2f\n"
     "06 00 00 00 06 00 00 00 82 d0 6f 12 02 00 00 00\n"
@@ -69,9 +69,12 @@ constexpr char kExampleHex[] =
     "00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00\n"
     "01 00 00 00 01 00 00 00 f0 3b d8 c8 03 00 00 00\n"
     "03 00 00 00 eb e4 2b 65 02 00 00 00 02 00 00 00\n"
-    "69 22 de 36 e8 07 c8 01 64 03 81 80 91 25 90 c0\n"
-    "aa 35 8a 80 0a 00 01 02 01 01 82 80 80 80 80 40\n"
-    "01 01 82 04 18 1e 14 02 0e 04 00 01\n";
+    "69 22 de 36 05 00 00 00 05 00 00 00 39 ff d2 a5\n"
+    "00 00 00 00 00 00 00 00 00 00 00 00 00 00 00 00\n"
+    "00 00 00 00 00 00 00 00 e8 c8 64 03 81 80 91 25\n"
+    "90 c0 aa 35 8a 80 0a 00 01 02 01 01 82 80 80 80\n"
+    "80 40 01 01 82 04 18 1e 14 02 0e 04 00 01 80 80\n"
+    "04 07 01\n";
 
 // A new block, its realloc in place, and the free of the result: the example of README.md.
 std::vector<CallRow> example_rows() {
@@ -253,7 +256,7 @@ TEST(EventBatch, SaysWhatIsWrongWithItsHeader) {
     return "";
   };
   EXPECT_EQ(why(0, 'X'), "it begins with the wrong magic number");
-  EXPECT_EQ(why(4, 9), "it has batch version 9, this heapledger reads version 1");
+  EXPECT_EQ(why(4, 9), "it has batch version 9, this heapledger reads version 2");
   EXPECT_EQ(why(6, 3), "it has the wrong number of columns");
   EXPECT_EQ(why(11, 0xff), "it claims 4278190083 rows");
 }

@@ -141,7 +141,7 @@ TEST_F(EventReader, ReportsADamagedBatchAndGoesOn) {
   ASSERT_EQ(found.size(), 1u);
   EXPECT_EQ(found[0].batch, bad);
   EXPECT_EQ(found[0].rows, 50);
-  EXPECT_EQ(found[0].reason, "the checksum of column 14 is wrong");
+  EXPECT_EQ(found[0].reason, "the checksum of column 15 is wrong");
 }
 
 TEST_F(EventReader, ThrowsDamageWhereNobodyWantsIt) {

@@ -231,7 +231,7 @@ TEST_F(EventTables, SayWhichBatchIsDamaged) {
     FAIL() << "no error";
   } catch (const Error& error) {
     EXPECT_EQ(error.why(),
-              "batch 2: cannot decode a packed batch: the checksum of column 14 is wrong");
+              "batch 2: cannot decode a packed batch: the checksum of column 17 is wrong");
   }
   // The others can be read, and so can the sound columns of this one.
   EXPECT_EQ(db_.query_int("SELECT count(*) FROM event WHERE process = 2 AND stack >= 0"), 1500);

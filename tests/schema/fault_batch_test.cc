@@ -101,16 +101,18 @@ TEST(FaultBatch, RefusesRowsOutOfOrder) {
 
 TEST(FaultBatch, HasTheseBytes) {
   const std::vector<uint8_t> blob = encode_faults(example_faults());
-  // Times 500 and +200; thread 1; pages 7 and +1 (zigzag); offsets 0 and 16; one ip; flags 0 and 2.
-  const std::vector<uint8_t> sections = {0xf4, 0x03, 0xc8, 0x01,  //
-                                         0x01, 0x01,              //
-                                         0x0e, 0x02,              //
-                                         0x00, 0x10,              //
-                                         0x01, 0x80, 0xc0, 0x80, 0x04, 0x00, 0x00, 0x00, 0x02};
+  // First bytes of times 500 and +200; thread 1; pages 7 and +1 (zigzag); offsets 0 and 16; one ip;
+  // flags 0 and 2; the step of the clock, 1 ns, and what follows the first bytes.
+  const std::vector<uint8_t> sections = {0xf4, 0xc8,  //
+                                         0x01, 0x01,  //
+                                         0x0e, 0x02,  //
+                                         0x00, 0x10,  //
+                                         0x01, 0x80, 0xc0, 0x80, 0x04, 0x00, 0x00,
+                                         0x00, 0x02, 0x80, 0x80, 0x04, 0x03, 0x01};
   ASSERT_GT(blob.size(), sections.size());
   EXPECT_EQ(std::vector<uint8_t>(blob.end() - static_cast<ptrdiff_t>(sections.size()), blob.end()),
             sections);
-  EXPECT_EQ(hex_lines(std::span(blob).first(12)), "48 4c 46 42 01 00 07 00 02 00 00 00\n");
+  EXPECT_EQ(hex_lines(std::span(blob).first(12)), "48 4c 46 42 02 00 08 00 02 00 00 00\n");
 }
 
 TEST(FaultBatch, IsRefusedWhenCutOrFlippedAnywhere) {

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "schema/time_column.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "schema/error.h"
+
+namespace heapledger::schema {
+namespace {
+
+constexpr int kStepBits = 16;
+constexpr uint64_t kOneNs = uint64_t{1} << kStepBits;
+constexpr uint64_t kStepMax = 256;                   // Nanoseconds.
+constexpr uint64_t kInStepsMax = uint64_t{1} << 40;  // Longer differences are written whole.
+constexpr size_t kSample = 512;
+
+uint64_t in_ns(uint64_t steps, uint64_t step) { return steps * step >> kStepBits; }
+
+// The largest whole number of which nearly all short differences are multiples, or one more; 0:
+// none. Of 4 or less any number is, or nearly.
+uint64_t coarse_step(std::span<const uint64_t> sorted) {
+  constexpr size_t kEnough = 64;
+  for (uint64_t step = 64; step > 4; --step) {
+    size_t fitting = 0;
+    size_t seen = 0;
+    for (; seen < sorted.size() && sorted[seen] < 32 * step; ++seen) {
+      fitting += sorted[seen] % step <= 1 ? 1 : 0;
+    }
+    if (seen >= kEnough && fitting * 50 >= seen * 49) return step;
+  }
+  return 0;
+}
+
+}  // namespace
+
+uint64_t find_clock_step(std::span<uint64_t> differences) {
+  std::sort(differences.begin(), differences.end());
+  const auto zeros = std::upper_bound(differences.begin(), differences.end(), uint64_t{0});
+  const auto sorted = differences.subspan(static_cast<size_t>(zeros - differences.begin()));
+  double step = static_cast<double>(coarse_step(sorted));
+  if (step == 0) return kOneNs;
+  // Least squares, from the short ones to the long ones: each says how many steps the next is.
+  double products = 0;
+  double squares = 0;
+  for (const uint64_t difference : sorted) {
+    const auto length = static_cast<double>(difference);
+    const double steps = std::round(length / step);
+    if (steps < 1 || std::abs(length - steps * step) > step / 4) continue;
+    products += steps * length;
+    squares += steps * steps;
+    step = products / squares;
+  }
+  return static_cast<uint64_t>(std::llround(step * static_cast<double>(kOneNs)));
+}
+
+void TimeColumnWriter::finish(SplitWriter out) {
+  const size_t rows = differences_.size();
+  out.first.start(2 * rows + 1);
+  out.rest.start(2 * rows + 1);
+  uint64_t step = kOneNs;
+  if (rows > kSample) {
+    sample_.assign(differences_.begin() + 1, differences_.begin() + kSample + 1);
+    step = find_clock_step(sample_);
+  }
+  out.rest.put(step);
+  if (step == kOneNs) {
+    for (const uint64_t difference : differences_) out.put(difference);
+    return;
+  }
+  const double steps_per_ns = static_cast<double>(kOneNs) / static_cast<double>(step);
+  for (const uint64_t difference : differences_) {
+    // One more, so that what rounding took away does not take a whole step.
+    const auto steps = static_cast<uint64_t>(
+        static_cast<double>(static_cast<int64_t>(std::min(difference, kInStepsMax) + 1)) *
+        steps_per_ns);
+    const uint64_t rest = difference - in_ns(steps, step);
+    if (rest > 1) {
+      out.put(0);
+      out.put(difference);
+    } else {
+      out.put(1 + 2 * steps + rest);
+    }
+  }
+}
+
+void read_times(SplitReader in, std::span<int64_t> times) {
+  const uint64_t step = in.rest.take();
+  if (step == 0 || step > kStepMax * kOneNs) VarintReader::fail();
+  uint64_t time = 0;
+  for (size_t i = 0; i < times.size(); ++i) {
+    uint64_t difference = in.take_if(true);
+    if (step != kOneNs) {
+      if (difference == 0) {
+        difference = in.take();
+      } else {
+        --difference;
+        difference = in_ns(difference >> 1, step) + (difference & 1);
+      }
+    }
+    const uint64_t before = time;
+    time += difference;
+    times[i] = static_cast<int64_t>(time);
+    if (i > 0 && times[i] < static_cast<int64_t>(before)) {
+      throw Error("cannot decode a packed batch", "its times go backwards");
+    }
+  }
+  in.finish();
+}
+
+}  // namespace heapledger::schema
