@@ -299,13 +299,14 @@ void finalize(schema::Database& db) {
   const TraceInfo info = load_trace_info(db);
   const NoSpill no_spill(db);
   FidelityPass fidelity(db, info);
+  SymbolPass symbols(db);
   const int64_t ns_per_fault = fault_cost_ns(db);
   TouchingFrames frames(db);
   ForkPoints forks(db, info);
   for (const ProcessInfo* process : recorded_by_start(info)) {
     ProcessPass(db, info, *process, forks.parent_at_fork(*process), frames, ns_per_fault).run();
   }
-  symbolize(db);
+  symbols.finish();
   fidelity.finish();
   schema::set_meta(db, "finalized", kFinalizeVersion);
   transaction.commit();
