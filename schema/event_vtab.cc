@@ -13,10 +13,14 @@ SQLITE_EXTENSION_INIT1
 #include <cstring>
 #include <optional>
 #include <span>
+#include <utility>
+#include <vector>
 
 #include "schema/error.h"
 #include "schema/event_batch.h"
 #include "schema/fault_batch.h"
+#include "schema/site_batch.h"
+#include "schema/stack_vtab.h"
 #include "schema/vtab_module.h"
 
 namespace heapledger::schema {
@@ -64,7 +68,7 @@ class EventTable {
     kEndedId,
     kStack
   };
-  static constexpr int kTimeColumn = kTime;
+  static constexpr int kRangeColumn = kTime;
   static constexpr int kProcessColumn = kProcess;
 
   static bool can_filter(int column) {
@@ -116,7 +120,7 @@ class EventTable {
     decoder_.decode(blob_of(statement, 4), columns, batch_);
   }
   size_t rows() const { return batch_.events; }
-  int64_t time(size_t row) const { return batch_.time_ns[row]; }
+  int64_t range_value(size_t row) const { return batch_.time_ns[row]; }
 
   int64_t cell(int column, size_t row) const {
     switch (column) {
@@ -188,7 +192,7 @@ class FaultTable {
     kSite,
     kTouch
   };
-  static constexpr int kTimeColumn = kTime;
+  static constexpr int kRangeColumn = kTime;
   static constexpr int kProcessColumn = kProcess;
 
   static bool can_filter(int column) { return column != kTouch; }
@@ -231,7 +235,7 @@ class FaultTable {
     }
   }
   size_t rows() const { return batch_.faults; }
-  int64_t time(size_t row) const { return batch_.time_ns[row]; }
+  int64_t range_value(size_t row) const { return batch_.time_ns[row]; }
 
   int64_t cell(int column, size_t row) const {
     switch (column) {
@@ -273,13 +277,51 @@ class FaultTable {
   std::vector<FaultAttribution> attribution_;
 };
 
+class SiteTable {
+ public:
+  static constexpr char kDeclaration[] =
+      "CREATE TABLE site(process INTEGER, stack INTEGER, calls INTEGER, bytes INTEGER, "
+      "live_bytes_peak INTEGER, live_blocks_peak INTEGER, live_bytes_end INTEGER, "
+      "live_blocks_end INTEGER, inherited_bytes_end INTEGER, inherited_blocks_end INTEGER, "
+      "temporary INTEGER, faults INTEGER, syscalls INTEGER, syscall_ns INTEGER, "
+      "calls_with_syscall INTEGER, mapped_blocks INTEGER, mapped_ns INTEGER, growth INTEGER, "
+      "first_ns INTEGER, last_ns INTEGER)";
+  static constexpr char kBatchesSql[] =
+      "SELECT id, process, stack_min, stack_max, data FROM main.site_batch "
+      "WHERE (?1 IS NULL OR process = ?1) AND stack_max >= ?2 AND stack_min <= ?3";
+  static constexpr int kProcessColumn = 0;
+  static constexpr int kRangeColumn = 1;
+
+  static bool can_filter(int) { return false; }
+  static std::optional<int64_t> filter_value(int, sqlite3_value*) { return std::nullopt; }
+  static uint32_t needs(int column) { return column == kProcessColumn ? 0 : 1; }
+
+  void decode(sqlite3_stmt* statement, uint32_t) { rows_ = decode_sites(blob_of(statement, 4)); }
+  size_t rows() const { return rows_.size(); }
+  int64_t range_value(size_t row) const { return rows_[row][kSiteStack]; }
+  int64_t cell(int column, size_t row) const { return rows_[row][static_cast<size_t>(column) - 1]; }
+  void result(sqlite3_context* context, int column, size_t row) const {
+    sqlite3_result_int64(context, cell(column, row));
+  }
+
+ private:
+  std::vector<SiteRow> rows_;
+};
+
 }  // namespace
 
 int register_trace_modules(sqlite3* db) {
-  const int code =
-      sqlite3_create_module_v2(db, "event", VtabModule<EventTable>::module(), nullptr, nullptr);
-  if (code != SQLITE_OK) return code;
-  return sqlite3_create_module_v2(db, "fault", VtabModule<FaultTable>::module(), nullptr, nullptr);
+  const std::pair<const char*, const sqlite3_module*> modules[] = {
+      {"event", VtabModule<EventTable>::module()},
+      {"fault", VtabModule<FaultTable>::module()},
+      {"site", VtabModule<SiteTable>::module()},
+      {"stack", stack_module()},
+  };
+  for (const auto& [name, module] : modules) {
+    const int code = sqlite3_create_module_v2(db, name, module, nullptr, nullptr);
+    if (code != SQLITE_OK) return code;
+  }
+  return SQLITE_OK;
 }
 
 }  // namespace heapledger::schema

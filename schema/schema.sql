@@ -9,10 +9,11 @@
 --   event(time_ns, process, thread, kind, id, address, size, usable, alignment, ended_id, stack)   one row per malloc-family call
 --   fault(time_ns, process, thread, address, ip, major, kernel, block_id, site, touch)             one row per page fault
 -- They are eponymous virtual tables over event_batch and fault_batch; nothing in this file names them, so that any sqlite3
--- opens and dumps it.
+-- opens and dumps it. Likewise `stack` and `site` in a trace that has many of them: where the final pass finds more than 65,536
+-- stacks, or more than 16,384 sites, it leaves them packed (stack_batch, site_batch) and drops the ordinary table.
 
 PRAGMA application_id = 0x484C4447;  -- "HLDG"
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;
 
 -- Facts about the recording as a whole. Keys: see schema/README.md.
 CREATE TABLE meta (
@@ -99,14 +100,15 @@ CREATE TABLE frame (
   offset INTEGER NOT NULL            -- return address minus module.base; look up offset - 1
 );
 
--- The call tree: a stack is a node, read towards the root by parent. Written by the final pass, from stack_batch.
+-- The call tree: a stack is a node, read towards the root by parent. Written by the final pass, from stack_batch; in a large
+-- trace a virtual table (see above).
 CREATE TABLE stack (
   id INTEGER PRIMARY KEY,                  -- from 1
   parent INTEGER NOT NULL,                 -- 0: this is an outermost frame
   frame INTEGER NOT NULL REFERENCES frame  -- its innermost frame
 );
 
--- New stacks of the recording, packed: the final pass makes rows of `stack` of them and empties this table.
+-- New stacks of the recording, packed. Where they are few the final pass makes rows of `stack` of them and empties this table.
 CREATE TABLE stack_batch (
   id INTEGER PRIMARY KEY,   -- of its first stack; the others follow
   stacks INTEGER NOT NULL,  -- how many
@@ -245,6 +247,16 @@ CREATE TABLE site (
   last_ns INTEGER NOT NULL,                     -- of its last allocation
   PRIMARY KEY (process, stack)
 ) WITHOUT ROWID;
+
+-- Rows of `site`, packed, where they are many.
+CREATE TABLE site_batch (
+  id INTEGER PRIMARY KEY,                       -- per trace
+  process INTEGER NOT NULL REFERENCES process,  -- of all its rows
+  sites INTEGER NOT NULL,                       -- how many
+  stack_min INTEGER NOT NULL,                   -- of the first
+  stack_max INTEGER NOT NULL,                   -- of the last
+  data BLOB NOT NULL                            -- schema/site_batch.h; README.md, "Site batches"
+);
 
 -- Calls as the program made them, by the function's name; failed ones are among them. free(NULL) is no call.
 CREATE TABLE call_count (

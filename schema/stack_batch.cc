@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "schema/stack_batch.h"
 
+#include <algorithm>
 #include <string>
 
 #include "schema/error.h"
@@ -62,6 +63,19 @@ std::vector<StackRow> decode_stacks(uint32_t first_id, std::span<const uint8_t> 
   }
   frames.finish();
   return rows;
+}
+
+std::vector<StackRow> decode_stacks_or_incomplete(uint32_t first_id, size_t count,
+                                                  std::span<const uint8_t> blob, std::string& why) {
+  constexpr uint32_t kIncompleteFrame = 1;
+  try {
+    std::vector<StackRow> rows = decode_stacks(first_id, blob);
+    if (rows.size() == count) return rows;
+    why = "its rows are not as many as the table says";
+  } catch (const Error& error) {
+    why = error.what();
+  }
+  return std::vector<StackRow>(std::min<size_t>(count, kBatchStacksMax), {0, kIncompleteFrame});
 }
 
 }  // namespace heapledger::schema

@@ -2,9 +2,9 @@
 // New stacks of a recording, packed: what the blobs in stack_batch.data hold.
 //
 // A compiler makes a new stack with every second or third call. As rows of table `stack` each would
-// cost the recording half a microsecond and fifteen bytes; packed it is some nanoseconds and two
-// bytes. The final pass writes the rows (unpack_stacks), so that whoever asks the trace finds an
-// ordinary table.
+// cost half a microsecond and fifteen bytes; packed it is some nanoseconds and one byte. Where a
+// trace has few stacks the final pass makes rows of `stack` of them (unpack_stacks), so that any
+// sqlite3 reads them; else `stack` is a virtual table (schema/stack_vtab.h).
 //
 // A batch is a run of nodes with consecutive ids; README.md, "Stack batches", has the layout.
 // Invariants. 1. decode_stacks(first, encode_stacks(first, rows)) == rows. 2. A decoded parent is
@@ -16,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 namespace heapledger::schema {
@@ -36,8 +37,17 @@ struct StackRow {
 std::vector<uint8_t> encode_stacks(uint32_t first_id, std::span<const StackRow> rows);
 std::vector<StackRow> decode_stacks(uint32_t first_id, std::span<const uint8_t> blob);
 
-// Moves what is in stack_batch to `stack`, in the caller's transaction. Where a batch is damaged
-// its nodes become "[incomplete]" at the root, and a note in `mark` says so.
-void unpack_stacks(Database& db);
+// The same for a batch that is said to have `count` rows. One that cannot be decoded is that many
+// times "[incomplete]" at the root, so that every stack that an event names exists; `why` then says
+// what is wrong with it.
+std::vector<StackRow> decode_stacks_or_incomplete(uint32_t first_id, size_t count,
+                                                  std::span<const uint8_t> blob, std::string& why);
+
+// More stacks than this stay packed: an ordinary table would be a good part of the trace.
+inline constexpr int64_t kPlainStacksMax = 65536;
+// Moves what is in stack_batch to `stack` where it is little; else there is no table `stack`, so
+// that the virtual one shows. In the caller's transaction. A note in `mark` tells of each damaged
+// batch.
+void unpack_stacks(Database& db, int64_t plain_max = kPlainStacksMax);
 
 }  // namespace heapledger::schema

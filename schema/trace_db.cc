@@ -87,17 +87,22 @@ void check_format(Database& db, const std::string& what) {
   const int64_t version = db.query_int("PRAGMA user_version").value_or(0);
   if (version > kFormatVersion) {
     throw Error(what, "it has format version " + std::to_string(version) +
-                          ", this heapledger reads up to version " +
-                          std::to_string(kFormatVersion) + "; use a newer heapledger");
+                          ", this heapledger reads version " + std::to_string(kFormatVersion) +
+                          "; use a newer heapledger");
   }
   if (version < 1) {
     throw Error(what, "it has format version " + std::to_string(version) +
                           ", which no heapledger writes; the file is damaged");
   }
+  if (version < kFormatVersion) {
+    throw Error(what, "it has format version " + std::to_string(version) +
+                          ", this heapledger reads version " + std::to_string(kFormatVersion) +
+                          "; read it with the heapledger that recorded it, or record it again");
+  }
   const int64_t tables =
       db.query_int(
             "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name IN "
-            "('meta', 'process', 'thread', 'stack', 'frame', 'event_batch', 'fault_batch')")
+            "('meta', 'process', 'thread', 'frame', 'stack_batch', 'event_batch', 'fault_batch')")
           .value_or(0);
   if (tables != 7) throw Error(what, "the file is damaged: tables are missing");
 }
@@ -275,7 +280,7 @@ Database create_trace(const std::string& path, bool overwrite) {
     // A rollback journal, not a WAL: the trace is one file at every moment. Without syncs a killed
     // process still leaves a whole trace; only a crash of the machine may not.
     db.exec(
-        "PRAGMA page_size = 32768; PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = OFF;"
+        "PRAGMA page_size = 4096; PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = OFF;"
         "PRAGMA foreign_keys = OFF; PRAGMA cache_size = -16384;");
     Transaction transaction(db);
     db.exec(kSchemaSql);

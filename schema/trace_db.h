@@ -29,7 +29,7 @@ struct sqlite3_stmt;
 namespace heapledger::schema {
 
 inline constexpr int32_t kApplicationId = 0x484C4447;  // "HLDG"; schema.sql sets it.
-inline constexpr int32_t kFormatVersion = 1;           // PRAGMA user_version; likewise.
+inline constexpr int32_t kFormatVersion = 2;           // PRAGMA user_version; likewise.
 
 // A prepared statement. Bindings are numbered from 1, columns from 0, as in SQLite.
 class Statement {

@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the virtual tables `event` and `fault` have in common: an SQLite module that shows the rows
-// of packed batches. Included by schema/event_vtab.cc alone, after SQLite's header.
+// What the virtual tables `event`, `fault` and `site` have in common: an SQLite module that shows
+// the rows of packed batches. Included by schema/event_vtab.cc alone, after SQLite's header.
 //
 // A query becomes a list of filters (xBestIndex writes it into idxStr, two characters a filter;
 // xFilter reads it with the values). Filters only narrow: SQLite checks every condition again on
 // the rows it gets, so a value of an unexpected type is simply not used. Batches are chosen by the
-// plain columns of their table (process, time range); within a batch the columns that filters need
-// are decoded first, and the others only where a row is left.
+// plain columns of their table (process, and the range of one column: time, or a site's stack);
+// within a batch the columns that filters need are decoded first, and the others only where a row
+// is left.
 //
 // Table, the parameter, is one batch at a time:
-//     kDeclaration, kBatchesSql           CREATE TABLE text; SELECT id, process, time_min_ns,
-//                                         time_max_ns, data... with ?1 process, ?2 ?3 times
-//     kTimeColumn, kProcessColumn         their places in the declaration
+//     kDeclaration, kBatchesSql           CREATE TABLE text; SELECT id, process, least and greatest
+//                                         of the range, data... with ?1 process, ?2 ?3 bounds
+//     kRangeColumn, kProcessColumn        their places in the declaration
 //     static can_filter(column)           whether `column = value` narrows
 //     static filter_value(column, value)  what cell() must be, or nothing
 //     static needs(column)                columns to decode for it, as decode() wants them
-//     decode(statement, needs), rows(), time(row), cell(column, row), result(context, column, row)
+//     decode(statement, needs), rows(), result(context, column, row)
+//     range_value(row), cell(column, row) as integers
 // No exception leaves a callback. Thread safety: as SQLite's connection.
 #pragma once
 
@@ -53,8 +55,8 @@ class VtabModule {
   }
 
  private:
-  static constexpr int64_t kTimeMin = std::numeric_limits<int64_t>::min();
-  static constexpr int64_t kTimeMax = std::numeric_limits<int64_t>::max();
+  static constexpr int64_t kRangeMin = std::numeric_limits<int64_t>::min();
+  static constexpr int64_t kRangeMax = std::numeric_limits<int64_t>::max();
   static constexpr int kRowBits = 20;  // Of a rowid; the others are the batch.
 
   struct Vtab : sqlite3_vtab {
@@ -73,8 +75,8 @@ class VtabModule {
     size_t position = 0;  // Into `selected`, or the row itself where all are.
     bool all_selected = true;
     std::vector<uint32_t> selected;
-    int64_t time_min = kTimeMin;
-    int64_t time_max = kTimeMax;
+    int64_t range_min = kRangeMin;
+    int64_t range_max = kRangeMax;
     std::vector<Equality> equalities;
     uint64_t columns_used = 0;
 
@@ -123,10 +125,10 @@ class VtabModule {
   // their weak forms.
   static char filter_letter(int column, unsigned char op) {
     if (op == SQLITE_INDEX_CONSTRAINT_EQ) {
-      const bool own = column == Table::kTimeColumn || column == Table::kProcessColumn;
+      const bool own = column == Table::kRangeColumn || column == Table::kProcessColumn;
       return own || Table::can_filter(column) ? '=' : '\0';
     }
-    if (column != Table::kTimeColumn) return '\0';
+    if (column != Table::kRangeColumn) return '\0';
     if (op == SQLITE_INDEX_CONSTRAINT_GE || op == SQLITE_INDEX_CONSTRAINT_GT) return '>';
     if (op == SQLITE_INDEX_CONSTRAINT_LE || op == SQLITE_INDEX_CONSTRAINT_LT) return '<';
     return '\0';
@@ -148,8 +150,8 @@ class VtabModule {
         plan += static_cast<char>('a' + constraint.iColumn);
         plan += letter;
         info->aConstraintUsage[i].argvIndex = static_cast<int>(plan.size() / 2);
-        const bool chooses_batches =
-            constraint.iColumn == Table::kProcessColumn || constraint.iColumn == Table::kTimeColumn;
+        const bool chooses_batches = constraint.iColumn == Table::kProcessColumn ||
+                                     constraint.iColumn == Table::kRangeColumn;
         if (chooses_batches) batches /= letter == '=' ? 10 : 3;
         rows /= letter == '=' ? 30 : 3;
       }
@@ -177,7 +179,7 @@ class VtabModule {
   }
 
   // A number as a bound on integers; nothing if it is none.
-  static std::optional<int64_t> time_bound(sqlite3_value* value, bool lower) {
+  static std::optional<int64_t> range_bound(sqlite3_value* value, bool lower) {
     if (sqlite3_value_type(value) == SQLITE_INTEGER) return sqlite3_value_int64(value);
     if (sqlite3_value_type(value) != SQLITE_FLOAT) return std::nullopt;
     const double number =
@@ -188,11 +190,11 @@ class VtabModule {
 
   static void add_filter(Cursor& cursor, int column, char letter, sqlite3_value* value,
                          std::optional<int64_t>& process) {
-    if (column == Table::kTimeColumn) {
-      const auto low = time_bound(value, true);
-      const auto high = time_bound(value, false);
-      if (letter != '<' && low && *low > cursor.time_min) cursor.time_min = *low;
-      if (letter != '>' && high && *high < cursor.time_max) cursor.time_max = *high;
+    if (column == Table::kRangeColumn) {
+      const auto low = range_bound(value, true);
+      const auto high = range_bound(value, false);
+      if (letter != '<' && low && *low > cursor.range_min) cursor.range_min = *low;
+      if (letter != '>' && high && *high < cursor.range_max) cursor.range_max = *high;
     } else if (column == Table::kProcessColumn) {
       if (sqlite3_value_type(value) == SQLITE_INTEGER) process = sqlite3_value_int64(value);
     } else if (const auto wanted = Table::filter_value(column, value)) {
@@ -204,8 +206,8 @@ class VtabModule {
                     sqlite3_value** values) {
     return guarded(base->pVtab, [&] {
       Cursor& cursor = cursor_of(base);
-      cursor.time_min = kTimeMin;
-      cursor.time_max = kTimeMax;
+      cursor.range_min = kRangeMin;
+      cursor.range_max = kRangeMax;
       cursor.equalities.clear();
       cursor.columns_used = static_cast<uint64_t>(columns_used);
       std::optional<int64_t> process;
@@ -223,8 +225,8 @@ class VtabModule {
       sqlite3_reset(cursor.batches);
       sqlite3_clear_bindings(cursor.batches);
       if (process) sqlite3_bind_int64(cursor.batches, 1, *process);
-      sqlite3_bind_int64(cursor.batches, 2, cursor.time_min);
-      sqlite3_bind_int64(cursor.batches, 3, cursor.time_max);
+      sqlite3_bind_int64(cursor.batches, 2, cursor.range_min);
+      sqlite3_bind_int64(cursor.batches, 3, cursor.range_max);
       return next_batch(cursor);
     });
   }
@@ -262,21 +264,21 @@ class VtabModule {
   }
 
   static void select_rows(Cursor& cursor) {
-    const bool time_matters = sqlite3_column_int64(cursor.batches, 2) < cursor.time_min ||
-                              sqlite3_column_int64(cursor.batches, 3) > cursor.time_max;
-    uint32_t first = time_matters ? Table::needs(Table::kTimeColumn) : 0;
+    const bool range_matters = sqlite3_column_int64(cursor.batches, 2) < cursor.range_min ||
+                               sqlite3_column_int64(cursor.batches, 3) > cursor.range_max;
+    uint32_t first = range_matters ? Table::needs(Table::kRangeColumn) : 0;
     for (const Equality& equality : cursor.equalities) first |= Table::needs(equality.column);
     uint32_t all = first;
     for (int column = 0; column < 31; ++column) {
       if (cursor.columns_used >> column & 1) all |= Table::needs(column);
     }
-    cursor.all_selected = !time_matters && cursor.equalities.empty();
+    cursor.all_selected = !range_matters && cursor.equalities.empty();
     cursor.selected.clear();
     if (!cursor.all_selected) {
       cursor.table.decode(cursor.batches, first);
       const size_t rows = cursor.table.rows();
       for (size_t row = 0; row < rows; ++row) {
-        if (matches(cursor, time_matters, row))
+        if (matches(cursor, range_matters, row))
           cursor.selected.push_back(static_cast<uint32_t>(row));
       }
       if (cursor.selected.empty() || all == first) return;
@@ -284,10 +286,10 @@ class VtabModule {
     cursor.table.decode(cursor.batches, all);
   }
 
-  static bool matches(const Cursor& cursor, bool time_matters, size_t row) {
-    if (time_matters) {
-      const int64_t time = cursor.table.time(row);
-      if (time < cursor.time_min || time > cursor.time_max) return false;
+  static bool matches(const Cursor& cursor, bool range_matters, size_t row) {
+    if (range_matters) {
+      const int64_t value = cursor.table.range_value(row);
+      if (value < cursor.range_min || value > cursor.range_max) return false;
     }
     for (const Equality& equality : cursor.equalities) {
       if (cursor.table.cell(equality.column, row) != equality.value) return false;

@@ -18,11 +18,39 @@
 #include "analyzer/finalize/touching_frames.h"
 #include "analyzer/replay/heap_image.h"
 #include "analyzer/symbols/symbolize.h"
+#include "schema/site_batch.h"
 #include "schema/stack_batch.h"
 
 namespace heapledger::analyzer {
 
 namespace {
+
+schema::SiteRow site_row(size_t stack, const SiteAccount& site) {
+  schema::SiteRow row;
+  const auto set = [&row](schema::SiteColumn column, auto value) {
+    row[column] = static_cast<int64_t>(value);
+  };
+  set(schema::kSiteStack, stack);
+  set(schema::kSiteCalls, site.calls);
+  set(schema::kSiteBytes, site.bytes);
+  set(schema::kSiteLiveBytesPeak, site.live_bytes_peak);
+  set(schema::kSiteLiveBlocksPeak, site.live_blocks_peak);
+  set(schema::kSiteLiveBytesEnd, site.live_bytes);
+  set(schema::kSiteLiveBlocksEnd, site.live_blocks);
+  set(schema::kSiteInheritedBytesEnd, site.inherited_bytes);
+  set(schema::kSiteInheritedBlocksEnd, site.inherited_blocks);
+  set(schema::kSiteTemporary, site.temporary);
+  set(schema::kSiteFaults, site.faults);
+  set(schema::kSiteSyscalls, site.syscalls);
+  set(schema::kSiteSyscallNs, site.syscall_ns);
+  set(schema::kSiteCallsWithSyscall, site.calls_with_syscall);
+  set(schema::kSiteMappedBlocks, site.mapped_blocks);
+  set(schema::kSiteMappedNs, site.mapped_ns);
+  set(schema::kSiteGrowth, site.growth);
+  set(schema::kSiteFirstNs, site.first_ns);
+  set(schema::kSiteLastNs, site.last_ns);
+  return row;
+}
 
 // One process: two replays, then rows.
 class ProcessPass {
@@ -98,18 +126,12 @@ class ProcessPass {
   }
 
   void write_sites() {
-    schema::Statement insert = db_.prepare(
-        "INSERT INTO site VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
+    std::vector<schema::SiteRow> rows;
     const std::vector<SiteAccount>& sites = accounts_.sites();
     for (size_t stack = 0; stack < sites.size(); ++stack) {
-      const SiteAccount& site = sites[stack];
-      if (site.is_empty()) continue;
-      insert.run_with(process_.id, stack, site.calls, site.bytes, site.live_bytes_peak,
-                      site.live_blocks_peak, site.live_bytes, site.live_blocks,
-                      site.inherited_bytes, site.inherited_blocks, site.temporary, site.faults,
-                      site.syscalls, site.syscall_ns, site.calls_with_syscall, site.mapped_blocks,
-                      site.mapped_ns, site.growth, site.first_ns, site.last_ns);
+      if (!sites[stack].is_empty()) rows.push_back(site_row(stack, sites[stack]));
     }
+    schema::write_sites(db_, process_.id, rows);
   }
 
   void write_timeline() {
@@ -247,8 +269,9 @@ std::vector<const ProcessInfo*> recorded_by_start(const TraceInfo& info) {
   return processes;
 }
 
-constexpr const char* kOwnTables[] = {"call_count",     "site",   "timeline",   "fragmentation",
-                                      "free_histogram", "pinner", "fault_site", "fidelity"};
+constexpr const char* kOwnTables[] = {"call_count", "site",          "site_batch",
+                                      "timeline",   "fragmentation", "free_histogram",
+                                      "pinner",     "fault_site",    "fidelity"};
 
 // While it lives, changed pages stay in memory until the commit, however many: another connection
 // of ours reads, and writing them earlier would wait for it.
@@ -306,6 +329,7 @@ void finalize(schema::Database& db) {
   for (const ProcessInfo* process : recorded_by_start(info)) {
     ProcessPass(db, info, *process, forks.parent_at_fork(*process), frames, ns_per_fault).run();
   }
+  schema::unpack_sites(db);
   symbols.finish();
   fidelity.finish();
   schema::set_meta(db, "finalized", kFinalizeVersion);

@@ -108,12 +108,6 @@ TEST_F(UnpackStacks, DamagedBatchBecomesIncompleteStacksAndANote) {
   EXPECT_EQ(db_.query_int("SELECT count(*) FROM mark WHERE kind = 'note'"), 1);
 }
 
-TEST_F(UnpackStacks, TraceWithoutTheTableIsLeftAlone) {
-  db_.exec("DROP TABLE stack_batch");
-  unpack_stacks(db_);
-  EXPECT_EQ(db_.query_int("SELECT count(*) FROM stack"), 0);
-}
-
 TEST(IdRows, FindsRowsOfDenseAndOfStrangeIds) {
   // Goal: a map from ids to rows, whatever the ids. Method: against std::map; runs of a few slots,
   // jumps within a slot, sequences before the first one, more slots than it keeps arrays for.

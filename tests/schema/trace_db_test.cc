@@ -75,7 +75,7 @@ TEST_F(TraceDb, KeepsWhatWasWritten) {
 
 TEST_F(TraceDb, IsOneFileWithLargePages) {
   Database db = create_trace(path_, false);
-  EXPECT_EQ(db.query_int("PRAGMA page_size"), 32768);
+  EXPECT_EQ(db.query_int("PRAGMA page_size"), 4096);
   EXPECT_EQ(db.query_text("PRAGMA journal_mode"), "truncate");
   EXPECT_EQ(db.query_int("PRAGMA application_id"), kApplicationId);
   db.close();
@@ -136,15 +136,19 @@ TEST_F(TraceDb, RefusesWhatIsNoTrace) {
 
 TEST_F(TraceDb, RefusesOtherApplicationsAndVersions) {
   create_trace(path_, false).exec("PRAGMA user_version = 7");
-  EXPECT_EQ(open_error(), cannot_open("it has format version 7, this heapledger reads up to "
-                                      "version 1; use a newer heapledger"));
+  EXPECT_EQ(open_error(), cannot_open("it has format version 7, this heapledger reads version 2; "
+                                      "use a newer heapledger"));
+  create_trace(path_, true).exec("PRAGMA user_version = 1");
+  EXPECT_EQ(open_error(), cannot_open("it has format version 1, this heapledger reads version 2; "
+                                      "read it with the heapledger that recorded it, or record "
+                                      "it again"));
   create_trace(path_, true).exec("PRAGMA user_version = 0");
   EXPECT_EQ(open_error(), cannot_open("it has format version 0, which no heapledger writes; the "
                                       "file is damaged"));
   create_trace(path_, true).exec("PRAGMA application_id = 5");
   EXPECT_EQ(open_error(),
             cannot_open("not a heapledger trace (an SQLite file of another application)"));
-  create_trace(path_, true).exec("DROP TABLE stack");
+  create_trace(path_, true).exec("DROP TABLE stack_batch");
   EXPECT_EQ(open_error(), cannot_open("the file is damaged: tables are missing"));
 }
 
