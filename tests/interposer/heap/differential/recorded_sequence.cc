@@ -38,6 +38,7 @@ class Converter {
       case OpKind::kTrim:
         return push(kOpTrim, 0, op.size, 0);
       case OpKind::kThreadEnd:
+      case OpKind::kTouch:
         return;
       case OpKind::kFork:
         throw std::runtime_error("the process is a fork");
