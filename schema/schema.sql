@@ -208,7 +208,8 @@ CREATE TABLE region (
   swap_bytes INTEGER NOT NULL,                    -- Swap
   private_dirty_bytes INTEGER NOT NULL,           -- Private_Dirty
   anonymous_bytes INTEGER NOT NULL,               -- Anonymous
-  huge_bytes INTEGER NOT NULL                     -- AnonHugePages
+  huge_bytes INTEGER NOT NULL,                    -- AnonHugePages
+  shared_bytes INTEGER NOT NULL DEFAULT 0         -- Shared_Clean and Shared_Dirty: pages that another process has mapped too
 );
 
 -- Which pages of the heap's regions were resident at a snapshot (pagemap).
@@ -327,6 +328,56 @@ CREATE TABLE fault_site (
   repeat_faults INTEGER NOT NULL,               -- of them on pages that had been there before
   bytes INTEGER NOT NULL,                       -- brought in by them
   ns_estimate INTEGER NOT NULL                  -- time in them, by the measured cost of a fault
+);
+
+-- The books at each snapshot: is what the replay says of the heap what the kernel says? The program runs on while a snapshot is
+-- taken, so the replay's figure is a range. rss_bytes = other_bytes + heap_bytes + what moved within the range + residual_bytes.
+CREATE TABLE balance (
+  snapshot INTEGER PRIMARY KEY REFERENCES snapshot,  -- row of snapshot
+  process INTEGER NOT NULL REFERENCES process,       -- row of process
+  rss_bytes INTEGER NOT NULL,                        -- by smaps
+  other_bytes INTEGER NOT NULL,                      -- of it: outside the allocator's memory
+  kernel_heap_bytes INTEGER NOT NULL,                -- of it: the allocator's memory
+  heap_bytes INTEGER NOT NULL,                       -- the allocator's resident memory by the replay, at the snapshot's end
+  heap_bytes_min INTEGER NOT NULL,                   -- least while the snapshot was taken
+  heap_bytes_max INTEGER NOT NULL,                   -- most
+  residual_bytes INTEGER NOT NULL,                   -- how far kernel_heap_bytes lies outside of min..max; 0: the books balance
+  unfaulted_bytes INTEGER NOT NULL,                  -- of heap_bytes: shown by pagemap, brought by no fault (mlock, huge pages, ...)
+  touched_absent_bytes INTEGER NOT NULL,             -- not in heap_bytes: touched, but no memory (the zero page, reclaimed, swapped)
+  swap_bytes INTEGER NOT NULL,                       -- by smaps, of the mappings with the allocator's memory
+  huge_bytes INTEGER NOT NULL,                       -- likewise: in transparent huge pages
+  shared_bytes INTEGER NOT NULL                      -- likewise: shared with another process, as after a fork
+);
+
+-- RSS line by line at the snapshots that reports default to. The lines of a moment, what moved and the residual (table balance) add up to rss_bytes.
+CREATE TABLE ledger (
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  at TEXT NOT NULL,                             -- peak (the snapshot with most RSS) | exit (the last snapshot)
+  snapshot INTEGER NOT NULL,                    -- row of snapshot
+  region TEXT NOT NULL,                         -- main heap | arena N | mapped blocks | program | files | stacks | heapledger | kernel
+  name TEXT NOT NULL,                           -- what the bytes are
+  bytes INTEGER NOT NULL,                       -- resident
+  source TEXT NOT NULL                          -- replay | smaps
+);
+
+-- The allocator's regions at the same moments.
+CREATE TABLE ledger_region (
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  at TEXT NOT NULL,                             -- peak | exit
+  region TEXT NOT NULL,                         -- as in ledger
+  held_bytes INTEGER NOT NULL,                  -- held from the system
+  resident_bytes INTEGER NOT NULL,              -- by the replay, at the snapshot's end
+  kernel_bytes INTEGER                          -- by pagemap; NULL where that could not be read
+);
+
+-- The heap's fullest moments as replayed, and what glibc's layout would have held at the ledger's.
+CREATE TABLE ledger_moment (
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  at TEXT NOT NULL,                             -- peak | exit | model peak (of RSS, between snapshots too)
+  at_ns INTEGER NOT NULL,                       -- when
+  rss_bytes INTEGER NOT NULL,                   -- smaps; of the model peak: the replay's heap and the rest of the snapshot before
+  held_bytes INTEGER,                           -- by the allocator, from the system
+  glibc_held_bytes INTEGER                      -- the model of glibc's layout over the same calls; NULL: not known
 );
 
 -- What glibc's own 8-byte headers would have made of the same calls: a model of its allocator, run over them. Of a forked child

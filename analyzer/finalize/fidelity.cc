@@ -4,17 +4,111 @@
 #include <algorithm>
 #include <filesystem>
 #include <limits>
-#include <map>
+
+#include "analyzer/replay/map_notes.h"
 
 namespace heapledger::analyzer {
 
 namespace {
 
-// All processes, each fork's child in the middle of its parent: the model is put back afterwards.
+ModelOptions model_options(schema::Database& db, const TraceInfo& info, int64_t process,
+                           LayoutKind layout) {
+  ModelOptions options;
+  options.layout = layout;
+  options.settings = recorded_settings(db, info, process);
+  options.cpus = static_cast<size_t>(schema::meta_int(db, "cpus").value_or(1));
+  // One process at a time: room for whatever a program may have reserved.
+  options.space.break_bytes = size_t{1} << 40;
+  options.space.map_bytes = size_t{1} << 43;
+  return options;
+}
+
+// Both layouts over the same calls. The one of the recording is run only where somebody will ask
+// for its free chunks, and up to then.
+class ModelPair {
+ public:
+  ModelPair(schema::Database& db, const TraceInfo& info, int64_t process, bool with_recorded)
+      : glibc_(make_model(model_options(db, info, process, LayoutKind::kGlibc))) {
+    if (!with_recorded) return;
+    recorded_ = make_model(model_options(db, info, process, LayoutKind::kHeader16));
+    recorded_->set_sink([this](const heap::SimulatedCall& call, uint64_t) {
+      if (call.name == heap::CallName::kMprotect && call.cause == heap::Cause::kNewHeap &&
+          call.ok) {
+        heaps_.push_back(call.address);
+      }
+    });
+  }
+  ModelPair(const ModelPair&) = delete;
+  ModelPair& operator=(const ModelPair&) = delete;
+
+  // Reads on, up to a moment.
+  void advance(RecordedOps& reader, int64_t time_ns) {
+    reader.set_time_limit(time_ns);
+    while (reader.next_chunk(ops_)) {
+      glibc_->run(ops_);
+      if (recorded_ != nullptr) recorded_->run(ops_);
+    }
+  }
+
+  Model& glibc() { return *glibc_; }
+  bool has_recorded() const { return recorded_ != nullptr; }
+
+  // `heaps`: where the recording's arena heaps were made, in order.
+  ModelMoment moment(int64_t process, int64_t time_ns, uint64_t heap_start,
+                     const std::vector<uint64_t>& heaps) {
+    ModelMoment moment{process, time_ns, glibc_->space().held_bytes(), {}};
+    if (recorded_ == nullptr) return moment;
+    std::map<uint64_t, uint64_t> places;  // The model's address -> the recording's.
+    if (heap_start != 0) places[recorded_->space().break_begin()] = heap_start;
+    for (size_t i = 0; i < std::min(heaps.size(), heaps_.size()); ++i) {
+      places[heaps_[i]] = heaps[i];  // The last that was made at an address is the one there.
+    }
+    for (const FreePiece& piece : recorded_->free_pieces()) {
+      const auto after = places.upper_bound(piece.start);
+      if (after == places.begin()) continue;
+      const auto& [from, to] = *std::prev(after);
+      moment.free.push_back({piece.start - from + to, piece.end - from + to, piece.kind});
+    }
+    return moment;
+  }
+
+  struct Image {
+    std::unique_ptr<ModelImage> glibc, recorded;
+    std::vector<uint64_t> heaps;
+  };
+  Image save() const {
+    return {glibc_->save(), recorded_ != nullptr ? recorded_->save() : nullptr, heaps_};
+  }
+  void restore(const Image& image) {
+    glibc_->restore(*image.glibc);
+    if (recorded_ != nullptr) recorded_->restore(*image.recorded);
+    heaps_ = image.heaps;
+  }
+
+ private:
+  std::unique_ptr<Model> glibc_;
+  std::unique_ptr<Model> recorded_;
+  std::vector<uint64_t> heaps_;  // Where the latter's arena heaps were made, in order.
+  std::vector<Op> ops_;
+};
+
+uint64_t recorded_heap_start(const TraceInfo& info, int64_t process) {
+  const ProcessInfo* at = &info.process(process);
+  while (at->forked && at->parent && *at->parent < at->id) at = &info.process(*at->parent);
+  return static_cast<uint64_t>(at->heap_start.value_or(0));
+}
+
+ModelMoment moment_of(const TraceInfo& info, MapNotes& notes, ModelPair& models, int64_t process,
+                      int64_t time_ns) {
+  return models.moment(process, time_ns, recorded_heap_start(info, process),
+                       notes.heaps_at(process, time_ns));
+}
+
+// All processes, each fork's child in the middle of its parent: the models are put back afterwards.
 class Family {
  public:
-  Family(schema::Database& db, const TraceInfo& info)
-      : db_(db), info_(info), cpus_(static_cast<size_t>(schema::meta_int(db, "cpus").value_or(1))) {
+  Family(schema::Database& db, const TraceInfo& info, const ModelTimes& times)
+      : db_(db), info_(info), times_(times), notes_(db, info) {
     for (const ProcessInfo& process : info.processes) {
       if (is_forked(process)) children_[*process.parent].push_back(&process);
     }
@@ -24,12 +118,12 @@ class Family {
     }
   }
 
-  std::vector<Fidelity> run() {
+  FidelityResults run() {
     for (const ProcessInfo& process : info_.processes) {
       if (process.recorded && !is_forked(process)) afresh_.push_back(&process);
     }
     for (size_t i = 0; i < afresh_.size(); ++i) play_afresh(*afresh_[i]);  // It grows meanwhile.
-    std::sort(results_.begin(), results_.end(),
+    std::sort(results_.processes.begin(), results_.processes.end(),
               [](const Fidelity& a, const Fidelity& b) { return a.process < b.process; });
     return std::move(results_);
   }
@@ -45,22 +139,15 @@ class Family {
   }
 
   void play_afresh(const ProcessInfo& process) {
-    ModelOptions options;
-    options.layout = LayoutKind::kGlibc;
-    options.settings = recorded_settings(db_, info_, process.id);
-    options.cpus = cpus_;
-    // One at a time: room for whatever a program may have reserved.
-    options.space.break_bytes = size_t{1} << 40;
-    options.space.map_bytes = size_t{1} << 43;
-    const std::unique_ptr<Model> model = make_model(options);
+    ModelPair models(db_, info_, process.id, !times_.empty());
     // What is damaged is noted where the process is replayed.
     RecordedOps reader(db_, info_, process.id, [](const schema::Damage&) {});
-    play(process, reader, *model, 0);
+    play(process, reader, models, 0);
   }
 
   // A process and its descendants. Before its last child the process itself is played to its end:
   // nothing of it has to be kept then, however long the line of only children is.
-  void play(const ProcessInfo& first, RecordedOps& first_reader, Model& model, int depth) {
+  void play(const ProcessInfo& first, RecordedOps& first_reader, ModelPair& models, int depth) {
     const ProcessInfo* process = &first;
     RecordedOps* reader = &first_reader;
     std::unique_ptr<RecordedOps> last_reader;
@@ -68,66 +155,89 @@ class Family {
          found = children_.find(process->id)) {
       const std::vector<const ProcessInfo*>& children = found->second;
       for (size_t i = 0; i + 1 < children.size(); ++i) {
-        play_child(*children[i], *reader, model, depth);
+        play_child(*process, *children[i], *reader, models, depth);
       }
       const ProcessInfo* last = children.back();
-      advance(*reader, model, *last->start_ns);
-      const std::unique_ptr<ModelImage> image = model.save();
+      advance(*process, *reader, models, *last->start_ns);
+      const ModelPair::Image image = models.save();
       auto child_reader = std::make_unique<RecordedOps>(*reader, last->id);
-      play_rest(*process, *reader, model);
-      model.restore(*image);
+      play_rest(*process, *reader, models);
+      models.restore(image);
       last_reader = std::move(child_reader);
       reader = last_reader.get();
       process = last;
     }
-    play_rest(*process, *reader, model);
+    play_rest(*process, *reader, models);
   }
 
-  void play_child(const ProcessInfo& child, RecordedOps& reader, Model& model, int depth) {
+  void play_child(const ProcessInfo& parent, const ProcessInfo& child, RecordedOps& reader,
+                  ModelPair& models, int depth) {
     if (depth >= kDepthMax) {
       afresh_.push_back(&child);
       return;
     }
-    advance(reader, model, *child.start_ns);
-    const std::unique_ptr<ModelImage> image = model.save();
+    advance(parent, reader, models, *child.start_ns);
+    const ModelPair::Image image = models.save();
     RecordedOps child_reader(reader, child.id);
-    play(child, child_reader, model, depth + 1);
-    model.restore(*image);
+    play(child, child_reader, models, depth + 1);
+    models.restore(image);
   }
 
-  void play_rest(const ProcessInfo& process, RecordedOps& reader, Model& model) {
-    advance(reader, model, std::numeric_limits<int64_t>::max());
-    results_.push_back({process.id, model.counts()});
+  void play_rest(const ProcessInfo& process, RecordedOps& reader, ModelPair& models) {
+    advance(process, reader, models, std::numeric_limits<int64_t>::max());
+    results_.processes.push_back({process.id, models.glibc().counts()});
   }
 
-  void advance(RecordedOps& reader, Model& model, int64_t time_ns) {
-    reader.set_time_limit(time_ns);
-    std::vector<Op> ops;
-    while (reader.next_chunk(ops)) model.run(ops);
+  // Up to a moment, with a stop at each time somebody wants to know of.
+  void advance(const ProcessInfo& process, RecordedOps& reader, ModelPair& models,
+               int64_t until_ns) {
+    if (const auto found = times_.find(process.id); found != times_.end()) {
+      size_t& next = next_time_[process.id];
+      for (; next < found->second.size() && found->second[next] <= until_ns; ++next) {
+        const int64_t time_ns = found->second[next];
+        models.advance(reader, time_ns);
+        results_.moments[{process.id, time_ns}] =
+            moment_of(info_, notes_, models, process.id, time_ns);
+      }
+    }
+    models.advance(reader, until_ns);
   }
 
   schema::Database& db_;
   const TraceInfo& info_;
-  size_t cpus_;
+  const ModelTimes& times_;
+  std::map<int64_t, size_t> next_time_;  // By process, of its times.
+  MapNotes notes_;
   std::map<int64_t, std::vector<const ProcessInfo*>> children_;
   std::vector<const ProcessInfo*> afresh_;  // Still to be played: a model takes address space.
-  std::vector<Fidelity> results_;
+  FidelityResults results_;
 };
 
 }  // namespace
 
-std::vector<Fidelity> compute_fidelity(schema::Database& db, const TraceInfo& info) {
-  return Family(db, info).run();
+FidelityResults compute_fidelity(schema::Database& db, const TraceInfo& info,
+                                 const ModelTimes& times) {
+  return Family(db, info, times).run();
 }
 
-FidelityPass::FidelityPass(schema::Database& db, const TraceInfo& info) : db_(db), info_(info) {
+ModelMoment model_at(schema::Database& db, const TraceInfo& info, int64_t process,
+                     int64_t time_ns) {
+  ModelPair models(db, info, process, true);
+  RecordedOps reader(db, info, process, [](const schema::Damage&) {});
+  models.advance(reader, time_ns);
+  MapNotes notes(db, info);
+  return moment_of(info, notes, models, process, time_ns);
+}
+
+FidelityPass::FidelityPass(schema::Database& db, const TraceInfo& info, ModelTimes times)
+    : db_(db), info_(info), times_(std::move(times)) {
   std::error_code error;
   if (!std::filesystem::exists(db.path(), error)) return;
   // Opened here: the thread must not meet the pass's transaction half-way.
   schema::Database own = schema::open_trace(db.path(), schema::OpenMode::kReadOnly);
   thread_ = std::thread([this, own = std::move(own)]() mutable {
     try {
-      results_ = compute_fidelity(own, info_);
+      results_ = compute_fidelity(own, info_, times_);
     } catch (...) {
       error_ = std::current_exception();
     }
@@ -142,15 +252,20 @@ void FidelityPass::finish() {
   if (thread_.joinable()) {
     thread_.join();
   } else {
-    results_ = compute_fidelity(db_, info_);
+    results_ = compute_fidelity(db_, info_, times_);
   }
   if (error_) std::rethrow_exception(error_);
   schema::Statement insert = db_.prepare("INSERT INTO fidelity VALUES (?, ?, ?, ?, ?, ?, ?, ?)");
-  for (const Fidelity& row : results_) {
+  for (const Fidelity& row : results_.processes) {
     const auto& calls = row.counts.calls;
     insert.run_with(row.process, row.counts.held_bytes_peak, calls[0], calls[1], calls[2], calls[3],
                     calls[4], calls[5]);
   }
+}
+
+ModelMoment* FidelityPass::moment(int64_t process, int64_t time_ns) {
+  const auto found = results_.moments.find({process, time_ns});
+  return found == results_.moments.end() ? nullptr : &found->second;
 }
 
 }  // namespace heapledger::analyzer

@@ -15,6 +15,7 @@
 #include "analyzer/finalize/accounts.h"
 #include "analyzer/finalize/fault_cost.h"
 #include "analyzer/finalize/fidelity.h"
+#include "analyzer/finalize/ledger_pass.h"
 #include "analyzer/finalize/touching_frames.h"
 #include "analyzer/replay/heap_image.h"
 #include "analyzer/symbols/symbolize.h"
@@ -56,7 +57,8 @@ schema::SiteRow site_row(size_t stack, const SiteAccount& site) {
 class ProcessPass {
  public:
   ProcessPass(schema::Database& db, const TraceInfo& info, const ProcessInfo& process,
-              const Replay* parent_at_fork, TouchingFrames& frames, int64_t ns_per_fault)
+              const Replay* parent_at_fork, TouchingFrames& frames, MapNotes& notes,
+              int64_t ns_per_fault)
       : db_(db),
         info_(info),
         process_(process),
@@ -65,7 +67,8 @@ class ProcessPass {
         ns_per_fault_(ns_per_fault),
         start_ns_(process.start_ns.value_or(0)),
         end_ns_(process.end_ns.value_or(info.end_ns)),
-        accounts_(start_ns_, end_ns_) {}
+        accounts_(start_ns_, end_ns_),
+        ledger_(db, notes, process.id) {}
 
   void run() {
     replay_to_end();
@@ -82,6 +85,9 @@ class ProcessPass {
     write_image("exit", exit_);
   }
 
+  // Its tables can be written once the models are done.
+  LedgerPass take_ledger() { return std::move(ledger_); }
+
  private:
   void replay_to_end() {
     ReplayOptions options;
@@ -92,9 +98,13 @@ class ProcessPass {
     };
     options.damage = [this](const schema::Damage& damage) { damage_.push_back(damage); };
     options.parent_at_fork = parent_at_fork_;
+    options.on_snapshot = [this](const Replay& now, const SnapshotMoment& moment) {
+      ledger_.on_snapshot(now, moment);
+    };
     Replay replay(db_, info_, process_.id, options);
     replay.run_to_end();
     accounts_.finish(replay);
+    ledger_.finish(replay);
     const int64_t at_ns = std::max(end_ns_, replay.now_ns());
     exit_ = make_heap_image(replay, at_ns, trim_settings_at(db_, process_, at_ns),
                             resident_known(replay));
@@ -209,6 +219,7 @@ class ProcessPass {
   int64_t ns_per_fault_;
   int64_t start_ns_, end_ns_;
   Accounts accounts_;
+  LedgerPass ledger_;
   HeapImage exit_;
   uint64_t unmatched_ends_ = 0;
   std::vector<schema::Damage> damage_;
@@ -269,9 +280,9 @@ std::vector<const ProcessInfo*> recorded_by_start(const TraceInfo& info) {
   return processes;
 }
 
-constexpr const char* kOwnTables[] = {"call_count", "site",          "site_batch",
-                                      "timeline",   "fragmentation", "free_histogram",
-                                      "pinner",     "fault_site",    "fidelity"};
+constexpr const char* kOwnTables[] = {
+    "call_count", "site",     "site_batch", "timeline", "fragmentation", "free_histogram", "pinner",
+    "fault_site", "fidelity", "balance",    "ledger",   "ledger_region", "ledger_moment"};
 
 // While it lives, changed pages stay in memory until the commit, however many: another connection
 // of ours reads, and writing them earlier would wait for it.
@@ -321,17 +332,23 @@ void finalize(schema::Database& db) {
   db.exec("CREATE INDEX IF NOT EXISTS residency_by_snapshot ON residency(snapshot)");
   const TraceInfo info = load_trace_info(db);
   const NoSpill no_spill(db);
-  FidelityPass fidelity(db, info);
+  FidelityPass fidelity(db, info, ledger_times(db, info));
   SymbolPass symbols(db);
   const int64_t ns_per_fault = fault_cost_ns(db);
   TouchingFrames frames(db);
   ForkPoints forks(db, info);
+  MapNotes notes(db, info);
+  std::vector<LedgerPass> ledgers;
   for (const ProcessInfo* process : recorded_by_start(info)) {
-    ProcessPass(db, info, *process, forks.parent_at_fork(*process), frames, ns_per_fault).run();
+    ProcessPass pass(db, info, *process, forks.parent_at_fork(*process), frames, notes,
+                     ns_per_fault);
+    pass.run();
+    ledgers.push_back(pass.take_ledger());
   }
   schema::unpack_sites(db);
   symbols.finish();
   fidelity.finish();
+  for (LedgerPass& ledger : ledgers) ledger.write(fidelity);
   schema::set_meta(db, "finalized", kFinalizeVersion);
   transaction.commit();
 }

@@ -13,7 +13,7 @@
 namespace heapledger::analyzer {
 
 // meta.finalized. Changes with what the pass writes.
-inline constexpr int64_t kFinalizeVersion = 2;
+inline constexpr int64_t kFinalizeVersion = 3;
 
 bool is_finalized(schema::Database& db);
 // Does nothing where that was done already.

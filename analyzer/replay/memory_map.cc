@@ -132,6 +132,10 @@ void MemoryMap::release(uint64_t start, uint64_t end, bool keep_range) {
   held_resident_pages_ -= held_resident_in(start, end);
   resident_.remove(start, end);
   shared_.remove(start, end);
+  unfaulted_.remove(start, end);
+  touched_absent_.remove(start, end);
+  used_.forget(start, end);
+  if (window_open_) window_changed_.add_range(start, end);
   if (!keep_range) {
     held_.remove(start, end);
     foreign_.remove(start, end);
@@ -144,6 +148,9 @@ void MemoryMap::forget(uint64_t start, uint64_t end) {
   resident_.remove(start, end);
   ever_.remove(start, end);
   shared_.remove(start, end);
+  unfaulted_.remove(start, end);
+  touched_absent_.remove(start, end);
+  if (window_open_) window_changed_.add_range(start, end);
 }
 
 void MemoryMap::queue(Acquisition acquisition) {
@@ -168,6 +175,9 @@ void MemoryMap::acquire_next() {
     ever_.add(next.start + offset);
   }
   held_resident_pages_ += held_resident_in(next.start, next.end);
+  if (!window_open_) return;
+  window_.held.emplace_back(next.start, next.end);
+  if (!next.moved_pages.empty()) window_changed_.add_range(next.start, next.end);
 }
 
 uint64_t MemoryMap::held_resident_in(uint64_t start, uint64_t end) const {
@@ -183,8 +193,13 @@ uint64_t MemoryMap::held_resident_in(uint64_t start, uint64_t end) const {
 
 Touch MemoryMap::fault(uint64_t address) {
   const Region where = region(address);
+  if (window_open_) window_changed_.add(address);
   if (resident_.add(address)) {
     if (held_.find(address) != nullptr) ++held_resident_pages_;
+    if (touched_absent_.contains(address)) {
+      touched_absent_.remove_page(address);
+      return Touch::kZeroUpgrade;
+    }
     const bool fresh = ever_.add(address);
     if (fresh) return Touch::kFirst;
     return where == Region::kOther ? foreign_touch(address, false) : Touch::kRepeat;
@@ -215,6 +230,69 @@ bool MemoryMap::seen_resident(uint64_t address) {
 }
 
 void MemoryMap::seen_absent(uint64_t start, uint64_t end) { release(start, end, true); }
+
+void MemoryMap::begin_window() {
+  window_open_ = true;
+  window_ = {held_resident_pages_, held_resident_pages_, {}};
+  window_changed_.clear();
+  for (const auto& [start, range] : held_.ranges()) window_.held.emplace_back(start, range.end);
+}
+
+void MemoryMap::note_window() {
+  window_.held_resident_min = std::min(window_.held_resident_min, held_resident_pages_);
+  window_.held_resident_max = std::max(window_.held_resident_max, held_resident_pages_);
+}
+
+void MemoryMap::correct(uint64_t start, uint64_t end, bool resident) {
+  std::vector<uint64_t> wrong;
+  const auto note = [&](uint64_t page) {
+    if (!window_changed_.contains(page)) wrong.push_back(page);
+  };
+  if (resident) {
+    resident_.for_each_missing(start, end, note);
+  } else {
+    resident_.for_each(start, end, note);
+  }
+  for (const uint64_t page : wrong) {
+    const bool held = held_.find(page) != nullptr;
+    if (resident) {
+      resident_.add(page);
+      ever_.add(page);
+      touched_absent_.remove_page(page);
+    } else {
+      resident_.remove_page(page);
+      unfaulted_.remove_page(page);
+    }
+    if (!held) continue;
+    (resident ? unfaulted_ : touched_absent_).add(page);
+    // It was so all the time.
+    const uint64_t change = resident ? 1 : UINT64_MAX;
+    held_resident_pages_ += change;
+    window_.held_resident_min += change;
+    window_.held_resident_max += change;
+  }
+}
+
+ResidencyWindow MemoryMap::end_window() {
+  note_window();
+  window_open_ = false;
+  window_changed_.clear();
+  ResidencyWindow done = std::move(window_);
+  window_ = {};
+  done.held_resident_min *= kPageBytes;
+  done.held_resident_max *= kPageBytes;
+  std::sort(done.held.begin(), done.held.end());
+  size_t kept = 0;
+  for (const auto& [start, end] : done.held) {
+    if (kept != 0 && start <= done.held[kept - 1].second) {
+      done.held[kept - 1].second = std::max(done.held[kept - 1].second, end);
+    } else {
+      done.held[kept++] = {start, end};
+    }
+  }
+  done.held.resize(kept);
+  return done;
+}
 
 Region MemoryMap::region(uint64_t address) const {
   if (const HeldRange* range = held_.find(address)) {

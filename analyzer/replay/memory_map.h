@@ -9,16 +9,23 @@
 // A call has two moments. What it gives back is gone from its entry on; what it gets is there from
 // its return on. Between two threads only this order is certain: the kernel cannot hand out a range
 // before the call that frees it was entered.
+//
+// Snapshots correct it. A page that pagemap shows and no fault brought (mlock, MAP_POPULATE, a huge
+// page) becomes resident; one that a fault touched and pagemap does not show (the zero page, after
+// a read; reclaimed memory) is not. Pages that came or went while the snapshot was taken are left
+// alone: what it says of them may be older than the last event.
 // Thread safety: none.
 #pragma once
 
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "analyzer/replay/page_set.h"
 #include "analyzer/replay/range_map.h"
+#include "analyzer/replay/used_ends.h"
 #include "schema/event.h"
 #include "schema/fault_batch.h"
 
@@ -41,6 +48,13 @@ struct SyscallRow {
 enum class Region : uint8_t { kHeap, kBlock, kOther };
 const char* region_name(Region region);
 
+// What the heap's residency was while a snapshot was taken, from its begin to its end.
+struct ResidencyWindow {
+  uint64_t held_resident_min = 0, held_resident_max = 0;  // Bytes; corrections are in both.
+  // Ranges that were held at some moment of it; sorted, without overlaps.
+  std::vector<std::pair<uint64_t, uint64_t>> held;
+};
+
 class MemoryMap {
  public:
   // `all_calls`: enter() is told of every call of the process, not only of the allocator's and of
@@ -59,6 +73,24 @@ class MemoryMap {
   // A page that a snapshot showed; false if it was known to be resident.
   bool seen_resident(uint64_t address);
   void seen_absent(uint64_t start, uint64_t end);
+
+  // Around a snapshot: the map as it is at begin and, with note_window() after each event, until
+  // end_window(). Between the last event and end_window(), correct() says what the snapshot showed:
+  // all of [start, end) or none.
+  void begin_window();
+  bool window_is_open() const { return window_open_; }
+  void note_window();
+  void correct(uint64_t start, uint64_t end, bool resident);
+  ResidencyWindow end_window();
+  // Held pages that are resident though no fault brought them, and those that a fault touched but
+  // that take no memory: as far as snapshots have shown.
+  const PageSet& unfaulted() const { return unfaulted_; }
+  const PageSet& touched_absent() const { return touched_absent_; }
+
+  // A live block is in [start, end).
+  void note_used(uint64_t start, uint64_t end) { used_.note(start, end); }
+  const UsedEnds& used() const { return used_; }
+
   bool was_ever_resident(uint64_t address) const { return ever_.contains(address); }
   // A fork: from here on both sides share what is resident, until they write to it.
   void share_pages() { shared_ = resident_; }
@@ -99,6 +131,13 @@ class MemoryMap {
   std::vector<Acquisition> queue_;  // Latest first.
   uint64_t break_end_;
   uint64_t held_resident_pages_ = 0;
+  PageSet unfaulted_;
+  PageSet touched_absent_;
+
+  bool window_open_ = false;
+  ResidencyWindow window_;  // Its minimum and maximum in pages.
+  PageSet window_changed_;  // Pages that came or went in it.
+  UsedEnds used_;
 };
 
 }  // namespace heapledger::analyzer

@@ -145,4 +145,35 @@ void PageSet::for_each(uint64_t start, uint64_t end,
             });
 }
 
+void PageSet::for_each_missing(uint64_t start, uint64_t end,
+                               const std::function<void(uint64_t)>& visit) const {
+  if (start >= end) return;
+  const uint64_t last = (end - 1) / kPageBytes + 1;
+  for (uint64_t page = start / kPageBytes; page < last;) {
+    const uint64_t base = page / kLeafPages * kLeafPages;
+    const uint64_t stop = std::min(last, base + kLeafPages);
+    const Leaf* found = leaf(page);
+    each_word(page - base, stop - base, [&](uint64_t word, uint64_t mask) {
+      uint64_t bits = found == nullptr ? mask : mask & ~found->words[word];
+      for (; bits != 0; bits &= bits - 1) {
+        visit((base + word * 64 + static_cast<uint64_t>(std::countr_zero(bits))) * kPageBytes);
+      }
+    });
+    page = stop;
+  }
+}
+
+void PageSet::add_range(uint64_t start, uint64_t end) {
+  if (start >= end) return;
+  const uint64_t last = (end - 1) / kPageBytes + 1;
+  for (uint64_t page = start / kPageBytes; page < last;) {
+    const uint64_t base = page / kLeafPages * kLeafPages;
+    const uint64_t stop = std::min(last, base + kLeafPages);
+    Leaf& found = make_leaf(page);
+    each_word(page - base, stop - base,
+              [&](uint64_t word, uint64_t mask) { found.words[word] |= mask; });
+    page = stop;
+  }
+}
+
 }  // namespace heapledger::analyzer

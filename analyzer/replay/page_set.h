@@ -37,6 +37,10 @@ class PageSet {
   // Bytes of [start, end) that lie on pages of the set.
   uint64_t bytes(uint64_t start, uint64_t end) const;
   void for_each(uint64_t start, uint64_t end, const std::function<void(uint64_t)>& visit) const;
+  // The pages with a byte in [start, end) that are not in the set.
+  void for_each_missing(uint64_t start, uint64_t end,
+                        const std::function<void(uint64_t)>& visit) const;
+  void add_range(uint64_t start, uint64_t end);
   void clear();
 
  private:

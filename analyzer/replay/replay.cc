@@ -24,20 +24,20 @@ constexpr uint32_t kCallColumns = schema::kColumnTime | schema::kColumnThread |
 
 struct SnapshotEntry {
   int64_t id;
-  int64_t end_ns;
-  bool huge_pages;
+  int64_t begin_ns, end_ns;
 };
 
+// In order, one after the other.
 std::vector<SnapshotEntry> load_snapshots(schema::Database& db, int64_t process) {
-  schema::Statement select = db.prepare(
-      "SELECT id, end_ns, (SELECT coalesce(sum(huge_bytes), 0) FROM region"
-      " WHERE snapshot = snapshot.id AND kind IN ('heap', 'block')) FROM snapshot"
-      " WHERE process = ? AND EXISTS (SELECT 1 FROM residency WHERE snapshot = snapshot.id)"
-      " ORDER BY end_ns");
+  schema::Statement select =
+      db.prepare("SELECT id, time_ns, end_ns FROM snapshot WHERE process = ? ORDER BY end_ns, id");
   select.bind(1, process);
   std::vector<SnapshotEntry> snapshots;
   while (select.step()) {
-    snapshots.push_back({select.column_int(0), select.column_int(1), select.column_int(2) != 0});
+    const int64_t before = snapshots.empty() ? 0 : snapshots.back().end_ns;
+    const int64_t end = std::max(select.column_int(2), before);
+    snapshots.push_back(
+        {select.column_int(0), std::clamp(select.column_int(1), std::min(before, end), end), end});
   }
   return snapshots;
 }
@@ -111,8 +111,10 @@ struct Replay::Streams {
 
   void next_call() { call_time = calls.next(call) ? call.time_ns : kNever; }
   void next_syscall() { syscall_time = syscalls.next(syscall) ? syscall.time_ns : kNever; }
+  // When the next snapshot begins or, once it has, ends.
   int64_t snapshot_time() const {
-    return snapshot < snapshots.size() ? snapshots[snapshot].end_ns : kNever;
+    if (snapshot == snapshots.size()) return kNever;
+    return in_snapshot ? snapshots[snapshot].end_ns : snapshots[snapshot].begin_ns;
   }
   int64_t fork_time() const { return fork < forks.size() ? forks[fork] : kNever; }
 
@@ -125,6 +127,7 @@ struct Replay::Streams {
   FaultStream faults;
   std::vector<SnapshotEntry> snapshots;
   size_t snapshot = 0;
+  bool in_snapshot = false;
   std::vector<int64_t> forks;
   size_t fork = 0;
 };
@@ -145,6 +148,7 @@ Replay::Replay(schema::Database& db, const TraceInfo& info, int64_t process, Rep
     play_ancestors(process_);
   }
   live_.mark_inherited();
+  resident_peak_bytes_ = 0;
   open(process, kNever, true);
   if (options_.observer != nullptr) options_.observer->on_begin(*this);
 }
@@ -164,6 +168,7 @@ void Replay::play_ancestors(const ProcessInfo& process) {
 void Replay::open(int64_t process, int64_t time_max_ns, bool own) {
   own_ = own;
   step_ = 0;
+  if (memory_.window_is_open()) memory_.end_window();  // A fork while the parent's was taken.
   streams_ = std::make_unique<Streams>(db_, info_, process, time_max_ns, options_, own);
 }
 
@@ -201,18 +206,32 @@ void Replay::run(uint64_t step_max, int64_t time_max_ns) {
       FaultStream::Place place;
       const schema::FaultRow row = in.faults.next(place);
       play_fault(row, std::move(place));
+      note_resident_peak();
       continue;
     } else if (in.snapshot_time() == next) {
-      const SnapshotEntry& entry = in.snapshots[in.snapshot++];
-      play_snapshot(entry.id, entry.huge_pages);
+      if (in.in_snapshot) {
+        end_snapshot();
+      } else {
+        memory_.begin_window();
+        in.in_snapshot = true;
+      }
       continue;
     } else {
       ++in.fork;
       memory_.share_pages();
       continue;
     }
+    note_resident_peak();
     if (observer != nullptr) observer->on_step(*this);
   }
+}
+
+void Replay::note_resident_peak() {
+  if (memory_.held_resident_bytes() > resident_peak_bytes_) {
+    resident_peak_bytes_ = memory_.held_resident_bytes();
+    resident_peak_ns_ = now_ns_;
+  }
+  if (memory_.window_is_open()) memory_.note_window();
 }
 
 void Replay::play_call(const CallRow& row) {
@@ -233,6 +252,9 @@ void Replay::begin_block(const CallRow& row) {
   const Block block{row.id,      row.address, row.size,   row.usable,
                     row.time_ns, row.stack,   row.thread, false};
   if (!live_.insert(block)) return;
+  if (options_.faults && block.usable != 0) {
+    memory_.note_used(block.address, block.address + block.usable);
+  }
   if (own_ && options_.observer != nullptr) options_.observer->on_alloc(row, block);
   if (waiting_count_ != 0) take_waiting(row.thread, block);
 }
@@ -292,11 +314,27 @@ void Replay::settle(WaitingFault& waiting, const Block* block) {
   if (options_.observer != nullptr) options_.observer->on_fault(waiting.fact);
 }
 
-// With perf the faults say what became resident, but for huge pages: one fault fills 2 MiB. Without
-// it the snapshot is all there is, and each page it shows first stands for a fault.
-void Replay::play_snapshot(int64_t snapshot, bool huge_pages) {
-  const bool by_snapshot = !info_.faults_have_addresses();
-  if (!by_snapshot && !huge_pages) return;
+void Replay::end_snapshot() {
+  Streams& in = *streams_;
+  const SnapshotEntry& entry = in.snapshots[in.snapshot++];
+  in.in_snapshot = false;
+  show_residency(entry.id);
+  SnapshotMoment moment{
+      entry.id,         entry.begin_ns, entry.end_ns, memory_.end_window(), resident_peak_bytes_,
+      resident_peak_ns_};
+  const uint64_t resident = memory_.held_resident_bytes();
+  if (resident > moment.resident_peak_bytes) {
+    moment.resident_peak_bytes = resident;
+    moment.resident_peak_ns = entry.end_ns;
+  }
+  resident_peak_bytes_ = resident;
+  resident_peak_ns_ = entry.end_ns;
+  if (own_ && options_.on_snapshot) options_.on_snapshot(*this, moment);
+}
+
+// With perf the faults say what became resident, and the snapshot corrects them. Without it the
+// snapshot is all there is, and each page it shows first stands for a fault.
+void Replay::show_residency(int64_t snapshot) {
   schema::Statement select =
       db_.prepare("SELECT start, runs, pages FROM residency WHERE snapshot = ? ORDER BY start");
   select.bind(1, snapshot);
@@ -308,27 +346,35 @@ void Replay::play_snapshot(int64_t snapshot, bool huge_pages) {
     for (bool resident = false; next_varint(runs, pages); resident = !resident) {
       if (page > range_end || pages > (range_end - page) / kPageBytes) break;  // Damaged.
       const uint64_t end = page + pages * kPageBytes;
-      if (!resident) {
-        if (by_snapshot) memory_.seen_absent(page, end);
-        page = end;
-        continue;
+      if (info_.faults_have_addresses()) {
+        memory_.correct(page, end, resident);
+      } else {
+        show_run(page, end, resident);
       }
-      for (; page < end; page += kPageBytes) {
-        const bool again = memory_.was_ever_resident(page);
-        if (!memory_.seen_resident(page) || !by_snapshot || !own_) continue;
-        FaultFact fact;
-        fact.row.time_ns = now_ns_;
-        fact.row.address = page;
-        fact.touch = again ? schema::Touch::kRepeat : schema::Touch::kFirst;
-        fact.region = memory_.region(page);
-        fact.from_snapshot = true;
-        if (const Block* block = live_.first_in(page, page + kPageBytes)) {
-          fact.block_id = block->id;
-          fact.site = block->stack;
-        }
-        if (options_.observer != nullptr) options_.observer->on_fault(fact);
-      }
+      page = end;
     }
+  }
+}
+
+void Replay::show_run(uint64_t start, uint64_t end, bool resident) {
+  if (!resident) {
+    memory_.seen_absent(start, end);
+    return;
+  }
+  for (uint64_t page = start; page < end; page += kPageBytes) {
+    const bool again = memory_.was_ever_resident(page);
+    if (!memory_.seen_resident(page) || !own_) continue;
+    FaultFact fact;
+    fact.row.time_ns = now_ns_;
+    fact.row.address = page;
+    fact.touch = again ? schema::Touch::kRepeat : schema::Touch::kFirst;
+    fact.region = memory_.region(page);
+    fact.from_snapshot = true;
+    if (const Block* block = live_.first_in(page, page + kPageBytes)) {
+      fact.block_id = block->id;
+      fact.site = block->stack;
+    }
+    if (options_.observer != nullptr) options_.observer->on_fault(fact);
   }
 }
 

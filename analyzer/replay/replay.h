@@ -17,6 +17,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <unordered_map>
@@ -42,6 +43,16 @@ struct FaultFact {
 
 class Replay;
 
+// A snapshot of the process, when the replay has come to its end.
+struct SnapshotMoment {
+  int64_t id = 0;
+  int64_t begin_ns = 0, end_ns = 0;
+  ResidencyWindow window;
+  // Since the snapshot before: most bytes of the heap that were resident, and when.
+  uint64_t resident_peak_bytes = 0;
+  int64_t resident_peak_ns = 0;
+};
+
 class ReplayObserver {
  public:
   virtual ~ReplayObserver() = default;
@@ -59,6 +70,8 @@ struct ReplayOptions {
   bool faults = true;  // Page faults and snapshots.
   ReplayObserver* observer = nullptr;
   FaultStream::Sink attributions;  // Of the process's own faults.
+  // Each snapshot of the process itself, the map corrected by it; only with `faults`.
+  std::function<void(const Replay&, const SnapshotMoment&)> on_snapshot;
   // A forked process: a replay of its parent that stands at the fork, to begin with a copy of its
   // memory. Without one the ancestors are played again. Read in the constructor only.
   const Replay* parent_at_fork = nullptr;
@@ -81,6 +94,9 @@ class Replay {
   uint64_t step() const { return step_; }
   uint64_t unmatched_ends() const { return unmatched_ends_; }
   const ProcessInfo& process() const { return process_; }
+  // Most resident bytes of the heap since the last snapshot, and when.
+  uint64_t resident_peak_bytes() const { return resident_peak_bytes_; }
+  int64_t resident_peak_ns() const { return resident_peak_ns_; }
 
  private:
   struct Streams;
@@ -98,7 +114,10 @@ class Replay {
   void begin_block(const schema::CallRow& row);
   void play_syscall(const SyscallRow& call);
   void play_fault(const schema::FaultRow& row, FaultStream::Place place);
-  void play_snapshot(int64_t snapshot, bool huge_pages);
+  void end_snapshot();
+  void show_residency(int64_t snapshot);
+  void show_run(uint64_t start, uint64_t end, bool resident);
+  void note_resident_peak();
   void take_waiting(uint32_t thread, const Block& block);
   void give_up_waiting(uint64_t start, uint64_t end);
   void settle(WaitingFault& waiting, const Block* block);
@@ -116,6 +135,8 @@ class Replay {
   uint64_t unmatched_ends_ = 0;
   std::unordered_map<uint32_t, WaitingFaults> waiting_;  // By thread.
   size_t waiting_count_ = 0;
+  uint64_t resident_peak_bytes_ = 0;
+  int64_t resident_peak_ns_ = 0;
 };
 
 // Reads the rows of table `syscall` of a process in order of entry.

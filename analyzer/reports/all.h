@@ -9,6 +9,7 @@ namespace heapledger::analyzer {
 Document run_compare(const ReportInput& input);
 Document run_faults(const ReportInput& input);
 Document run_fragmentation(const ReportInput& input);
+Document run_ledger(const ReportInput& input);
 Document run_layout(const ReportInput& input);
 Document run_leaks(const ReportInput& input);
 Document run_summary(const ReportInput& input);

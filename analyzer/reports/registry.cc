@@ -14,6 +14,8 @@ namespace {
 
 constexpr Report kReports[] = {
     {"summary", "totals, peaks, losses and findings: start here", false, false, 10, &run_summary},
+    {"ledger", "RSS as a balance, line by line, against the kernel's own", false, true, 60,
+     &run_ledger},
     {"fragmentation", "what of the held memory is free, and what keeps it from going back", false,
      true, 10, &run_fragmentation},
     {"syscalls", "memory system calls: count and time by call, cause and stack", false, false, 10,

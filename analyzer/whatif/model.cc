@@ -65,6 +65,16 @@ class ModelOf : public Model {
     return at == nullptr ? 0 : machine_.space.touch(at + offset, bytes);
   }
 
+  std::vector<FreePiece> free_pieces() override {
+    std::vector<FreePiece> pieces;
+    const auto visit = [&](uintptr_t begin, uintptr_t end, heap::FreeKind kind) {
+      if (begin < end) pieces.push_back({begin, end, kind});
+    };
+    heap_->visit_free(visit);
+    for (const auto& state : threads_) heap_->visit_cache(*state, visit);
+    return pieces;
+  }
+
   std::unique_ptr<ModelImage> save() const override {
     auto image = std::make_unique<Image>();
     image->space = machine_.space.save();

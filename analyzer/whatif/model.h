@@ -14,9 +14,11 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "analyzer/trace_info.h"
 #include "analyzer/whatif/recorded_ops.h"
+#include "interposer/heap/allocator.h"
 #include "interposer/heap/settings.h"
 #include "interposer/simulated/address_space.h"
 
@@ -43,6 +45,12 @@ struct ModelCounts {
 // own part.
 using ModelSink = std::function<void(const heap::SimulatedCall&, uint64_t operation)>;
 
+// Memory of the allocator that no block has, in the model's addresses.
+struct FreePiece {
+  uint64_t start = 0, end = 0;
+  heap::FreeKind kind = heap::FreeKind::kBin;
+};
+
 // A model at one moment.
 class ModelImage {
  public:
@@ -64,6 +72,9 @@ class Model {
   // headers and of what calloc clears and realloc copies are known without being told. Returns the
   // page faults.
   virtual size_t touch(uint32_t block, size_t offset, size_t bytes) = 0;
+
+  // Of the arenas, mapped blocks have none; in no order.
+  virtual std::vector<FreePiece> free_pieces() = 0;
 
   // Now, and back to it, in this same model: a parent goes on where its child left it.
   virtual std::unique_ptr<ModelImage> save() const = 0;

@@ -51,6 +51,7 @@ void parse_value(std::string_view line, MemoryRegion& region) {
   std::from_chars(digits.data(), digits.data() + digits.size(), kib);
   const uint64_t bytes = kib * 1024;
   if (label == "Rss") region.rss_bytes = bytes;
+  if (label == "Shared_Clean" || label == "Shared_Dirty") region.shared_bytes += bytes;
   if (label == "Pss") region.pss_bytes = bytes;
   if (label == "Swap") region.swap_bytes = bytes;
   if (label == "Private_Dirty") region.private_dirty_bytes = bytes;

@@ -43,12 +43,15 @@ struct MemoryRegion {
   uint64_t private_dirty_bytes = 0;
   uint64_t anonymous_bytes = 0;
   uint64_t huge_bytes = 0;
+  uint64_t shared_bytes = 0;  // Of RSS: pages that other processes map, too.
 
   uint64_t size_bytes() const { return end - start; }
-  // May the allocator own pages of it? Then its residency is worth recording.
+  // May the allocator own pages of it? Then its residency is worth recording. What looks like a
+  // bss or a thread's stack may be a block's mapping that happens to lie there.
   bool may_be_heap() const {
-    return (kind == RegionKind::kHeap || kind == RegionKind::kAnonymous) &&
-           permissions.starts_with("rw") && permissions.ends_with("p");
+    const bool anonymous = kind == RegionKind::kHeap || kind == RegionKind::kAnonymous ||
+                           kind == RegionKind::kBss || kind == RegionKind::kThreadStack;
+    return anonymous && permissions.starts_with("rw") && permissions.ends_with("p");
   }
 };
 

@@ -81,7 +81,7 @@ TraceWriter::TraceWriter(const std::string& path, bool overwrite)
   calls_ = db_.prepare("INSERT INTO event_batch VALUES(NULL,?,?,?,?,?)");
   faults_ = db_.prepare("INSERT INTO fault_batch VALUES(NULL,?,?,?,?,?,NULL)");
   snapshot_ = db_.prepare("INSERT INTO snapshot VALUES(NULL,?,?,?,?,?,?,?,?)");
-  region_ = db_.prepare("INSERT INTO region VALUES(?,?,?,?,?,?,?,?,?,?,?,?)");
+  region_ = db_.prepare("INSERT INTO region VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?)");
   residency_ = db_.prepare("INSERT INTO residency VALUES(?,?,?,?,?)");
 }
 
@@ -267,7 +267,7 @@ void TraceWriter::snapshot(uint32_t process, const Snapshot& snapshot, int64_t o
     region_.run_with(id, region.start, region.end, region_kind_name(refined_kind(region, ranges)),
                      text_or_null(region.name), region.permissions, region.size_bytes(),
                      region.rss_bytes, region.swap_bytes, region.private_dirty_bytes,
-                     region.anonymous_bytes, region.huge_bytes);
+                     region.anonymous_bytes, region.huge_bytes, region.shared_bytes);
   }
   for (const Residency& residency : snapshot.residency) {
     std::vector<uint8_t> runs;

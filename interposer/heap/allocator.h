@@ -93,6 +93,14 @@ struct ArenaReport {
   size_t heap_bytes = 0, heap_committed_bytes = 0;
 };
 
+// Memory of the arenas that no block has.
+enum class FreeKind : uint8_t {
+  kCache,  // Of a thread.
+  kBin,    // Fastbins and the unsorted list among them.
+  kTop,
+  kOwn,  // The allocator's: headers of heaps, caches themselves, fences.
+};
+
 template <class LayoutT, OperatingSystem OsT>
 class Allocator {
  public:
@@ -247,6 +255,12 @@ class Allocator {
   // Walks all arenas and tests the invariants of arena.h, and the cache of `thread` if given. Slow;
   // for tests. On failure *why (if given) names the broken invariant.
   bool arena_is_valid(const ThreadState* thread = nullptr, const char** why = nullptr);
+
+  // allocator_walk.h, for analyses: visit(begin, end, FreeKind) for what is in no live block.
+  template <class Visit>
+  void visit_free(const Visit& visit);
+  template <class Visit>
+  void visit_cache(const ThreadState& thread, const Visit& visit);
 
  private:
   using View = ChunkView<Layout>;
@@ -457,6 +471,12 @@ class Allocator {
   static SizeClass sum_bin(ArenaType& arena, size_t index);
   static SizeClass sum_fast(ArenaType& arena, size_t index);
   void report_lists(ArenaType& arena, ArenaReport* report);
+
+  // allocator_walk.h
+  template <class Visit>
+  void visit_lists(ArenaType& arena, const Visit& visit);
+  template <class Visit>
+  void visit_heaps(ArenaType& arena, const Visit& visit);
 
   // allocator_valid.h
   const char* fault_in_arena(ArenaType& arena);

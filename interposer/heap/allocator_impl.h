@@ -18,3 +18,4 @@
 #include "interposer/heap/allocator_system.h"
 #include "interposer/heap/allocator_take.h"
 #include "interposer/heap/allocator_valid.h"
+#include "interposer/heap/allocator_walk.h"

@@ -105,6 +105,7 @@ class AddressSpace {
     books_.resident_peak = books_.resident_pages;
   }
   size_t mapping_count() const { return books_.mappings.size(); }
+  uintptr_t break_begin() const { return break_begin_; }
 
   // The space as it is now, and back to it: how a model goes on with a forked child and then with
   // the parent. An image belongs to the space that made it. Time and memory: the pages that the

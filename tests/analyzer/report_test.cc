@@ -75,7 +75,8 @@ INSTANTIATE_TEST_SUITE_P(
                       GoldenCase{"summary", "by_snapshot"}, GoldenCase{"summary", "lossy"},
                       GoldenCase{"fragmentation", "pinned"}, GoldenCase{"syscalls", "leak"},
                       GoldenCase{"faults", "refault"}, GoldenCase{"faults", "by_snapshot"},
-                      GoldenCase{"leaks", "leak"}, GoldenCase{"layout", "leak"},
+                      GoldenCase{"leaks", "leak"}, GoldenCase{"ledger", "pinned"},
+                      GoldenCase{"ledger", "by_snapshot"}, GoldenCase{"layout", "leak"},
                       GoldenCase{"compare", "churn"}),
     [](const auto& param) { return fmt::format("{}_{}", param.param.report, param.param.trace); });
 
@@ -166,6 +167,14 @@ TEST_F(ReportTest, JsonHasThePromisedKeys) {
     EXPECT_TRUE(faults["sites"][0].contains(key)) << key;
   }
   EXPECT_EQ(100, faults["total"]["faults"]);
+  const auto ledger = json_of("ledger", trace);
+  for (const char* key : {"at_ns", "rss_bytes", "lines", "residual_bytes"}) {
+    EXPECT_TRUE(ledger.contains(key)) << key;
+    EXPECT_TRUE(ledger["exit"].contains(key)) << key;
+  }
+  for (const char* key : {"name", "region", "bytes"}) {
+    EXPECT_TRUE(ledger["lines"][0].contains(key)) << key;
+  }
   const auto compare = json_of("compare", trace);
   for (const char* key :
        {"settings", "brk", "mmap", "munmap", "mremap", "madvise", "mprotect", "syscall_ns",

@@ -23,7 +23,7 @@ TraceBuilder pinned() {
   }
   trace.alloc(kHeap + 4 * kMiB + 16, 32, name).fault(kHeap + 4 * kMiB);
   for (uint64_t i = 0; i < 4; ++i) trace.free(kHeap + i * kMiB + 16);
-  return trace.snapshot("exit", kHeap, 65);
+  return trace.snapshot("exit");
 }
 
 // One stack maps, touches and unmaps a block 200 times under a fixed threshold.

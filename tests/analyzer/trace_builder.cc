@@ -19,6 +19,24 @@ constexpr int64_t kSyscallNs = 500;
 constexpr int kThreadsPerProcess = 10;
 constexpr uint32_t kFirstFrame = 2;  // 1 is "[incomplete]".
 
+// Lengths in pages of runs, alternately absent and resident, as varints of seven bits.
+std::vector<uint8_t> runs_of(const std::set<uint64_t>& pages, uint64_t start, uint64_t end) {
+  std::vector<uint8_t> runs;
+  bool resident = false;
+  uint64_t length = 0;
+  for (uint64_t page = start; page <= end; page += kPageBytes) {
+    if (page != end && pages.contains(page) == resident) {
+      ++length;
+      continue;
+    }
+    for (; length > 0x7f; length >>= 7) runs.push_back(static_cast<uint8_t>(length | 0x80));
+    runs.push_back(static_cast<uint8_t>(length));
+    resident = !resident;
+    length = 1;
+  }
+  return runs;
+}
+
 }  // namespace
 
 TraceBuilder::TraceBuilder() {
@@ -184,6 +202,8 @@ TraceBuilder& TraceBuilder::grow(uint64_t bytes, uint32_t stack) {
 
 TraceBuilder& TraceBuilder::trim(uint64_t bytes, uint32_t stack) {
   const uint64_t end = current().break_end -= bytes;
+  std::erase_if(current().touched,
+                [&](uint64_t page) { return page >= end && page < end + bytes; });
   return syscall(SyscallName::kBrk, "trim top", static_cast<int64_t>(end), {end}, stack);
 }
 
@@ -224,6 +244,7 @@ TraceBuilder& TraceBuilder::fault(uint64_t address, uint64_t ip) {
   row.address = address;
   row.ip = ip;
   current().faults.push_back(row);
+  current().touched.insert(address / kPageBytes * kPageBytes);
   return *this;
 }
 
@@ -234,8 +255,20 @@ TraceBuilder& TraceBuilder::touch(uint64_t address, uint64_t bytes) {
 
 TraceBuilder& TraceBuilder::snapshot(const std::string& reason, uint64_t start,
                                      uint64_t resident_pages) {
-  snapshots_.push_back(
-      {static_cast<int64_t>(processes_.size()), tick(), reason, start, resident_pages});
+  Snapshot snapshot{static_cast<int64_t>(processes_.size()), tick(), reason, start,
+                    start + resident_pages * kPageBytes,     {}};
+  for (uint64_t page = start; page < snapshot.end; page += kPageBytes) snapshot.pages.insert(page);
+  snapshots_.push_back(std::move(snapshot));
+  return *this;
+}
+
+TraceBuilder& TraceBuilder::snapshot(const std::string& reason) {
+  Snapshot snapshot{
+      static_cast<int64_t>(processes_.size()), tick(), reason, kHeap, break_end(), {}};
+  for (const uint64_t page : current().touched) {
+    if (page >= kHeap && page < snapshot.end) snapshot.pages.insert(page);
+  }
+  snapshots_.push_back(std::move(snapshot));
   return *this;
 }
 
@@ -341,7 +374,8 @@ void TraceBuilder::write_rare(schema::Database& db) const {
                   policy.kind, policy.old_value, policy.new_value);
   }
   for (const Snapshot& snapshot : snapshots_) {
-    const auto bytes = static_cast<int64_t>(snapshot.pages * kPageBytes);
+    const auto bytes = static_cast<int64_t>(snapshot.pages.size() * kPageBytes);
+    const uint64_t size = std::max<uint64_t>(1 << 20, snapshot.end - snapshot.start);
     db.prepare(
           "INSERT INTO snapshot(process, time_ns, end_ns, reason, rss_bytes)"
           " VALUES (?, ?, ?, ?, ?)")
@@ -349,19 +383,14 @@ void TraceBuilder::write_rare(schema::Database& db) const {
                   bytes + 8192);
     const int64_t id = db.last_insert_id();
     const auto region = [&](const char* kind, uint64_t start, int64_t rss) {
-      db.prepare("INSERT INTO region VALUES (?, ?, ?, ?, NULL, 'rw-p', ?, ?, 0, ?, ?, 0)")
-          .run_with(id, start, start + (1 << 20), kind, 1 << 20, rss, rss, rss);
+      db.prepare("INSERT INTO region VALUES (?, ?, ?, ?, NULL, 'rw-p', ?, ?, 0, ?, ?, 0, 0)")
+          .run_with(id, start, start + size, kind, size, rss, rss, rss);
     };
     region("heap", snapshot.start, bytes);
-    region("text", 0x400000, 8192);
-    // Runs: none absent, then all resident. Varints of seven bits.
-    std::vector<uint8_t> runs = {0};
-    for (uint64_t rest = snapshot.pages;; rest >>= 7) {
-      runs.push_back(static_cast<uint8_t>((rest & 0x7f) | (rest > 0x7f ? 0x80 : 0)));
-      if (rest <= 0x7f) break;
-    }
+    region("text", 0x10000000, 8192);
     db.prepare("INSERT INTO residency VALUES (?, ?, ?, ?, ?)")
-        .run_with(id, snapshot.start, snapshot.pages, snapshot.pages, runs);
+        .run_with(id, snapshot.start, size / kPageBytes, snapshot.pages.size(),
+                  runs_of(snapshot.pages, snapshot.start, snapshot.start + size));
   }
 }
 

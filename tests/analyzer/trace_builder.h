@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <map>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -59,7 +60,10 @@ class TraceBuilder {
   TraceBuilder& fault(uint64_t address, uint64_t ip = 0);
   // Pages from `address` on, one fault each.
   TraceBuilder& touch(uint64_t address, uint64_t bytes);
+  // The heap's first pages are resident.
   TraceBuilder& snapshot(const std::string& reason, uint64_t start, uint64_t resident_pages);
+  // Those pages of the brk heap are that were touched since they were got.
+  TraceBuilder& snapshot(const std::string& reason);
   TraceBuilder& policy(const std::string& kind, int64_t old_value, int64_t new_value);
 
   int64_t now() const { return now_; }
@@ -81,6 +85,7 @@ class TraceBuilder {
     std::string reason;
     int64_t start_ns = 0, end_ns = 0;
     uint64_t break_end = kHeap;
+    std::set<uint64_t> touched;        // Pages.
     std::map<uint64_t, uint64_t> ids;  // Live blocks by address.
     std::map<std::string, int64_t> columns;
     std::vector<schema::CallRow> calls;
@@ -89,7 +94,8 @@ class TraceBuilder {
   struct Snapshot {
     int64_t process, time_ns;
     std::string reason;
-    uint64_t start, pages;
+    uint64_t start, end;
+    std::set<uint64_t> pages;  // Resident.
   };
   struct Policy {
     int64_t process, time_ns;

@@ -50,6 +50,7 @@ struct Command {
 constexpr Command kCommands[] = {
     {"record", "run a program and record it", &run_record},
     {"summary", "totals, peaks, findings: start here", nullptr},
+    {"ledger", "RSS as a balance: every resident byte on a line, and the residual", nullptr},
     {"fragmentation", "held but not used: where, and which blocks hold it", nullptr},
     {"syscalls", "brk, mmap, munmap, mremap, madvise: cause, cost, call stack", nullptr},
     {"faults", "page faults by the stack that allocated and the code that touched", nullptr},
