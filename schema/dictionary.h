@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cstddef>
 #include <cstdint>
@@ -61,24 +62,26 @@ class NumberMap {
   int shift_ = 0;
 };
 
-// The distinct values of a column, numbered in order of appearance. For few values, and such as
-// mostly repeat the last.
+// The distinct values of a column, numbered in order of appearance. For few values.
 struct Dictionary {
   NumberMap index;
   std::vector<uint64_t> values;
-  uint32_t last = 0;
+  // The last number given for each of a few kinds of values: where few values alternate at random,
+  // asking whether this one is the last would be a guess wrong each time.
+  std::array<uint32_t, 256> recent{};
 
   void start(size_t rows) {
     index.start(rows);
     values.clear();
-    last = 0;
+    recent.fill(0);
   }
   uint32_t number(uint64_t value) {
-    if (last < values.size() && values[last] == value) return last;
+    uint32_t& guess = recent[value * 0x9E3779B97F4A7C15u >> 56];
+    if (guess < values.size() && values[guess] == value) return guess;
     bool inserted;
-    last = index.at(value, static_cast<uint32_t>(values.size()), inserted);
+    guess = index.at(value, static_cast<uint32_t>(values.size()), inserted);
     if (inserted) values.push_back(value);
-    return last;
+    return guess;
   }
 };
 
@@ -108,6 +111,13 @@ class IdRows {
       slot->rows.resize(std::max<size_t>(place + 1, 2 * slot->rows.size()));
     }
     slot->rows[place] = row + 1;
+  }
+  // Asks for what find() will look at from memory.
+  void prefetch(uint64_t id) const {
+    if (id >> kIdSequenceBits != last_slot_) return;
+    const Slot& slot = slots_[last_place_];
+    const uint64_t place = id_sequence(id) - slot.first;
+    if (place < slot.rows.size()) __builtin_prefetch(&slot.rows[place]);
   }
   // kNone: in none.
   uint32_t find(uint64_t id) {
@@ -165,6 +175,9 @@ class StackNumbers {
     }
     values_.clear();
     has_others_ = false;
+  }
+  void prefetch(uint32_t value) const {
+    if (value < direct_.size()) __builtin_prefetch(&direct_[value]);
   }
   uint32_t number(uint32_t value) {
     if (value >= kDirectMax) return number_of_other(value);

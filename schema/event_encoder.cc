@@ -13,6 +13,8 @@
 namespace heapledger::schema {
 namespace {
 
+constexpr size_t kAhead = 16;  // Rows whose look-ups are on their way from memory.
+
 // What predicts a thread's next row.
 struct ThreadState {
   uint64_t id = 0;
@@ -205,6 +207,10 @@ std::span<const uint8_t> CallEncoder::encode(std::span<const CallRow> rows) {
   int64_t last_time = rows.empty() ? 0 : rows.front().time_ns;
   for (size_t i = 0; i < rows.size(); ++i) {
     const CallRow& row = rows[i];
+    if (i + kAhead < rows.size()) {
+      state.row_of_id.prefetch(rows[i + kAhead].ended_id);
+      state.stacks.prefetch(rows[i + kAhead].stack);
+    }
     if (row.time_ns < last_time) throw Error("cannot encode a batch", "events are out of order");
     if (!is_call(row.kind)) throw Error("cannot encode a batch", "an event is no call");
     last_time = row.time_ns;

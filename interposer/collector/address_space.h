@@ -80,9 +80,8 @@ class AddressSpace {
   uint32_t frame(uint64_t pc, int64_t time_ns) {
     if (pc == 0) pc = 1;  // Not a key; and no code either.
     if (changing_) return resolve(pc, time_ns);
-    uint32_t& id = known_.at(pc);
-    if (id == 0) id = resolve(pc, time_ns);
-    return id;
+    const uint32_t known = known_.value(pc);
+    return known != 0 ? known : (known_.at(pc) = resolve(pc, time_ns));
   }
   // The module of a return address; nullptr: none that is known.
   const Module* module_at(uint64_t pc, int64_t time_ns) const;

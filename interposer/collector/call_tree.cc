@@ -27,20 +27,27 @@ void CallTree::grow() {
 }
 
 void StackCursor::resolve(CallTree& tree, Plan& plan) {
-  plan.nodes_.resize(plan.steps_.size());
-  for (size_t i = 0; i < plan.steps_.size(); ++i) {
-    const Plan::Step& step = plan.steps_[i];
-    plan.nodes_[i] = tree.node(plan.node(step.parent), step.frame, step.hash);
+  if (plan.nodes_.size() < plan.used_) plan.nodes_.resize(plan.steps_.size());
+  uint32_t* const nodes = plan.nodes_.data();
+  const auto node_of = [nodes](NodeRef ref) {
+    return (ref & kPlanned) != 0 ? nodes[ref & ~kPlanned] : ref;
+  };
+  const Plan::Step* const steps = plan.steps_.data();
+  const size_t count = plan.used_;
+  for (size_t i = 0; i < count; ++i) {
+    nodes[i] = tree.node(node_of(steps[i].parent), steps[i].frame, steps[i].hash);
   }
-  plan.steps_.clear();
-  for (Step& step : path_) step.place.node = plan.node(step.place.node);
+  plan.used_ = 0;
+  for (uint32_t i = 0; i < depth_; ++i) path_[i].place.node = node_of(path_[i].place.node);
 }
 
 void StackCursor::rebase(CallTree& tree, bool incomplete) {
   incomplete_ = incomplete;
   root_ = incomplete ? tree.child({}, kIncompleteFrame) : CallTree::Place{};
   CallTree::Place place = root_;
-  for (Step& step : path_) step.place = place = tree.child(place, step.frame);
+  for (uint32_t i = 0; i < depth_; ++i) {
+    path_[i].place = place = tree.child(place, path_[i].frame);
+  }
 }
 
 }  // namespace heapledger::collector

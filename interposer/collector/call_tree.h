@@ -103,7 +103,12 @@ class StackCursor {
       uint32_t frame;
       NodeRef parent;
     };
-    std::vector<Step> steps_;
+    // Room for that many more steps.
+    void reserve(size_t more) {
+      if (used_ + more > steps_.size()) steps_.resize(2 * (used_ + more));
+    }
+    std::vector<Step> steps_;  // The first `used_` of them: no check at each.
+    size_t used_ = 0;
     std::vector<uint32_t> nodes_;
   };
 
@@ -113,9 +118,9 @@ class StackCursor {
   template <typename FrameAt>
   bool apply(CallTree& tree, uint32_t keep, uint32_t fresh, bool incomplete, FrameAt frame_at,
              uint32_t& node) {
-    const bool known = keep <= path_.size();
+    const bool known = keep <= depth_;
     if (!known) keep = 0;
-    path_.resize(keep);
+    cut(keep, fresh);
     // What hangs on an incomplete stack is incomplete itself.
     const bool root = incomplete || !known || (keep > 0 && incomplete_);
     if (root != incomplete_) rebase(tree, root);
@@ -123,7 +128,7 @@ class StackCursor {
     for (uint32_t i = fresh; i-- > 0;) {
       const uint32_t frame = frame_at(i);
       place = tree.child(place, frame);
-      path_.push_back({place, frame});
+      path_[depth_++] = {place, frame};
     }
     node = place.node;
     return known;
@@ -134,18 +139,24 @@ class StackCursor {
   template <typename FrameAt>
   bool plan(const CallTree& tree, uint32_t keep, uint32_t fresh, bool incomplete, FrameAt frame_at,
             Plan& plan, NodeRef& node) {
-    if (keep > path_.size()) return false;
+    if (keep > depth_) return false;
     if ((incomplete || (keep > 0 && incomplete_)) != incomplete_) return false;
-    path_.resize(keep);
+    cut(keep, fresh);
+    plan.reserve(fresh);
     CallTree::Place place = top();
-    for (uint32_t i = fresh; i-- > 0;) {
+    Step* path = path_.data() + keep;
+    Plan::Step* step = plan.steps_.data() + plan.used_;
+    auto number = kPlanned | static_cast<uint32_t>(plan.used_);
+    for (uint32_t i = fresh; i-- > 0; ++number) {
       const uint32_t frame = frame_at(i);
       const uint32_t hash = CallTree::hash_of(place.hash, frame);
       tree.prefetch(hash);
-      plan.steps_.push_back({hash, frame, place.node});
-      place = {kPlanned | static_cast<uint32_t>(plan.steps_.size() - 1), hash};
-      path_.push_back({place, frame});
+      *step++ = {hash, frame, place.node};
+      place = {number, hash};
+      *path++ = {place, frame};
     }
+    depth_ = keep + fresh;
+    plan.used_ += fresh;
     node = place.node;
     return true;
   }
@@ -153,11 +164,11 @@ class StackCursor {
   void resolve(CallTree& tree, Plan& plan);
 
   void clear() {
-    path_.clear();
+    depth_ = 0;
     incomplete_ = false;
     root_ = {};
   }
-  uint32_t depth() const { return static_cast<uint32_t>(path_.size()); }
+  uint32_t depth() const { return depth_; }
 
  private:
   static constexpr NodeRef kPlanned = 1U << 31;  // No trace has as many nodes.
@@ -166,11 +177,17 @@ class StackCursor {
     CallTree::Place place;
     uint32_t frame;
   };
-  const CallTree::Place& top() const { return path_.empty() ? root_ : path_.back().place; }
+  const CallTree::Place& top() const { return depth_ == 0 ? root_ : path_[depth_ - 1].place; }
+  // Leaves the outermost `keep` frames, with room for `more` inside them.
+  void cut(uint32_t keep, uint32_t more) {
+    depth_ = keep;
+    if (keep + more > path_.size()) path_.resize(2 * (keep + more));
+  }
   // The kept frames get another root.
   void rebase(CallTree& tree, bool incomplete);
 
-  std::vector<Step> path_;  // Outermost first.
+  std::vector<Step> path_;  // Outermost first; the first `depth_` of them.
+  uint32_t depth_ = 0;
   CallTree::Place root_;
   bool incomplete_ = false;
 };

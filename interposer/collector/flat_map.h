@@ -28,6 +28,9 @@ class FlatMap {
     return slot.value;
   }
 
+  // The value of a key, 0 if there is none.
+  uint32_t value(uint64_t key) { return find(key).value; }
+
   void clear() {
     slots_.assign(slots_.size(), Slot{});
     used_ = 0;
@@ -43,10 +46,12 @@ class FlatMap {
 
   Slot& find(uint64_t key) {
     // Multiplicative hashing: the top bits of the product depend on every bit of the key.
-    const size_t mask = slots_.size() - 1;
+    Slot* const slots = slots_.data();
     size_t index = static_cast<size_t>((key * 0x9E3779B97F4A7C15U) >> shift_);
-    while (slots_[index].key != 0 && slots_[index].key != key) index = (index + 1) & mask;
-    return slots_[index];
+    while (slots[index].key != key && slots[index].key != 0) {
+      index = (index + 1) & (slots_.size() - 1);
+    }
+    return slots[index];
   }
 
   void grow() {
