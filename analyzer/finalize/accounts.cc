@@ -22,8 +22,13 @@ Accounts::Accounts(int64_t start_ns, int64_t end_ns) : start_ns_(start_ns) {
 }
 
 SiteAccount& Accounts::site(uint32_t stack) {
-  if (stack >= sites_.size()) sites_.resize(std::max<size_t>(stack + 1, sites_.size() * 2));
-  return sites_[stack];
+  if (stack >= places_.size()) places_.resize(std::max<size_t>(stack + 1, places_.size() * 2));
+  uint32_t& place = places_[stack];
+  if (place == 0) {
+    sites_.emplace_back().stack = stack;
+    place = static_cast<uint32_t>(sites_.size());
+  }
+  return sites_[place - 1];
 }
 
 // The site, with its value at the last peak noted before its live bytes change.
@@ -211,7 +216,10 @@ void Accounts::finish(const Replay& replay) {
   note_moment(replay);
   flush_bucket();
   close_growth_part();
-  for (uint32_t stack = 0; stack < sites_.size(); ++stack) changing_site(stack);
+  for (size_t i = 0; i < sites_.size(); ++i) changing_site(sites_[i].stack);
+  std::sort(sites_.begin(), sites_.end(),
+            [](const SiteAccount& a, const SiteAccount& b) { return a.stack < b.stack; });
+  places_.clear();
 }
 
 }  // namespace heapledger::analyzer

@@ -21,6 +21,7 @@ inline constexpr int kGrowthParts = 16;
 inline constexpr size_t kTimelineParts = 1000;  // Two rows each: the fullest moment and the last.
 
 struct SiteAccount {
+  uint32_t stack = 0;
   uint64_t calls = 0, bytes = 0;
   uint64_t live_bytes = 0, live_blocks = 0;
   uint64_t inherited_bytes = 0, inherited_blocks = 0;  // Of those, from before the fork.
@@ -75,7 +76,7 @@ class Accounts : public ReplayObserver {
   // After the last step.
   void finish(const Replay& replay);
 
-  // By stack; the value at the peak is up to date after finish().
+  // In ascending order of stack, and with the value at the peak up to date, after finish().
   const std::vector<SiteAccount>& sites() const { return sites_; }
   const std::vector<TimelineRow>& timeline() const { return timeline_; }
   using FaultSites = std::unordered_map<FaultKey, FaultCounts, FaultKeyHash>;
@@ -114,7 +115,9 @@ class Accounts : public ReplayObserver {
   int64_t bucket_end_ns_;
   int64_t part_ns_;
   int64_t part_end_ns_;
+  // Few of a large tree's stacks allocate, so the accounts are not indexed by stack.
   std::vector<SiteAccount> sites_;
+  std::vector<uint32_t> places_;  // By stack: its place in sites_ + 1; 0: none.
   std::vector<ThreadState> threads_;
   std::unordered_map<uint64_t, uint32_t> mapped_sites_;  // Start of a mapping -> its block's stack.
   FaultSites fault_sites_;

@@ -26,12 +26,12 @@ namespace heapledger::analyzer {
 
 namespace {
 
-schema::SiteRow site_row(size_t stack, const SiteAccount& site) {
+schema::SiteRow site_row(const SiteAccount& site) {
   schema::SiteRow row;
   const auto set = [&row](schema::SiteColumn column, auto value) {
     row[column] = static_cast<int64_t>(value);
   };
-  set(schema::kSiteStack, stack);
+  set(schema::kSiteStack, site.stack);
   set(schema::kSiteCalls, site.calls);
   set(schema::kSiteBytes, site.bytes);
   set(schema::kSiteLiveBytesPeak, site.live_bytes_peak);
@@ -137,9 +137,8 @@ class ProcessPass {
 
   void write_sites() {
     std::vector<schema::SiteRow> rows;
-    const std::vector<SiteAccount>& sites = accounts_.sites();
-    for (size_t stack = 0; stack < sites.size(); ++stack) {
-      if (!sites[stack].is_empty()) rows.push_back(site_row(stack, sites[stack]));
+    for (const SiteAccount& site : accounts_.sites()) {
+      if (!site.is_empty()) rows.push_back(site_row(site));
     }
     schema::write_sites(db_, process_.id, rows);
   }
