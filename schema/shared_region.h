@@ -98,6 +98,7 @@ enum Gap : uint32_t {
   kGapOwnMalloc = 1,  // It has a malloc of its own: none of its calls.
   kGapSandbox = 2,    // Behind its seccomp filter: threads or children that know no id of theirs.
   kGapRings = 4,      // More threads at once than rings: the calls of those that got none.
+  kGapBesideMalloc = 8,  // The collector's word: the calls of a second allocator with other names.
 };
 
 // One process of the image. Claimed by the program (slot 0 by the image's first process, then by

@@ -9,6 +9,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string_view>
+#include <vector>
 
 #include "interposer/collector/unique_fd.h"
 
@@ -16,6 +18,11 @@ namespace heapledger::collector {
 namespace {
 
 constexpr const char* kNoPreload = "LD_PRELOAD was removed from its environment";
+constexpr std::string_view kPrefixedNames[] = {
+    "_rjem_malloc",  // tikv-jemallocator and jemallocator, of Rust.
+    "je_malloc",    "mi_malloc", "tc_malloc", "sn_malloc", "rpmalloc",
+};
+constexpr uint64_t kNamesBytesMax = uint64_t{64} << 20;
 constexpr int kInterpretersMax = 4;  // As the kernel's own limit on scripts run by scripts.
 
 bool has_interpreter(int fd, const Elf64_Ehdr& header) {
@@ -37,7 +44,46 @@ std::string interpreter_of(const char* line, size_t bytes) {
   return text.substr(start, text.find_first_of(" \t", start) - start);
 }
 
+// Names of symbols, each between two zero bytes.
+std::string find_name(std::string_view names) {
+  for (const std::string_view name : kPrefixedNames) {
+    const std::string wanted = '\0' + std::string(name) + '\0';
+    if (names.find(wanted) != names.npos) return std::string(name);
+  }
+  return {};
+}
+
 }  // namespace
+
+std::string allocator_beside_malloc(const std::string& exe) {
+  const UniqueFd fd(open(exe.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  Elf64_Ehdr header{};
+  if (!fd || pread(fd.get(), &header, sizeof header, 0) != static_cast<ssize_t>(sizeof header) ||
+      std::memcmp(header.e_ident, ELFMAG, SELFMAG) != 0 ||
+      header.e_shentsize != sizeof(Elf64_Shdr)) {
+    return {};
+  }
+  std::vector<Elf64_Shdr> sections(header.e_shnum);
+  const size_t bytes = sections.size() * sizeof(Elf64_Shdr);
+  if (pread(fd.get(), sections.data(), bytes, static_cast<off_t>(header.e_shoff)) !=
+      static_cast<ssize_t>(bytes)) {
+    return {};
+  }
+  std::string names;
+  for (const Elf64_Shdr& section : sections) {
+    const bool has_symbols = section.sh_type == SHT_SYMTAB || section.sh_type == SHT_DYNSYM;
+    if (!has_symbols || section.sh_link >= sections.size()) continue;
+    const Elf64_Shdr& strings = sections[section.sh_link];
+    if (strings.sh_size > kNamesBytesMax) continue;
+    names.resize(strings.sh_size);
+    const ssize_t got =
+        pread(fd.get(), names.data(), names.size(), static_cast<off_t>(strings.sh_offset));
+    names.resize(got > 0 ? static_cast<size_t>(got) : 0);
+    std::string found = find_name(names);
+    if (!found.empty()) return found;
+  }
+  return {};
+}
 
 std::string why_not_recorded(const std::string& exe) {
   std::string path = exe;

@@ -21,6 +21,12 @@ void read_gaps(Process& process, const schema::ProcessSlot& slot) {
     process.reason = "more of its threads were alive than can be recorded at once";
   } else if ((process.gaps & schema::kGapOwnMalloc) != 0) {
     process.reason = "it has a malloc of its own: its calls are not recorded, its system calls are";
+  } else if (!process.beside_malloc.empty()) {
+    process.gaps |= schema::kGapBesideMalloc;
+    process.reason = fmt::format(
+        "it has an allocator beside malloc ({}): those calls are not recorded, its system calls "
+        "are",
+        process.beside_malloc);
   } else if ((process.gaps & schema::kGapSandbox) != 0) {
     process.reason = "behind its seccomp filter, new threads or children could not be recorded";
   }

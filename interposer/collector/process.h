@@ -65,7 +65,8 @@ struct Process {
   std::string exe;
   std::string command;
   bool recorded = false;
-  uint32_t gaps = 0;  // Bits of schema::Gap: it is recorded in part.
+  uint32_t gaps = 0;          // Bits of schema::Gap: it is recorded in part.
+  std::string beside_malloc;  // An allocator that its program has linked in beside malloc.
   std::string reason;
   std::optional<int64_t> start_ns;
   std::optional<int64_t> end_ns;
@@ -103,6 +104,7 @@ struct Process {
   bool fork_seen = false;  // Likewise of the fork.
   bool refused = false;    // A fork that found no slot: an image that follows is another row.
   bool over = false;
+  bool reopened = false;  // It was over; who tends the live ones has to take it up again.
   int64_t hello_ns = 0;
   int live_threads = 1;  // By the kernel's records.
   int64_t last_exit_ns = 0;

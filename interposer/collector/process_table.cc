@@ -4,12 +4,16 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "interposer/collector/exec_check.h"
 #include "interposer/collector/proc_files.h"
 
 namespace heapledger::collector {
 namespace {
+
+constexpr int64_t kHalvesApartNs = 1'000'000'000;
+constexpr size_t kHalvesLooked = 4096;
 
 // Nothing but a fork is known of it: it may be about to be what the news is about.
 bool is_bare_fork(const Process& process) {
@@ -102,6 +106,7 @@ Process& ProcessTable::joined(const ImageJoined& news, int64_t time_ns) {
   process->command = news.command;
   process->hello_ns = time_ns;
   process->space = std::make_shared<AddressSpace>(frames_);
+  process->beside_malloc = allocator_beside_malloc(news.exe);
   give_row(*process);
   process->changed = true;
   return *process;
@@ -111,12 +116,22 @@ Process& ProcessTable::forked(RegionPtr region, uint32_t slot, pid_t pid, Proces
                               int64_t time_ns) {
   Process* process = current(pid);
   const bool fits = process != nullptr && !process->over && is_bare_fork(*process);
-  if (!fits) process = &make(pid, parent, time_ns);
+  if (!fits) {
+    process = pid < 0 && parent != nullptr ? other_half(parent->pid, time_ns, true) : nullptr;
+    if (process == nullptr) {
+      process = &make(pid, parent, time_ns);
+    } else if (process->over) {
+      process->over = false;  // It ends again, with what it has told.
+      process->reopened = true;
+      watch_(process->pid);
+    }
+  }
   if (parent != nullptr) {
     process->parent = parent;
     process->ppid = parent->pid;
     process->exe = parent->exe;
     process->command = parent->command;
+    process->beside_malloc = parent->beside_malloc;
     if (parent->space != nullptr) process->space = std::make_shared<AddressSpace>(*parent->space);
     process->allocator_ranges = parent->allocator_ranges;
   }
@@ -180,6 +195,24 @@ Process* ProcessTable::first_image(pid_t pid) const {
   return history[i];
 }
 
+// A child of this parent that one side has told of and the other has not: the kernel by its pid, or
+// the program by a slot. The nearest in time.
+Process* ProcessTable::other_half(pid_t parent_pid, int64_t time_ns, bool by_kernel) {
+  Process* nearest = nullptr;
+  int64_t distance = kHalvesApartNs;
+  size_t looked = 0;
+  for (auto it = all_.rbegin(); it != all_.rend() && looked < kHalvesLooked; ++it, ++looked) {
+    if (it->parent == nullptr || it->parent->pid != parent_pid) continue;
+    const bool fits = by_kernel ? it->pid > 0 && it->fork_seen && is_bare_fork(*it)
+                                : it->pid < 0 && !it->fork_seen && it->forked;
+    const int64_t apart = std::abs(it->start_ns.value_or(0) - time_ns);
+    if (!fits || apart >= distance) continue;
+    nearest = &*it;
+    distance = apart;
+  }
+  return nearest;
+}
+
 void ProcessTable::kernel_fork(const PerfRecord& record, int64_t time_ns) {
   if (record.pid == record.parent_pid) {
     Process& process = at(static_cast<pid_t>(record.pid), time_ns);
@@ -189,6 +222,15 @@ void ProcessTable::kernel_fork(const PerfRecord& record, int64_t time_ns) {
   }
   const auto pid = static_cast<pid_t>(record.pid);
   Process* process = first_image(pid);
+  if (process == nullptr || process->fork_seen) {
+    Process* half = other_half(static_cast<pid_t>(record.parent_pid), time_ns, false);
+    if (half != nullptr) {
+      half->pid = pid;
+      by_pid_[pid].push_back(half);
+      watch_(pid);
+      process = half;
+    }
+  }
   // Every process has one such record: where it is still due, this is it.
   if (process == nullptr || process->fork_seen) {
     process = &make(pid, &at(static_cast<pid_t>(record.parent_pid), time_ns), time_ns);

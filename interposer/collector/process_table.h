@@ -9,6 +9,9 @@
 //     Hello that came first is matched by the exec record whose time lies before it.
 //   - a fork seen by the kernel makes a process without a row; the claim of a slot fills it, or an
 //     exec turns it into a new image (vfork, posix_spawn).
+//   - a process of another pid namespace names itself as we do not know it. If it has ended before
+//     /proc could tell (SlotPids), its slot has a pid below zero, and is matched with the kernel's
+//     record of its fork by parent and time.
 //   - what has no Hello when it ends gets a row with recorded = 0 and the reason.
 //
 // Times are trace nanoseconds. Thread safety: none (writer thread).
@@ -70,6 +73,7 @@ class ProcessTable {
     int64_t time_ns;
   };
   Process* first_image(pid_t pid) const;
+  Process* other_half(pid_t parent_pid, int64_t time_ns, bool by_kernel);
   Process* image_awaiting_exec(pid_t pid, int64_t exec_ns) const;
   Process& make(pid_t pid, Process* parent, int64_t time_ns);
   void give_row(Process& process);

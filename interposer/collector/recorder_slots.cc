@@ -69,6 +69,8 @@ Process* Recorder::process_of_slot(Image& image, uint32_t slot) {
     process->start_ns = std::min(process->start_ns.value_or(start_ns), start_ns);
     image.processes[slot] = process;
     image.empty_since_ns = 0;
+    if (process->reopened) open_.push_back(process);
+    process->reopened = false;
     notice_processes();
   }
   if (filled && !process->settings) {

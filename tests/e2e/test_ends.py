@@ -93,6 +93,18 @@ class Ends(recording.RecordingTest):
         self.assertIn("a malloc of its own", row["reason"])
         self.assertGreater(trace.one("SELECT count(*) FROM syscall WHERE name = 'mmap' AND origin = 'program'"), 0)
 
+    def test_an_allocator_beside_malloc(self):
+        # Goal: a second allocator under names of its own is said, the calls of malloc and its mappings are there. Method: Rust's names.
+        native = self.native([recording.victim("beside_malloc")])
+        trace = self.record([recording.victim("beside_malloc")], ["--quiet"])
+        self.assertEqual((trace.run.returncode, trace.run.stdout, trace.run.stderr), (0, native.stdout, b""))
+        row = trace.sql("SELECT recorded, reason, events_lost FROM process")[0]
+        self.assertEqual((row["recorded"], row["events_lost"]), (2, 0))
+        self.assertEqual(row["reason"], "it has an allocator beside malloc (_rjem_malloc): those calls are not recorded, its system calls are")
+        self.assertEqual(trace.one("SELECT count(*) FROM event WHERE kind = 'malloc' AND size = 7777"), 100)
+        self.assertEqual(trace.one("SELECT count(*) FROM event WHERE size = 2000"), 0)
+        self.assertEqual(trace.one("SELECT count(*) FROM syscall WHERE name = 'mmap' AND origin = 'program' AND arg1 = 1048576"), 1)
+
     def test_its_operators_use_it_too(self):
         native = self.native([recording.victim("own_operators")])
         self.assertEqual((native.returncode, native.stderr), (0, b""))

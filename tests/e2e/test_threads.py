@@ -38,6 +38,39 @@ class ManyThreads(recording.RecordingTest):
         self.assertLess(peak, 2000 * 1024, "less than a whole ring for each")
         self.assertLess(end, 4096 + 1024)
 
+    def limited(self, limit, count):
+        """`count` threads at once under a limit, natively and recorded. Returns the trace, the program's process row, and the parts."""
+        command = ["sh", "-c", f'ulimit {limit}; exec "$0" "$@"', recording.victim("many_threads"), "alive"]
+        native = self.native([*command, self.path("native.truth"), str(count)])
+        self.assertEqual((native.returncode, native.stderr), (0, b""))
+        trace = self.record([*command, self.path("truth"), str(count)], ["--quiet"])
+        self.assertEqual((trace.run.returncode, trace.run.stdout, trace.run.stderr), (0, native.stdout, b""))
+        rows = trace.sql("SELECT id, recorded, reason, events_lost FROM process WHERE exe LIKE '%many_threads'")
+        self.assertEqual(len(rows), 1)
+        return trace, rows[0], load_truth(self.path("truth"))
+
+    def calls_by_part(self, trace, parts):
+        rows = trace.sql(
+            f"SELECT size, count(*) AS n FROM event WHERE kind = 'malloc' AND size BETWEEN {min(parts)} AND {max(parts)} GROUP BY size")
+        return {size: 0 for size in parts} | {row["size"]: row["n"] for row in rows}
+
+    def test_under_a_limit_of_data(self):
+        # Goal: the recorder's own memory fits into a small limit, and all is recorded. Method: 16 threads in 16 MiB.
+        trace, process, parts = self.limited("-d 16384", 16)
+        self.assert_clean(trace)
+        self.assertEqual(process["recorded"], 1, process)
+        self.assertEqual(self.calls_by_part(trace, parts), parts)
+
+    def test_more_at_once_than_there_are_rings(self):
+        # Goal: the threads that got no ring are counted and said, and nobody waits for them. Method: an address space with room for few.
+        trace, process, parts = self.limited("-v 400000", 45)
+        self.assertEqual((process["recorded"], process["reason"]), (2, "more of its threads were alive than can be recorded at once"))
+        calls = self.calls_by_part(trace, parts)
+        missing = sum(parts.values()) - sum(calls.values())
+        self.assertGreater(missing, 0)
+        self.assertGreaterEqual(process["events_lost"], missing)
+        self.assertTrue(all(n <= parts[size] for size, n in calls.items()))
+
     def test_one_batch_after_another(self):
         peak, end = self.check("passing", int(os.environ.get("HEAPLEDGER_TEST_THREADS", "5000")))
         self.assertGreater(peak, 0)
