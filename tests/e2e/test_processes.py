@@ -95,7 +95,8 @@ class ProcessTrees(recording.RecordingTest):
         refused = trace.sql("SELECT id, forked, reason, exit_status, events, events_lost FROM process WHERE recorded = 0")
         self.assertEqual(len(refused), 1041 - 1024)
         for row in refused:
-            self.assertEqual((row["forked"], row["exit_status"], row["events"]), (1, 1, 0))
+            self.assertEqual((row["forked"], row["events"]), (1, 0))
+            self.assertIn(row["exit_status"], (1, None))  # Unknown where it had ended before anyone could look.
             self.assertIn("more processes of one program were alive than can be recorded at once", row["reason"])
             self.assertGreaterEqual(row["events_lost"], 8)  # Its four pairs of malloc and free.
         self.assertEqual(trace.one("SELECT sum(events_lost) FROM process WHERE recorded = 1"), 0)

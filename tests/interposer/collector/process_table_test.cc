@@ -213,5 +213,63 @@ TEST_F(ProcessTableTest, LaunchToldTwiceIsOneRow) {
   EXPECT_EQ(table.current(kFirst)->exe, "/bin/prog");
 }
 
+TEST_F(ProcessTableTest, ShortLivedProcessOfAnotherNamespaceIsOneRow) {
+  // Goal: a slot whose pid could not be found and the kernel's word of the fork are one process.
+  // Method: both orders, the kernel's half over already or not.
+  for (const bool kernel_first : {true, false}) {
+    for (const bool over : {true, false}) {
+      ProcessTable fresh{frames, [](pid_t) {}};
+      fresh.launched({kFirst, "/bin/sh", "sh", "", 0}, 10);
+      Process& parent = fresh.joined(hello(kFirst, 1, "/bin/sh"), 30);
+      if (kernel_first) fresh.kernel_fork(record(PerfKind::kFork, kChild, kFirst), 50);
+      if (kernel_first && over) fresh.gone(kChild, {true, kExited3}, 55);
+      Process& child = fresh.forked(parent.region, 1, -7, &parent, 52);
+      if (!kernel_first) fresh.kernel_fork(record(PerfKind::kFork, kChild, kFirst), 50);
+      EXPECT_EQ(fresh.rows(), 2U);
+      EXPECT_TRUE(child.recorded);
+      EXPECT_EQ(child.reason, "");
+      EXPECT_EQ(child.reopened, kernel_first && over);
+      EXPECT_EQ(fresh.gone(kChild, {}, 60), &child);
+      EXPECT_TRUE(child.over);
+      EXPECT_EQ(child.exit_status.has_value(), kernel_first && over);
+    }
+  }
+}
+
+TEST_F(ProcessTableTest, ForkWithoutASlotHasItsReasonAndAnImageAfterItIsAnother) {
+  // Goal: who found no slot is named, and what it runs later is recorded as itself. Method: a
+  // refused fork that executes a program, whose Hello may have come first.
+  for (const bool hello_first : {true, false}) {
+    ProcessTable fresh{frames, [](pid_t) {}};
+    fresh.launched({kFirst, "/bin/sh", "sh", "", 0}, 10);
+    Process& parent = fresh.joined(hello(kFirst, 1, "/bin/sh"), 30);
+    if (hello_first) fresh.joined(hello(kChild, kFirst, "/bin/ls"), 70);
+    Process& refused = fresh.refused(kChild, &parent, "no slot", 50);
+    if (!hello_first) fresh.joined(hello(kChild, kFirst, "/bin/ls"), 70);
+    EXPECT_EQ(fresh.rows(), 3U);
+    EXPECT_FALSE(refused.recorded);
+    EXPECT_EQ(refused.reason, "no slot");
+    EXPECT_STREQ(refused.ended_by, "exec");
+    EXPECT_EQ(refused.end_ns, 70);
+    const Process& image = *fresh.current(kChild);
+    EXPECT_NE(&image, &refused);
+    EXPECT_TRUE(image.recorded);
+    EXPECT_EQ(image.exe, "/bin/ls");
+  }
+}
+
+TEST_F(ProcessTableTest, ImageThatWasTurnedAwayHasARowWithTheReason) {
+  // Goal: what called and was not taken in is named. Method: an image that the kernel told of, and
+  // one that nobody told of.
+  Process& first = launch();
+  table.kernel_exec(record(PerfKind::kExec, kFirst), 20);
+  EXPECT_EQ(&table.unrecorded({kFirst, "another version", 0}, 30), &first);
+  EXPECT_EQ(first.reason, "another version");
+  const Process& second = table.unrecorded({kChild, "another version", 0}, 40);
+  EXPECT_FALSE(second.recorded);
+  EXPECT_EQ(second.reason, "another version");
+  EXPECT_EQ(table.rows(), 2U);
+}
+
 }  // namespace
 }  // namespace heapledger::collector
