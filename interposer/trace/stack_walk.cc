@@ -10,8 +10,16 @@ namespace {
 
 constexpr uintptr_t kFramePair = 2 * sizeof(uintptr_t);  // A saved rbp and the return address.
 
-inline uintptr_t load(uintptr_t address) {
-  return *static_cast<const uintptr_t*>(base::pointer_to(address));
+inline const uintptr_t* word_at(uintptr_t address) {
+  return static_cast<const uintptr_t*>(base::pointer_to(address));
+}
+inline uintptr_t load(uintptr_t address) { return *word_at(address); }
+
+// A frame has at most three, and append() writes one more than it counts.
+constexpr size_t reads_for(size_t depth) { return 3 * depth + 1; }
+
+inline bool is_common(RecipeType type) {
+  return type == RecipeType::kRsp || type == RecipeType::kRbp;
 }
 
 }  // namespace
@@ -20,7 +28,7 @@ inline uintptr_t load(uintptr_t address) {
 // other.
 
 size_t StackWalk::bytes_for(size_t depth) noexcept {
-  const size_t reads = 2 * depth + 16;
+  const size_t reads = reads_for(depth);
   return depth * (sizeof(uintptr_t) + sizeof(Frame) + sizeof(Step)) + sizeof(Frame) +
          reads * sizeof(Read) + (depth + kOwnFramesMax + 4) * sizeof(uintptr_t);
 }
@@ -28,12 +36,11 @@ size_t StackWalk::bytes_for(size_t depth) noexcept {
 void StackWalk::attach(void* memory, size_t depth) noexcept {
   static_assert(alignof(Frame) == 8 && alignof(Read) == 8 && alignof(Step) == 8);
   depth_ = static_cast<uint32_t>(depth);
-  reads_max_ = static_cast<uint32_t>(2 * depth + 16);
   ips_ = static_cast<uintptr_t*>(memory);
   frames_ = reinterpret_cast<Frame*>(ips_ + depth) + 1;
   frames_[-1].sp = UINTPTR_MAX;
   reads_ = reinterpret_cast<Read*>(frames_ + depth);
-  steps_ = reinterpret_cast<Step*>(reads_ + reads_max_);
+  steps_ = reinterpret_cast<Step*>(reads_ + reads_for(depth));
   fresh_ = reinterpret_cast<uintptr_t*>(steps_ + depth);
   wasted_ = pause_ = 0;
   forget();
@@ -341,24 +348,45 @@ StackWalk::Outcome StackWalk::replace(size_t fresh, bool complete, bool joinable
   return found(complete ? Outcome::kComplete : Outcome::kIncomplete, keep, fresh - keep);
 }
 
-// Puts the fresh frames inside the first `keep` known ones.
+// Puts the fresh frames inside the first `keep` known ones. What note_reads() does for any frame is
+// done here for those of the two common forms, going inwards with the caller's registers in
+// locals, and without a branch on whether rbp is saved, wanted or used.
 void StackWalk::append(size_t keep, size_t fresh) noexcept {
   count_ = 0;
   base::compiler_barrier();
-  bool noted = true;
-  for (size_t i = keep; i < keep + fresh; ++i) {
-    const size_t from = keep + fresh - 1 - i;
-    ips_[i] = fresh_[from];
-    noted &= note_reads(i, steps_[from]);
+  const Step* step = steps_ + fresh;
+  const uintptr_t* ip = fresh_ + fresh;
+  for (size_t i = keep; i < keep + fresh;) {
+    if (i == 0 || !is_common((step - 1)->type)) {
+      ips_[i] = *--ip;
+      note_reads(i++, *--step);
+      continue;
+    }
+    uintptr_t caller_ip = ips_[i - 1];
+    Frame caller = frames_[i - 1];
+    for (; i < keep + fresh && is_common((step - 1)->type); ++i) {
+      --step;
+      const bool live = (caller.flags & kBpLive) != 0;
+      const bool saved = step->offset != 0;
+      Read* read = reads_ + caller.reads_end;
+      read[0] = {word_at(caller.sp - sizeof(uintptr_t)), caller_ip};
+      read[1] = {word_at(caller.sp + static_cast<uintptr_t>(intptr_t{step->offset})), caller.bp};
+      const bool lives_on = step->type == RecipeType::kRbp || (live && !saved);
+      caller = {step->sp, step->bp, caller.reads_end + 1 + (live && saved ? 1U : 0U),
+                (lives_on ? uint32_t{kBpLive} : 0U) | (step->exact ? uint32_t{kExact} : 0U)};
+      caller_ip = *--ip;
+      ips_[i] = caller_ip;
+      frames_[i] = caller;
+    }
   }
-  joinable_ = noted;
+  joinable_ = true;
   base::compiler_barrier();
   count_ = static_cast<uint32_t>(keep + fresh);
 }
 
 // Writes down frame `index`, whose caller is the frame before it: its registers and the words that
 // led there.
-inline bool StackWalk::note_reads(size_t index, const Step& step) noexcept {
+void StackWalk::note_reads(size_t index, const Step& step) noexcept {
   Frame& frame = frames_[index];
   frame.sp = step.sp;
   frame.bp = step.bp;
@@ -367,21 +395,16 @@ inline bool StackWalk::note_reads(size_t index, const Step& step) noexcept {
     frame.reads_end = 0;
     if (zero_sp_ != 0) {  // By a return address that is zero: that decides as well.
       if (step.type != RecipeType::kRsp) frame.flags |= kBpLive;
-      reads_[0] = {static_cast<const uintptr_t*>(base::pointer_to(zero_sp_ - sizeof(uintptr_t))),
-                   0};
+      reads_[0] = {word_at(zero_sp_ - sizeof(uintptr_t)), 0};
       frame.reads_end = 1;
     }
-    return true;
+    return;
   }
   const Frame& caller = frames_[index - 1];
   const bool bp_wanted = (caller.flags & kBpLive) != 0;
   uint32_t end = caller.reads_end;
-  if (__builtin_expect(end + 3 > reads_max_, 0)) {
-    frame.reads_end = end;
-    return false;
-  }
   const auto add = [&](uintptr_t address, uintptr_t value) {
-    reads_[end++] = {static_cast<const uintptr_t*>(base::pointer_to(address)), value};
+    reads_[end++] = {word_at(address), value};
   };
   if (__builtin_expect(step.type == RecipeType::kSignal, 0)) {
     add(step.sp + kSignalRip, ips_[index - 1]);
@@ -399,7 +422,6 @@ inline bool StackWalk::note_reads(size_t index, const Step& step) noexcept {
     if (by_bp || (bp_wanted && step.offset == 0)) frame.flags |= kBpLive;
   }
   frame.reads_end = end;
-  return true;
 }
 
 }  // namespace heapledger::trace

@@ -144,13 +144,12 @@ class StackWalk {
   Outcome keep_from(int joined, size_t fresh) noexcept;
   Outcome replace(size_t fresh, bool complete, bool joinable) noexcept;
   void append(size_t keep, size_t fresh) noexcept;
-  bool note_reads(size_t frame, const Step& step) noexcept;
+  void note_reads(size_t frame, const Step& step) noexcept;
 
   uint32_t count_;
   uint32_t generation_;  // code_generation() of what is known.
   uint32_t unmappings_;  // unmappings() of it; counts where is_foreign_.
   uint32_t depth_;
-  uint32_t reads_max_;
   uint32_t found_keep_;  // The result of the walk, but for its outcome.
   uint32_t found_fresh_;
   uint32_t wasted_;  // Walks in a row of which joining saved little.
