@@ -90,7 +90,7 @@ class RecipeTable {
   size_t count_first() const noexcept;
   size_t count_second() const noexcept;
 
-  static uint64_t hash_of(uintptr_t at) noexcept { return at * kFactor << 16; }
+  static uint64_t hash_of(uintptr_t at) noexcept { return at * (kFactor << 16); }
   // The address whose hash is hash_of(result).
   static uintptr_t address_of_hash(uint64_t hash) noexcept {
     return (hash >> 16) * kInverse & kAddressMask;
