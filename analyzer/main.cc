@@ -48,7 +48,7 @@ void add_report(CLI::App& app, const Report& report, Arguments& arguments) {
   if (report.has_moment) {
     command
         ->add_option("--at", arguments.report.at,
-                     "peak, exit, or seconds since the start (default: peak and exit)")
+                     "peak, exit, fragmented, or seconds since the start (default: peak and exit)")
         ->check([](const std::string& at) {
           try {
             parse_moments(at);

@@ -284,7 +284,7 @@ CREATE TABLE timeline (
 -- Fragmentation at the moments that reports default to.
 CREATE TABLE fragmentation (
   process INTEGER NOT NULL REFERENCES process,  -- row of process
-  at TEXT NOT NULL,                             -- peak (of held bytes) | exit
+  at TEXT NOT NULL,                             -- peak (of held bytes) | fragmented (most held and not live) | exit
   at_ns INTEGER NOT NULL,                       -- when that was
   held_bytes INTEGER NOT NULL,                  -- held from the system by the allocator
   live_bytes INTEGER NOT NULL,                  -- usable bytes of live blocks
@@ -294,28 +294,49 @@ CREATE TABLE fragmentation (
   external REAL NOT NULL,                       -- 1 - live / held
   internal REAL NOT NULL,                       -- (live - requested) / live
   largest_free_bytes INTEGER NOT NULL,          -- longest free run
+  cached_bytes INTEGER NOT NULL,                -- of free_bytes: in threads' caches
+  fast_bytes INTEGER NOT NULL,                  -- of free_bytes: in fastbins
+  top_bytes INTEGER NOT NULL,                   -- of free_bytes: at the end of the brk heap
   PRIMARY KEY (process, at)
 ) WITHOUT ROWID;
 
 -- Free chunks by size, at the same moments.
 CREATE TABLE free_histogram (
   process INTEGER NOT NULL REFERENCES process,  -- row of process
-  at TEXT NOT NULL,                             -- peak | exit
+  at TEXT NOT NULL,                             -- peak | fragmented | exit
   bytes_min INTEGER NOT NULL,                   -- smallest chunk of the row
   bytes_max INTEGER NOT NULL,                   -- largest
   chunks INTEGER NOT NULL,                      -- how many
   bytes INTEGER NOT NULL                        -- sum of them
 );
 
--- Live blocks that keep free memory from going back to the system, by allocating stack.
+-- Chunks that keep free memory from going back to the system, by allocating stack: those at the end of the brk heap and of arenas' last heaps.
 CREATE TABLE pinner (
   process INTEGER NOT NULL REFERENCES process,  -- row of process
-  at TEXT NOT NULL,                             -- peak | exit
+  at TEXT NOT NULL,                             -- peak | fragmented | exit
+  heap INTEGER NOT NULL,                        -- 0: the brk heap; else the address of an arena's last heap
   stack INTEGER NOT NULL,                       -- that allocated the pinning blocks
-  bytes_released_if_freed INTEGER NOT NULL,     -- what trim would give back without them, those of the rows before being gone
-  own_bytes INTEGER NOT NULL,                   -- of their own chunks: the rest of what would be released is free already
+  state TEXT NOT NULL,                          -- live | cached (freed, in a thread's cache) | fast (freed, in a fastbin)
+  thread INTEGER,                               -- that allocated the highest; of cached ones: whose cache
+  bytes_released_if_freed INTEGER NOT NULL,     -- what their free() would give back at once, the rows before being gone; 0 where they stay in a cache
+  held_bytes INTEGER NOT NULL,                  -- what would go back if they did not exist, the rows before being gone
+  held_resident_bytes INTEGER,                  -- of them resident; NULL where that is not known
+  own_bytes INTEGER NOT NULL,                   -- of their own chunks: the rest of what is held is free already
   blocks INTEGER NOT NULL,                      -- how many pin
+  cached_blocks INTEGER NOT NULL,               -- of them: would go to a thread's cache or a fastbin if freed, or are there
   age_ns INTEGER NOT NULL                       -- of the oldest
+);
+
+-- Free bytes on resident pages with live blocks, by the stacks of those blocks: in RSS because of them. Pages of several stacks are shared out by
+-- live bytes. The stacks with most; one row with stack NULL sums up the rest.
+CREATE TABLE page_holder (
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  at TEXT NOT NULL,                             -- peak | fragmented | exit
+  stack INTEGER,                                -- that allocated; NULL: all others
+  stacks INTEGER NOT NULL,                      -- how many the row is for
+  pages INTEGER NOT NULL,                       -- with free bytes, held alone or shared
+  live_bytes INTEGER NOT NULL,                  -- of its chunks on them
+  free_bytes INTEGER NOT NULL                   -- its share of the free bytes on them
 );
 
 -- Page faults by the stack that allocated the block and the code that touched it.

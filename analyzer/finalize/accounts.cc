@@ -90,7 +90,7 @@ void Accounts::on_alloc(const CallRow& row, const Block& block) {
       account.mapped_ns += state.mapping_ns;
       mapped_sites_[block.address / kPageBytes] = block.stack;
     }
-    state.acquired = false;
+    set_acquired(state, false, row.time_ns);
     state.mapping_ns = -1;
   }
   if (live_->requested_bytes() > live_peak_) {
@@ -125,20 +125,27 @@ void Accounts::on_syscall(const SyscallRow& call) {
   switch (call.name) {
     case SyscallName::kMmap:
       if (call.cause.empty() || call.cause == "map block") state.mapping_ns = call.duration_ns;
-      state.acquired = true;
+      set_acquired(state, true, call.time_ns);
       break;
     case SyscallName::kBrk:
       // A question and a trim are not made for a request.
-      if (call.args[0] != 0 && call.cause != "trim top") state.acquired = true;
+      if (call.args[0] == 0) break;
+      if (call.cause == "trim top") {
+        free_now_ = 0;
+      } else {
+        set_acquired(state, true, call.time_ns);
+      }
       break;
     case SyscallName::kMremap:
     case SyscallName::kMprotect:
-      state.acquired = true;
+      set_acquired(state, true, call.time_ns);
       break;
     case SyscallName::kMunmap:
       charge_unmapping(call);
+      free_now_ = 0;
       break;
     case SyscallName::kMadvise:
+      free_now_ = 0;
       break;
   }
 }
@@ -168,7 +175,32 @@ void Accounts::on_step(const Replay& replay) {
     held_peak_step_ = replay.step();
     held_peak_ns_ = replay.now_ns();
   }
+  note_free(replay);
   note_moment(replay);
+}
+
+void Accounts::settle_free() {
+  if (free_now_ <= free_peak_) return;
+  free_peak_ = free_now_;
+  free_peak_step_ = free_now_step_;
+  free_peak_ns_ = free_now_ns_;
+}
+
+void Accounts::note_free(const Replay& replay) {
+  constexpr int64_t kFlightNsMax = 10'000'000;  // A thread that never came back is left out.
+  settle_free();
+  const uint64_t held = replay.memory().held_bytes();
+  free_now_ = held - std::min(held, replay.live().usable_bytes());
+  if (in_flight_ != 0 && replay.now_ns() - in_flight_ns_ < kFlightNsMax) free_now_ = 0;
+  free_now_step_ = replay.step();
+  free_now_ns_ = replay.now_ns();
+}
+
+void Accounts::set_acquired(ThreadState& state, bool acquired, int64_t now_ns) {
+  if (state.acquired == acquired) return;
+  state.acquired = acquired;
+  in_flight_ += acquired ? 1 : uint64_t{0} - 1;
+  in_flight_ns_ = now_ns;
 }
 
 void Accounts::note_moment(const Replay& replay) {
@@ -213,6 +245,7 @@ void Accounts::close_growth_part() {
 }
 
 void Accounts::finish(const Replay& replay) {
+  settle_free();
   note_moment(replay);
   flush_bucket();
   close_growth_part();

@@ -93,6 +93,10 @@ class Accounts : public ReplayObserver {
   uint64_t held_bytes_peak() const { return held_peak_; }
   uint64_t held_peak_step() const { return held_peak_step_; }
   int64_t held_peak_ns() const { return held_peak_ns_; }
+  // The moment of most bytes that are held and not live, but for those on their way: got for a call
+  // that has not returned, or given back by one.
+  uint64_t free_peak_step() const { return free_peak_step_; }
+  int64_t free_peak_ns() const { return free_peak_ns_; }
 
  private:
   struct ThreadState {
@@ -108,6 +112,9 @@ class Accounts : public ReplayObserver {
   void close_parts(int64_t now_ns);
   void close_growth_part();
   void note_moment(const Replay& replay);
+  void note_free(const Replay& replay);
+  void settle_free();
+  void set_acquired(ThreadState& state, bool acquired, int64_t now_ns);
   void flush_bucket();
 
   int64_t start_ns_;
@@ -131,6 +138,12 @@ class Accounts : public ReplayObserver {
   uint64_t peak_epoch_ = 0;
   uint64_t held_peak_ = 0, live_at_held_peak_ = 0, held_peak_step_ = 0;
   int64_t held_peak_ns_ = 0;
+  uint64_t free_peak_ = 0, free_peak_step_ = 0;
+  int64_t free_peak_ns_ = 0;
+  uint64_t free_now_ = 0, free_now_step_ = 0;  // A peak, unless the next step gives it back.
+  int64_t free_now_ns_ = 0;
+  uint64_t in_flight_ = 0;    // Threads that got memory for a call that has not returned.
+  int64_t in_flight_ns_ = 0;  // When the last of them did.
   const LiveSet* live_ = nullptr;
 };
 

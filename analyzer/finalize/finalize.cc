@@ -81,7 +81,7 @@ class ProcessPass {
     write_fault_sites();
     write_damage();
     if (accounts_.held_bytes_peak() == 0 && accounts_.calls() == 0) return;
-    write_image("peak", image_at_peak());
+    write_images_on_the_way();
     write_image("exit", exit_);
   }
 
@@ -111,15 +111,26 @@ class ProcessPass {
     unmatched_ends_ = replay.unmatched_ends();
   }
 
-  HeapImage image_at_peak() {
+  // At the two moments that only the first pass could tell.
+  void write_images_on_the_way() {
+    struct Stop {
+      uint64_t step;
+      int64_t at_ns;
+      const char* name;
+    };
+    Stop stops[] = {{accounts_.held_peak_step(), accounts_.held_peak_ns(), "peak"},
+                    {accounts_.free_peak_step(), accounts_.free_peak_ns(), "fragmented"}};
+    if (stops[1].step < stops[0].step) std::swap(stops[0], stops[1]);
     ReplayOptions options;
     options.damage = [](const schema::Damage&) {};  // Noted by the first pass.
     options.parent_at_fork = parent_at_fork_;
     Replay replay(db_, info_, process_.id, options);
-    replay.run_to_step(accounts_.held_peak_step());
-    const int64_t at_ns = accounts_.held_peak_ns();
-    return make_heap_image(replay, at_ns, trim_settings_at(db_, process_, at_ns),
-                           resident_known(replay));
+    for (const Stop& stop : stops) {
+      replay.run_to_step(stop.step);
+      write_image(stop.name,
+                  make_heap_image(replay, stop.at_ns, trim_settings_at(db_, process_, stop.at_ns),
+                                  resident_known(replay)));
+    }
   }
 
   bool resident_known(const Replay& replay) const {
@@ -179,20 +190,45 @@ class ProcessPass {
   }
 
   void write_image(const char* at, const HeapImage& image) {
-    db_.prepare("INSERT INTO fragmentation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")
+    db_.prepare("INSERT INTO fragmentation VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")
         .run_with(process_.id, at, image.at_ns, image.held_bytes, image.live_bytes,
                   image.requested_bytes, image.free_bytes, image.free_resident_bytes,
-                  image.external(), image.internal(), image.largest_free_bytes);
+                  image.external(), image.internal(), image.largest_free_bytes, image.cached_bytes,
+                  image.fast_bytes, image.top_bytes);
     schema::Statement histogram =
         db_.prepare("INSERT INTO free_histogram VALUES (?, ?, ?, ?, ?, ?)");
     for (const HistogramRow& row : image.free_histogram) {
       histogram.run_with(process_.id, at, row.bytes_min, row.bytes_max, row.chunks, row.bytes);
     }
-    schema::Statement pinner = db_.prepare("INSERT INTO pinner VALUES (?, ?, ?, ?, ?, ?, ?)");
+    schema::Statement pinner =
+        db_.prepare("INSERT INTO pinner VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
     for (const Pinner& row : image.pinners) {
-      pinner.run_with(process_.id, at, row.stack, row.bytes_released_if_freed, row.own_bytes,
-                      row.blocks, row.age_ns);
+      std::optional<uint32_t> thread;
+      if (row.thread != 0) thread = row.thread;
+      pinner.run_with(process_.id, at, row.heap, row.stack, chunk_state_name(row.state), thread,
+                      row.bytes_released_if_freed, row.held_bytes, row.held_resident_bytes,
+                      row.own_bytes, row.blocks, row.cached_blocks, row.age_ns);
     }
+    write_page_holders(at, image.page_holders);
+  }
+
+  void write_page_holders(const char* at, const std::vector<PageHolder>& holders) {
+    constexpr size_t kRowsMax = 200;
+    schema::Statement insert = db_.prepare("INSERT INTO page_holder VALUES (?, ?, ?, ?, ?, ?, ?)");
+    const size_t shown = std::min(kRowsMax, holders.size());
+    for (size_t i = 0; i < shown; ++i) {
+      const PageHolder& row = holders[i];
+      insert.run_with(process_.id, at, row.stack, 1, row.pages, row.live_bytes, row.free_bytes);
+    }
+    if (shown == holders.size()) return;
+    PageHolder rest;
+    for (size_t i = shown; i < holders.size(); ++i) {
+      rest.pages += holders[i].pages;
+      rest.live_bytes += holders[i].live_bytes;
+      rest.free_bytes += holders[i].free_bytes;
+    }
+    insert.run_with(process_.id, at, nullptr, holders.size() - shown, rest.pages, rest.live_bytes,
+                    rest.free_bytes);
   }
 
   void write_damage() {
@@ -281,7 +317,7 @@ std::vector<const ProcessInfo*> recorded_by_start(const TraceInfo& info) {
 
 constexpr const char* kOwnTables[] = {
     "call_count", "site",     "site_batch", "timeline", "fragmentation", "free_histogram", "pinner",
-    "fault_site", "fidelity", "balance",    "ledger",   "ledger_region", "ledger_moment"};
+    "fault_site", "fidelity", "balance",    "ledger",   "ledger_region", "ledger_moment", "page_holder"};
 
 // While it lives, changed pages stay in memory until the commit, however many: another connection
 // of ours reads, and writing them earlier would wait for it.

@@ -8,11 +8,8 @@
 // for one block everything behind the block is its tail. So
 //     held = live (usable) + headers + tails and rounding + free.
 //
-// Pinners. The break can fall to the end of the highest live chunk, less what trimming keeps
-// (top_pad, page rounding), if that leaves at least trim_threshold. Going down from the break,
-// live blocks are grouped by stack: row k says how much more would go back if the blocks of its
-// stack were freed too, those of the rows before it being gone. For the first row that is simply
-// what freeing them returns.
+// Freed chunks in a thread's cache or a fastbin are free, but pieces of their own: they merge with
+// nothing while they are there. Who keeps free memory from going back: pinners.h.
 // Thread safety: plain values. Cost: sorts the live blocks.
 #pragma once
 
@@ -20,31 +17,14 @@
 #include <optional>
 #include <vector>
 
+#include "analyzer/replay/pinners.h"
 #include "analyzer/replay/replay.h"
 
 namespace heapledger::analyzer {
 
-inline constexpr uint64_t kChunkBytesMin = 32;
-
-// What decides how much of a free top goes back.
-struct TrimSettings {
-  uint64_t trim_threshold = 128 * 1024;
-  uint64_t top_pad = 128 * 1024;
-};
-// The settings in force at a time: those the process began with, and what changed them.
-TrimSettings trim_settings_at(schema::Database& db, const ProcessInfo& process, int64_t time_ns);
-
 struct HistogramRow {
   uint64_t bytes_min = 0, bytes_max = 0;  // Both inclusive.
   uint64_t chunks = 0, bytes = 0;
-};
-
-struct Pinner {
-  uint32_t stack = 0;
-  uint64_t bytes_released_if_freed = 0;
-  uint64_t own_bytes = 0;  // Of their chunks; what is released beyond them is free already.
-  uint64_t blocks = 0;
-  int64_t age_ns = 0;  // Of the oldest.
 };
 
 struct HeapImage {
@@ -57,8 +37,12 @@ struct HeapImage {
   uint64_t free_bytes = 0;
   std::optional<uint64_t> free_resident_bytes;
   uint64_t largest_free_bytes = 0;
+  // Of free_bytes: in threads' caches, in fastbins, at the end of the brk heap. The rest is in bins
+  // or tops of other arenas.
+  uint64_t cached_bytes = 0, fast_bytes = 0, top_bytes = 0;
   std::vector<HistogramRow> free_histogram;
   std::vector<Pinner> pinners;
+  std::vector<PageHolder> page_holders;  // Empty where residency is not known.
 
   double external() const;
   double internal() const;

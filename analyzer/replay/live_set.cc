@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "analyzer/replay/live_set.h"
 
+#include <algorithm>
+
 namespace heapledger::analyzer {
 
 bool LiveSet::insert(const Block& block) {
@@ -64,6 +66,15 @@ const Block* LiveSet::first_in(uint64_t start, uint64_t end) const {
   const auto next = starts_.at_or_after(start);
   if (!next || *next >= end) return nullptr;
   return &pool_[by_address_.find(*next / 16)];
+}
+
+uint64_t LiveSet::gap_around(uint64_t address, uint64_t start, uint64_t end) const {
+  if (const auto before = starts_.at_or_before(address - 1); before && *before >= start) {
+    const Block& block = pool_[by_address_.find(*before / 16)];
+    start = std::max(start, std::min(address, block.address + block.usable));
+  }
+  if (const auto next = starts_.at_or_after(address + 1)) end = std::min(end, *next);
+  return end - std::min(start, end);
 }
 
 void LiveSet::copy_from(const LiveSet& other) {

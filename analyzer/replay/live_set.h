@@ -19,6 +19,7 @@ namespace heapledger::analyzer {
 
 // In the layout that the recorder's allocator uses, a header stands before each block.
 inline constexpr uint64_t kHeaderBytes = 16;
+inline constexpr uint64_t kChunkBytesMin = 32;
 
 struct Block {
   uint64_t id = 0;  // 0: this place is unused.
@@ -46,6 +47,8 @@ class LiveSet {
   const Block* covering(uint64_t address) const;
   // The first block that has a byte in [start, end), or nullptr.
   const Block* first_in(uint64_t start, uint64_t end) const;
+  // Bytes between the live blocks before and after `address`, inside [start, end).
+  uint64_t gap_around(uint64_t address, uint64_t start, uint64_t end) const;
   void mark_inherited();
 
   uint64_t requested_bytes() const { return requested_bytes_; }

@@ -6,6 +6,7 @@
 #include <limits>
 #include <span>
 
+#include "analyzer/whatif/model.h"
 #include "schema/error.h"
 
 namespace heapledger::analyzer {
@@ -45,6 +46,22 @@ std::vector<SnapshotEntry> load_snapshots(schema::Database& db, int64_t process)
 std::vector<int64_t> load_fork_times(const TraceInfo& info, int64_t process) {
   const auto found = info.forks.find(process);
   return found == info.forks.end() ? std::vector<int64_t>() : found->second;
+}
+
+struct ThreadEnd {
+  int64_t time_ns;
+  uint32_t thread;
+};
+
+std::vector<ThreadEnd> load_thread_ends(schema::Database& db, int64_t process) {
+  schema::Statement select = db.prepare(
+      "SELECT end_ns, id FROM thread WHERE process = ? AND end_ns IS NOT NULL ORDER BY end_ns, id");
+  select.bind(1, process);
+  std::vector<ThreadEnd> ends;
+  while (select.step()) {
+    ends.push_back({select.column_int(0), static_cast<uint32_t>(select.column_int(1))});
+  }
+  return ends;
 }
 
 // Little-endian groups of seven bits. Returns false at the end of the blob.
@@ -100,11 +117,13 @@ struct Replay::Streams {
         syscalls(db, process, time_max_ns, info.syscalls_are_all()),
         faults(db, process, options.faults ? time_max_ns : std::numeric_limits<int64_t>::min(),
                own ? options.attributions : nullptr, options.damage),
-        forks(load_fork_times(info, process)) {
+        forks(load_fork_times(info, process)),
+        thread_ends(load_thread_ends(db, process)) {
     if (options.faults) snapshots = load_snapshots(db, process);
     std::erase_if(snapshots,
                   [&](const SnapshotEntry& entry) { return entry.end_ns > time_max_ns; });
     std::erase_if(forks, [&](int64_t time) { return time > time_max_ns; });
+    std::erase_if(thread_ends, [&](const ThreadEnd& end) { return end.time_ns > time_max_ns; });
     next_call();
     next_syscall();
   }
@@ -117,6 +136,9 @@ struct Replay::Streams {
     return in_snapshot ? snapshots[snapshot].end_ns : snapshots[snapshot].begin_ns;
   }
   int64_t fork_time() const { return fork < forks.size() ? forks[fork] : kNever; }
+  int64_t thread_end_time() const {
+    return thread_end < thread_ends.size() ? thread_ends[thread_end].time_ns : kNever;
+  }
 
   schema::CallReader calls;
   CallRow call;
@@ -130,6 +152,8 @@ struct Replay::Streams {
   bool in_snapshot = false;
   std::vector<int64_t> forks;
   size_t fork = 0;
+  std::vector<ThreadEnd> thread_ends;
+  size_t thread_end = 0;
 };
 
 Replay::Replay(schema::Database& db, const TraceInfo& info, int64_t process, ReplayOptions options)
@@ -138,10 +162,12 @@ Replay::Replay(schema::Database& db, const TraceInfo& info, int64_t process, Rep
       process_(info.process(process)),
       options_(std::move(options)),
       live_(options_.faults),
-      memory_(process_.heap_start, info.syscalls_are_all()) {
+      memory_(process_.heap_start, info.syscalls_are_all()),
+      freed_(recorded_settings(db, info, process)) {
   if (options_.parent_at_fork != nullptr) {
     live_.copy_from(options_.parent_at_fork->live_);
     memory_ = options_.parent_at_fork->memory_;
+    freed_ = options_.parent_at_fork->freed_;
     now_ns_ = options_.parent_at_fork->now_ns_;
     memory_.share_pages();
   } else {
@@ -181,8 +207,8 @@ void Replay::run(uint64_t step_max, int64_t time_max_ns) {
   ReplayObserver* observer = own_ ? options_.observer : nullptr;
   while (step_ < step_max) {
     const int64_t acquisition = memory_.next_acquisition();
-    const int64_t rare =
-        std::min({acquisition, in.syscall_time, in.snapshot_time(), in.fork_time()});
+    const int64_t rare = std::min(
+        {acquisition, in.syscall_time, in.snapshot_time(), in.fork_time(), in.thread_end_time()});
     const int64_t fault = in.faults.next_time();
     const int64_t next = std::min({rare, in.call_time, fault});
     if (next == kNever || next > time_max_ns) {
@@ -216,9 +242,12 @@ void Replay::run(uint64_t step_max, int64_t time_max_ns) {
         in.in_snapshot = true;
       }
       continue;
-    } else {
+    } else if (in.fork_time() == next) {
       ++in.fork;
       memory_.share_pages();
+      continue;
+    } else {
+      freed_.end_thread(in.thread_ends[in.thread_end++].thread);
       continue;
     }
     note_resident_peak();
@@ -235,28 +264,59 @@ void Replay::note_resident_peak() {
 }
 
 void Replay::play_call(const CallRow& row) {
-  if (row.ended_id != 0) end_block(row);
-  if (row.id != 0) begin_block(row);
+  Block ended;
+  Block begun;
+  const bool has_ended = row.ended_id != 0 && end_block(row, ended);
+  const bool has_begun = row.id != 0 && begin_block(row, begun);
+  follow_chunks(row, has_ended ? &ended : nullptr, has_begun ? &begun : nullptr);
 }
 
-void Replay::end_block(const CallRow& row) {
-  Block block;
+bool Replay::end_block(const CallRow& row, Block& block) {
   if (!live_.take(row.ended_id, block)) {
     ++unmatched_ends_;
-    return;
+    return false;
   }
   if (own_ && options_.observer != nullptr) options_.observer->on_end(row, block);
+  return true;
 }
 
-void Replay::begin_block(const CallRow& row) {
-  const Block block{row.id,      row.address, row.size,   row.usable,
-                    row.time_ns, row.stack,   row.thread, false};
-  if (!live_.insert(block)) return;
+bool Replay::begin_block(const CallRow& row, Block& block) {
+  block = {row.id, row.address, row.size, row.usable, row.time_ns, row.stack, row.thread, false};
+  if (!live_.insert(block)) return false;
   if (options_.faults && block.usable != 0) {
     memory_.note_used(block.address, block.address + block.usable);
   }
   if (own_ && options_.observer != nullptr) options_.observer->on_alloc(row, block);
   if (waiting_count_ != 0) take_waiting(row.thread, block);
+  return true;
+}
+
+void Replay::follow_chunks(const CallRow& row, const Block* ended, const Block* begun) {
+  if (ended != nullptr && begun != nullptr && ended->address == begun->address) {
+    // A realloc in place. What it cuts off is freed.
+    if (ended->usable < begun->usable + kChunkBytesMin) return;
+    Block rest = *begun;
+    rest.address += begun->usable + kHeaderBytes;
+    rest.usable = rest.size = ended->usable - begun->usable - kHeaderBytes;
+    freed_.free(row.thread, rest, [&] { return place_of(rest); });
+    return;
+  }
+  if (begun != nullptr) freed_.allocate(row.thread, *begun, [&] { return place_of(*begun); });
+  if (ended != nullptr) freed_.free(row.thread, *ended, [&] { return place_of(*ended); });
+}
+
+ChunkPlace Replay::place_of(const Block& block) const {
+  const RangeMap::Map& ranges = memory_.held().ranges();
+  const auto next = ranges.upper_bound(block.address);
+  if (next == ranges.begin()) return {};
+  const auto& [start, range] = *std::prev(next);
+  if (block.address >= range.end) return {};
+  constexpr int kHeapBits = 26;  // glibc's heaps are aligned to 64 MiB.
+  ChunkPlace place;
+  place.is_mapped = range.kind == RangeKind::kMapped;
+  place.arena = range.kind == RangeKind::kHeap ? block.address >> kHeapBits : 0;
+  if (freed_.has_fast()) place.merged_bytes = live_.gap_around(block.address, start, range.end);
+  return place;
 }
 
 void Replay::play_syscall(const SyscallRow& call) {

@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "analyzer/replay/fault_stream.h"
+#include "analyzer/replay/freed_chunks.h"
 #include "analyzer/replay/live_set.h"
 #include "analyzer/replay/memory_map.h"
 #include "analyzer/trace_info.h"
@@ -90,6 +91,7 @@ class Replay {
 
   const LiveSet& live() const { return live_; }
   const MemoryMap& memory() const { return memory_; }
+  const FreedChunks& freed_chunks() const { return freed_; }
   int64_t now_ns() const { return now_ns_; }  // Time of the last event played.
   uint64_t step() const { return step_; }
   uint64_t unmatched_ends() const { return unmatched_ends_; }
@@ -110,8 +112,10 @@ class Replay {
   void open(int64_t process, int64_t time_max_ns, bool own);
   void run(uint64_t step_max, int64_t time_max_ns);
   void play_call(const schema::CallRow& row);
-  void end_block(const schema::CallRow& row);
-  void begin_block(const schema::CallRow& row);
+  bool end_block(const schema::CallRow& row, Block& block);
+  bool begin_block(const schema::CallRow& row, Block& block);
+  void follow_chunks(const schema::CallRow& row, const Block* ended, const Block* begun);
+  ChunkPlace place_of(const Block& block) const;
   void play_syscall(const SyscallRow& call);
   void play_fault(const schema::FaultRow& row, FaultStream::Place place);
   void end_snapshot();
@@ -128,6 +132,7 @@ class Replay {
   ReplayOptions options_;
   LiveSet live_;
   MemoryMap memory_;
+  FreedChunks freed_;
   std::unique_ptr<Streams> streams_;
   bool own_ = false;  // Playing the process itself, not an ancestor.
   int64_t now_ns_ = 0;

@@ -14,7 +14,7 @@ namespace {
 // Below these nobody would act.
 constexpr int64_t kPinnedBytesMin = 2 << 20;
 constexpr double kPinnedShareMin = 0.05;  // Of what is held.
-constexpr int64_t kPinnerRowsMax = 4;
+constexpr int64_t kPinnerRowsMax = 6;
 constexpr int64_t kChurnBlocksMin = 100;
 constexpr int64_t kCostNsMin = 1'000'000;
 constexpr double kCostShareMin = 0.01;  // Of the run.
@@ -72,44 +72,101 @@ class Finder {
            static_cast<double>(ns) >= kCostShareMin * static_cast<double>(run_ns_);
   }
 
+  // Topmost rows of a heap's end, as many as hold something together.
+  struct Pins {
+    int64_t bytes = 0;  // Resident where that is known.
+    int64_t held = 0, own = 0, released = 0;
+    int64_t blocks = 0, cached = 0, freed = 0;
+    std::vector<int64_t> stacks;  // Of live blocks.
+    int64_t freed_stack = 0;      // Of the topmost freed chunk.
+
+    void add(schema::Statement& row) {
+      const bool is_live = row.column_text(1) == "live";
+      held += row.column_int(2);
+      bytes += row.column_optional_int(3).value_or(row.column_int(2));
+      own += row.column_int(4);
+      released += row.column_int(5);
+      if (is_live) {
+        blocks += row.column_int(6);
+        cached += row.column_int(7);
+        stacks.push_back(row.column_int(0));
+      } else {
+        if (freed == 0) freed_stack = row.column_int(0);
+        freed += row.column_int(6);
+      }
+    }
+  };
+
+  std::string pin_names(const Pins& pins) {
+    if (pins.stacks.empty()) {
+      return fmt::format("{} in threads' caches, allocated at {}",
+                         counted(pins.freed, "freed chunk"), site(pins.freed_stack));
+    }
+    std::string names = counted(pins.blocks, "block") + " allocated at " + site(pins.stacks[0]);
+    if (pins.stacks.size() == 2) names += " and " + site(pins.stacks[1]);
+    if (pins.stacks.size() > 2) {
+      names += fmt::format(" and {} other stacks", pins.stacks.size() - 1);
+    }
+    if (pins.freed != 0) {
+      names += fmt::format(" and {} in threads' caches", counted(pins.freed, "freed chunk"));
+    }
+    return names;
+  }
+
+  // What their free() would do.
+  static std::string pin_remedy(const Pins& pins) {
+    if (pins.blocks == 0) return "";
+    if (pins.cached == pins.blocks) {
+      return fmt::format("; freed, {} to the thread's cache and {} back nothing until {} it",
+                         pins.blocks == 1 ? "it goes" : "they go",
+                         pins.blocks == 1 ? "gives" : "give",
+                         pins.blocks == 1 ? "it leaves" : "they leave");
+    }
+    if (pins.released == 0) return "";
+    return fmt::format("; freeing {} gives it back", pins.blocks == 1 ? "it" : "them");
+  }
+
   // The smallest group of topmost stacks that holds most of what they hold together. Blocks that
   // are most of the memory themselves hold nothing back: they are what the heap is for.
   Finding pinned_at(const std::string& at) {
     schema::Statement select = db_.prepare(
-        "SELECT stack, bytes_released_if_freed, own_bytes, blocks FROM pinner WHERE process = ?"
-        " AND at = ? ORDER BY rowid LIMIT ?");
+        "SELECT stack, state, held_bytes, held_resident_bytes, own_bytes, bytes_released_if_freed,"
+        " blocks, cached_blocks FROM pinner WHERE process = ? AND at = ? AND heap = 0"
+        " ORDER BY rowid LIMIT ?");
     select.bind_all(process_.id, at, kPinnerRowsMax);
     Finding finding;
-    int64_t bytes = 0;
-    int64_t own_bytes = 0;
-    int64_t blocks = 0;
-    std::vector<int64_t> stacks;
+    Pins pins;
+    int64_t free_bytes = 0;
     while (select.step()) {
-      const int64_t more = std::max<int64_t>(0, select.column_int(1) - select.column_int(2));
-      bytes += more;
-      own_bytes += select.column_int(2);
-      blocks += select.column_int(3);
-      stacks.push_back(select.column_int(0));
-      if (more < kPinnedBytesMin || more < bytes / 2 || own_bytes > bytes) continue;
-      finding.bytes = bytes;
-      std::string names = site(stacks[0]);
-      if (stacks.size() == 2) names += " and " + site(stacks[1]);
-      if (stacks.size() > 2) names += fmt::format(" and {} other stacks", stacks.size() - 1);
-      finding.sentence = fmt::format("free below the break, held by {} allocated at {}: {} {}",
-                                     counted(blocks, "block"), names, human_bytes(bytes),
-                                     at == "exit" ? "at exit" : "at the peak");
+      const int64_t more = std::max<int64_t>(0, select.column_int(2) - select.column_int(4));
+      free_bytes += more;
+      pins.add(select);
+      if (more < kPinnedBytesMin || more < free_bytes / 2 || pins.own > free_bytes) continue;
+      finding.bytes = pins.bytes;
+      finding.sentence = fmt::format("free below the break, held by {}: {} {}{}", pin_names(pins),
+                                     human_bytes(pins.bytes),
+                                     at == "exit"         ? "at exit"
+                                     : at == "fragmented" ? "when most was free"
+                                                          : "at the peak",
+                                     pin_remedy(pins));
     }
     return finding;
   }
 
   void find_pinned() {
-    Finding worst = pinned_at("exit");
-    if (const Finding peak = pinned_at("peak"); peak.bytes > worst.bytes) worst = peak;
+    std::string at = "exit";
+    Finding worst = pinned_at(at);
+    for (const char* moment : {"fragmented", "peak"}) {
+      Finding other = pinned_at(moment);
+      if (other.bytes <= worst.bytes) continue;
+      worst = std::move(other);
+      at = moment;
+    }
     if (worst.bytes < kPinnedBytesMin) return;
     if (static_cast<double>(worst.bytes) < kPinnedShareMin * static_cast<double>(held_peak_))
       return;
     worst.kind = "pinned";
-    worst.command = command("fragmentation");
+    worst.command = command("fragmentation") + " --at " + at;
     add(std::move(worst));
   }
 

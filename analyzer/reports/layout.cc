@@ -63,7 +63,14 @@ Document run_layout(const ReportInput& input) {
   document.json["process"] = process.id;
   document.json["pid"] = process.pid;
   bool first = true;
-  for (const Moment& moment : parse_moments(input.options.at)) {
+  for (Moment moment : parse_moments(input.options.at)) {
+    if (moment.name == "fragmented") {
+      moment.time_ns = trace.db
+                           .query_int(fmt::format("SELECT at_ns FROM fragmentation WHERE process ="
+                                                  " {} AND at = 'fragmented'",
+                                                  process.id))
+                           .value_or(0);
+    }
     const auto snapshot = find_snapshot(trace.db, process.id, moment);
     if (!snapshot) {
       document.notes.push_back(

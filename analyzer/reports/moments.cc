@@ -12,13 +12,13 @@ namespace heapledger::analyzer {
 
 std::vector<Moment> parse_moments(const std::string& at) {
   if (at.empty()) return {{"peak", 0}, {"exit", 0}};
-  if (at == "peak" || at == "exit") return {{at, 0}};
+  if (at == "peak" || at == "exit" || at == "fragmented") return {{at, 0}};
   constexpr double kSecondsMax = 1e9;
   char* end = nullptr;
   const double seconds = std::strtod(at.c_str(), &end);
   if (end == at.c_str() || *end != '\0' || !(seconds >= 0) || seconds > kSecondsMax) {
     throw schema::Error(fmt::format("cannot show the moment '{}'", at),
-                        "--at takes peak, exit, or seconds since the recording began");
+                        "--at takes peak, exit, fragmented, or seconds since the recording began");
   }
   return {{"time", static_cast<int64_t>(std::llround(seconds * 1e9))}};
 }

@@ -139,6 +139,10 @@ Row Table::sums(size_t first, size_t last) const {
 void Table::sum_up() {
   if (!has_totals()) return;
   total = sums(0, rows.size());
+  for (const auto& [name, value] : unlisted) {
+    Cell& cell = total[column_index(name)];
+    cell = std::get<int64_t>(cell) + value;
+  }
   Row missing(columns.size());
   bool differs = false;
   for (const auto& [name, value] : totals) {
@@ -167,8 +171,14 @@ void Table::limit(const Limits& limits) {
   if (limited) {
     sum_up();
     const size_t shown = select(limits);
-    others_count = rows.size() - shown;
-    if (others_count != 0 && has_totals()) others = sums(shown, rows.size());
+    others_count = rows.size() - shown + unlisted_count;
+    if (others_count != 0 && has_totals()) {
+      others = sums(shown, rows.size());
+      for (const auto& [name, value] : unlisted) {
+        Cell& cell = others[column_index(name)];
+        cell = std::get<int64_t>(cell) + value;
+      }
+    }
     rows.resize(shown);
   }
   for (Row& row : rows) {

@@ -101,6 +101,9 @@ class Table {
   std::vector<Row> rows;
   // Trace totals of columns by key, found without the rows. A difference becomes a row of its own.
   std::map<std::string, int64_t> totals;
+  // Rows that the trace holds as a sum only: among [N others].
+  size_t unlisted_count = 0;
+  std::map<std::string, int64_t> unlisted;
   bool limited = true;  // False: every row is shown, and there is no TOTAL line.
   std::string empty_text = "none";
 

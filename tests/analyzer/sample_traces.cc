@@ -19,7 +19,7 @@ TraceBuilder pinned() {
   const uint32_t name = trace.stack({"remember_name name.cc:7", "main main.cc:12"});
   trace.grow(4 * kMiB + 0x21000, load);
   for (uint64_t i = 0; i < 4; ++i) {
-    trace.alloc(kHeap + i * kMiB + 16, kMiB - 16, load).touch(kHeap + i * kMiB, kMiB / 64);
+    trace.alloc(kHeap + i * kMiB + 16, kMiB - 16, load).touch(kHeap + i * kMiB, kMiB);
   }
   trace.alloc(kHeap + 4 * kMiB + 16, 32, name).fault(kHeap + 4 * kMiB);
   for (uint64_t i = 0; i < 4; ++i) trace.free(kHeap + i * kMiB + 16);

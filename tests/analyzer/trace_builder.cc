@@ -120,7 +120,8 @@ TraceBuilder& TraceBuilder::meta(const std::string& key, const std::string& valu
   return *this;
 }
 
-TraceBuilder& TraceBuilder::alloc(uint64_t address, uint64_t size, uint32_t stack, EventKind kind) {
+TraceBuilder& TraceBuilder::alloc(uint64_t address, uint64_t size, uint32_t stack, EventKind kind,
+                                  uint64_t usable) {
   CallRow row;
   row.time_ns = row.ended_ns = tick();
   row.thread = thread_id();
@@ -128,7 +129,7 @@ TraceBuilder& TraceBuilder::alloc(uint64_t address, uint64_t size, uint32_t stac
   row.id = next_id_++;
   row.address = address;
   row.size = size;
-  row.usable = schema::usable_by_rule(size);
+  row.usable = usable != 0 ? usable : schema::usable_by_rule(size);
   row.stack = stack;
   current().ids[address] = row.id;
   current().calls.push_back(row);

@@ -40,8 +40,9 @@ class TraceBuilder {
   TraceBuilder& set(const std::string& process_column, int64_t value);
   TraceBuilder& meta(const std::string& key, const std::string& value);
 
+  // `usable` 0: by the rule.
   TraceBuilder& alloc(uint64_t address, uint64_t size, uint32_t stack,
-                      schema::EventKind kind = schema::EventKind::kMalloc);
+                      schema::EventKind kind = schema::EventKind::kMalloc, uint64_t usable = 0);
   TraceBuilder& failed_alloc(uint64_t size, uint32_t stack);
   TraceBuilder& free(uint64_t address);
   TraceBuilder& realloc(uint64_t old_address, uint64_t address, uint64_t size, uint32_t stack);
