@@ -3,8 +3,6 @@
 
 #include <algorithm>
 
-#include "interposer/heap/layout.h"
-
 namespace heapledger::analyzer {
 
 namespace {
@@ -20,21 +18,14 @@ uint64_t chunk_bytes_of(const Block& block) { return block.usable + kHeaderBytes
 
 // A chunk may be larger than its request needs, where the rest was too small to be one.
 uint64_t policy_bytes_of(const Block& block) {
-  const uint64_t needed = heap::Header16::chunk_bytes(block.size);
+  const uint64_t needed = std::max(kChunkBytesMin, (block.size + 15) / 16 * 16 + kHeaderBytes);
+  const uint64_t by_glibc = std::max(kChunkBytesMin, (block.size + 8 + 15) / 16 * 16);
   const uint64_t bytes = chunk_bytes_of(block);
-  return heap::policy_bytes(block.size) + (bytes > needed ? bytes - needed : 0);
+  return by_glibc + (bytes > needed ? bytes - needed : 0);
 }
 
-FreedChunks::FreedChunks(const heap::Settings& settings)
-    : cache_count_(settings.cache_count),
-      cache_policy_max_(
-          heap::policy_bytes(std::min<size_t>(settings.cache_request_max, heap::kCacheRequestMax))),
-      fast_policy_max_(settings.fast_chunk_max) {}
-
 FreedChunks::FreedChunks(const FreedChunks& other)
-    : cache_count_(other.cache_count_),
-      cache_policy_max_(other.cache_policy_max_),
-      fast_policy_max_(other.fast_policy_max_),
+    : rules_(other.rules_),
       arenas_(other.arenas_),
       fast_(other.fast_),
       fast_lists_(other.fast_lists_) {
@@ -47,9 +38,7 @@ FreedChunks::FreedChunks(const FreedChunks& other)
 FreedChunks& FreedChunks::operator=(const FreedChunks& other) {
   if (this == &other) return *this;
   FreedChunks copy(other);
-  std::swap(cache_count_, copy.cache_count_);
-  cache_policy_max_ = copy.cache_policy_max_;
-  fast_policy_max_ = copy.fast_policy_max_;
+  rules_ = copy.rules_;
   caches_.swap(copy.caches_);
   arenas_.swap(copy.arenas_);
   std::swap(fast_, copy.fast_);
@@ -62,7 +51,7 @@ size_t FreedChunks::cache_room(uint32_t thread, uint64_t chunk_bytes) const {
   if (size_class >= kClasses) return 0;
   const Cache* own = find_cache(thread);
   const size_t used = own == nullptr ? 0 : (*own)[size_class].size();
-  return cache_count_ - std::min(cache_count_, used);
+  return rules_.cache_count - std::min(rules_.cache_count, used);
 }
 
 std::vector<FreedChunks::Entry>& FreedChunks::cache_list(uint32_t thread, size_t size_class) {
@@ -80,7 +69,7 @@ bool FreedChunks::push_cache(uint32_t thread, const Block& block) {
   const size_t size_class = class_of(chunk_bytes_of(block));
   if (size_class >= kClasses || !is_cacheable(policy_bytes_of(block))) return false;
   std::vector<Entry>& entries = cache_list(thread, size_class);
-  if (entries.size() >= cache_count_) return false;
+  if (entries.size() >= rules_.cache_count) return false;
   entries.push_back({block.address, block.stack});
   return true;
 }
@@ -136,7 +125,7 @@ void FreedChunks::take_fast(uint32_t thread, const Block& block, uint64_t arena)
   std::vector<Entry>& entries = cache_list(thread, size_class);
   while (!list.empty()) {
     const bool is_there = is_in_fast(list.back(), size_class);
-    if (is_there && entries.size() >= cache_count_) return;
+    if (is_there && entries.size() >= rules_.cache_count) return;
     if (is_there) {
       entries.push_back({list.back().address, list.back().stack});
       fast_.take(list.back().address / 16);

@@ -20,9 +20,15 @@
 
 #include "analyzer/replay/flat_map.h"
 #include "analyzer/replay/live_set.h"
-#include "interposer/heap/settings.h"
 
 namespace heapledger::analyzer {
+
+// What decides where a freed chunk goes; as the process was set.
+struct FreedChunkRules {
+  size_t cache_count = 7;            // Chunks of one size in a thread's cache.
+  uint64_t cache_policy_max = 1040;  // Largest chunk, by glibc's size of it, that is cached,
+  uint64_t fast_policy_max = 128;    // and that goes to a fastbin.
+};
 
 // Of a live block in an arena: its chunk, and glibc's size of it, which decides.
 uint64_t chunk_bytes_of(const Block& block);
@@ -45,7 +51,7 @@ struct ChunkPlace {
 
 class FreedChunks {
  public:
-  explicit FreedChunks(const heap::Settings& settings);
+  explicit FreedChunks(const FreedChunkRules& rules) : rules_(rules) {}
   FreedChunks(const FreedChunks& other);
   FreedChunks& operator=(const FreedChunks& other);
 
@@ -61,14 +67,13 @@ class FreedChunks {
     if (!take_from_cache(thread, block)) allocate_past_cache(thread, block, place());
   }
   void end_thread(uint32_t thread);
-  void set_cache_count(size_t count) { cache_count_ = count; }
 
   // Whether there are chunks in fastbins.
   bool has_fast() const { return fast_.size() != 0; }
   // Room for chunks of this size in a thread's cache.
   size_t cache_room(uint32_t thread, uint64_t chunk_bytes) const;
-  bool is_cacheable(uint64_t policy_bytes) const { return policy_bytes <= cache_policy_max_; }
-  bool is_fast(uint64_t policy_bytes) const { return policy_bytes <= fast_policy_max_; }
+  bool is_cacheable(uint64_t policy_bytes) const { return policy_bytes <= rules_.cache_policy_max; }
+  bool is_fast(uint64_t policy_bytes) const { return policy_bytes <= rules_.fast_policy_max; }
 
   void for_each(const std::function<void(const FreedChunk&)>& visit) const;
 
@@ -104,9 +109,7 @@ class FreedChunks {
     return fast_.find(entry.address / 16) == size_class;
   }
 
-  size_t cache_count_;
-  uint64_t cache_policy_max_;
-  uint64_t fast_policy_max_;
+  FreedChunkRules rules_;
   std::vector<std::unique_ptr<Cache>> caches_;  // By thread.
   std::vector<uint64_t> arenas_;                // Of each thread, where it got memory last.
   FlatMap fast_;                                // Address / 16 -> class: what is in fastbins now.

@@ -6,7 +6,7 @@
 #include <limits>
 #include <span>
 
-#include "analyzer/whatif/model.h"
+#include "analyzer/whatif/cache_rules.h"
 #include "schema/error.h"
 
 namespace heapledger::analyzer {
@@ -163,7 +163,7 @@ Replay::Replay(schema::Database& db, const TraceInfo& info, int64_t process, Rep
       options_(std::move(options)),
       live_(options_.faults),
       memory_(process_.heap_start, info.syscalls_are_all()),
-      freed_(recorded_settings(db, info, process)) {
+      freed_(recorded_cache_rules(db, info, process)) {
   if (options_.parent_at_fork != nullptr) {
     live_.copy_from(options_.parent_at_fork->live_);
     memory_ = options_.parent_at_fork->memory_;

@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "analyzer/whatif/cache_rules.h"
 #include "interposer/heap/allocator_impl.h"
 #include "interposer/heap/start_settings.h"
 #include "interposer/simulated/model_os.h"
@@ -275,6 +276,13 @@ heap::Settings recorded_settings(schema::Database& db, const TraceInfo& info, in
     }
   }
   return settings;
+}
+
+FreedChunkRules recorded_cache_rules(schema::Database& db, const TraceInfo& info, int64_t process) {
+  const heap::Settings settings = recorded_settings(db, info, process);
+  return {settings.cache_count,
+          heap::policy_bytes(std::min(settings.cache_request_max, heap::kCacheRequestMax)),
+          settings.fast_chunk_max};
 }
 
 }  // namespace heapledger::analyzer
