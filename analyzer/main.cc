@@ -6,16 +6,20 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <string_view>
 
 #include "analyzer/advise_command.h"
+#include "analyzer/export/export.h"
 #include "analyzer/model_command.h"
 #include "analyzer/render/render.h"
 #include "analyzer/replay_file_command.h"
+#include "analyzer/reports/check.h"
 #include "analyzer/reports/moments.h"
 #include "analyzer/reports/open_trace.h"
 #include "analyzer/reports/report.h"
 #include "analyzer/sql_command.h"
 #include "analyzer/sweep_command.h"
+#include "analyzer/symbols/symbol_files.h"
 #include "schema/error.h"
 
 namespace heapledger::analyzer {
@@ -23,6 +27,7 @@ namespace {
 
 constexpr int kFailure = 1;
 constexpr int kUsage = 2;
+constexpr int kLimitPassed = 3;
 constexpr size_t kSweepRows = 20;
 
 struct Arguments {
@@ -31,7 +36,6 @@ struct Arguments {
   ReportOptions report;
   bool json = false, csv = false, header = false;
   std::string sql;
-  std::string output;                   // Of replay-file.
   std::string layout = "glibc";         // Of model.
   std::array<std::string, kAxes> axes;  // Of sweep.
 };
@@ -40,7 +44,7 @@ void add_report(CLI::App& app, const Report& report, Arguments& arguments) {
   CLI::App* command = app.add_subcommand(report.name, report.help);
   command->add_option("TRACE", arguments.traces, "trace file, as `heapledger record` made it")
       ->required()
-      ->expected(1, report.many_traces ? 1000 : 1);
+      ->expected(report.trace_count_min(), report.trace_count_max());
   CLI::Option* json = command->add_flag("--json", arguments.json, "JSON: bytes and nanoseconds");
   command->add_flag("--csv", arguments.csv, "CSV")->excludes(json);
   command->add_option("--top", arguments.report.top,
@@ -58,15 +62,22 @@ void add_report(CLI::App& app, const Report& report, Arguments& arguments) {
           return std::string();
         });
   }
-  if (report.many_traces) {
+  if (report.many_traces && report.trace_count_max() > 2) {
     command
         ->add_option("--runs", arguments.report.runs,
                      "so many traces in a row are one row, with their medians")
         ->check(CLI::PositiveNumber);
-    return;
   }
+  if (report.many_traces) return;
   command->add_option("--process", arguments.report.process, "only the process of this pid");
   command->add_option("--site", arguments.report.site, "only rows whose stack contains this text");
+  if (report.name == std::string_view("leaks")) {
+    command->add_option("--suppressions", arguments.report.suppressions,
+                        "file of known leaks, as LeakSanitizer reads it (leak:PATTERN)");
+  }
+  if (report.name == std::string_view("fragmentation")) {
+    command->add_flag("--map", arguments.report.map, "the heap's pages over time, as a picture");
+  }
 }
 
 void add_sweep(CLI::App& app, Arguments& arguments) {
@@ -113,6 +124,61 @@ int run_report(const Report& report, const Arguments& arguments) {
   return 0;
 }
 
+void add_export(CLI::App& app, Arguments& arguments) {
+  CLI::App* command = app.add_subcommand("export", "the trace for other tools: folded or pprof");
+  command->add_option("TRACE", arguments.trace, "trace file")->required();
+  command->add_option("--format", arguments.format, "folded (flame graphs) or pprof")
+      ->required()
+      ->check(CLI::IsMember({"folded", "pprof"}));
+  std::vector<std::string> names;
+  for (const ExportValue& value : kExportValues) names.emplace_back(value.name);
+  command->add_option("--value", arguments.value, "what folded counts (default: peak)")
+      ->check(CLI::IsMember(names));
+  command->add_option("-o,--output", arguments.output, "file to write; - is standard output")
+      ->required();
+  command->add_option("--process", arguments.report.process, "only the process of this pid");
+}
+
+int run_export(const Arguments& arguments) {
+  Trace trace = open_for_report(arguments.trace);
+  const ReportInput input{{&trace, 1}, arguments.report};
+  write_export(arguments.output, arguments.format == "pprof"
+                                     ? export_pprof(input)
+                                     : export_folded(input, export_value_index(arguments.value)));
+  return 0;
+}
+
+void add_check(CLI::App& app, Arguments& arguments) {
+  CLI::App* command =
+      app.add_subcommand("check", "limits for CI: exit 3 and a line for each that is passed");
+  command->add_option("TRACE", arguments.trace, "trace file")->required();
+  command
+      ->add_option("--max", arguments.limits,
+                   "NAME=NUMBER: a number of summary --json, as live_bytes_end=1M or "
+                   "faults.minor=2000; NAME=+5% or +4M: growth against the baseline")
+      ->required()
+      ->expected(1, 1000);
+  command->add_option("--baseline", arguments.baseline, "trace to measure growth against");
+  command->add_option("--process", arguments.report.process, "only the process of this pid");
+}
+
+int run_check(const Arguments& arguments) {
+  std::vector<CheckLimit> limits;
+  for (const std::string& text : arguments.limits) limits.push_back(parse_limit(text));
+  const Report& summary = *find_report("summary");
+  const auto numbers = [&](const std::string& path) {
+    Trace trace = open_for_report(path);
+    return summary.run({{&trace, 1}, arguments.report}).json;
+  };
+  const nlohmann::ordered_json now = numbers(arguments.trace);
+  nlohmann::ordered_json before;
+  if (!arguments.baseline.empty()) before = numbers(arguments.baseline);
+  const std::vector<std::string> passed =
+      check_limits(limits, now, arguments.baseline.empty() ? nullptr : &before);
+  for (const std::string& line : passed) fmt::print("{}\n", line);
+  return passed.empty() ? 0 : kLimitPassed;
+}
+
 int run_sweep_command(const Arguments& arguments) {
   Trace trace = open_for_report(arguments.trace);
   print(run_sweep(trace, arguments.axes, arguments.report), kSweepRows, arguments);
@@ -139,11 +205,13 @@ int run_command(const CLI::App& app, const Arguments& arguments) {
     return 0;
   }
   if (name == "sweep") return run_sweep_command(arguments);
+  if (name == "export") return run_export(arguments);
+  if (name == "check") return run_check(arguments);
   if (name == "model") {
     run_model(arguments.trace, arguments.layout, arguments.report.process, stdout);
     return 0;
   }
-  finalize_file(arguments.trace);
+  finalize_file(arguments.trace, {.sysroot = arguments.sysroot});
   return 0;
 }
 
@@ -153,6 +221,8 @@ int run(int argc, char** argv) {
   Arguments arguments;
   for (const Report& report : reports()) add_report(app, report, arguments);
   add_sweep(app, arguments);
+  add_export(app, arguments);
+  add_check(app, arguments);
   CLI::App* advise =
       app.add_subcommand("advise", "the settings worth having, with what each gains and costs");
   advise->add_option("TRACE", arguments.trace, "trace file")->required();
@@ -173,6 +243,8 @@ int run(int argc, char** argv) {
   replay->add_option("TRACE", arguments.trace, "trace file")->required();
   replay->add_option("--output", arguments.output, "file to write")->required();
   replay->add_option("--process", arguments.report.process, "the process of this pid");
+  finalize->add_option("--sysroot", arguments.sysroot,
+                       "folder to look for the program's files in; names what has no name yet");
   CLI::App* model = app.add_subcommand("model", "a model's system calls, for tools")->group("");
   model->add_option("TRACE", arguments.trace, "trace file")->required();
   model->add_option("--layout", arguments.layout, "glibc or header16")
@@ -205,7 +277,9 @@ int run(int argc, char** argv) {
 }  // namespace heapledger::analyzer
 
 int main(int argc, char** argv) {
-  // libdw would ask the network for debug information.
+  using heapledger::analyzer::kServersVariable;
+  // libdw would ask the network for debug information; we do, with a limit.
+  if (const char* servers = std::getenv("DEBUGINFOD_URLS")) setenv(kServersVariable, servers, 1);
   unsetenv("DEBUGINFOD_URLS");
   try {
     return heapledger::analyzer::run(argc, argv);

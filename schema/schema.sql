@@ -339,6 +339,39 @@ CREATE TABLE page_holder (
   free_bytes INTEGER NOT NULL                   -- its share of the free bytes on them
 );
 
+-- Allocations by requested size, in powers of two. sum(blocks) over a process equals that of `site`.calls.
+CREATE TABLE size_class (
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  bytes_min INTEGER NOT NULL,                   -- smallest request of the row
+  bytes_max INTEGER NOT NULL,                   -- largest
+  blocks INTEGER NOT NULL,                      -- allocated
+  bytes INTEGER NOT NULL,                       -- requested by them
+  usable_bytes INTEGER NOT NULL,                -- what they could hold
+  live_blocks_end INTEGER NOT NULL,             -- of them: not freed
+  live_bytes_end INTEGER NOT NULL               -- requested bytes of those
+);
+
+-- Blocks by how long they lived, in powers of two. Those never freed have a row with NULL.
+CREATE TABLE lifetime (
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  ns_min INTEGER,                               -- shortest life of the row; NULL: live at the end
+  ns_max INTEGER,                               -- longest
+  blocks INTEGER NOT NULL,                      -- how many
+  bytes INTEGER NOT NULL                        -- requested by them
+);
+
+-- Who allocates and who frees.
+CREATE TABLE thread_use (
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  thread INTEGER NOT NULL REFERENCES thread,    -- row of thread
+  blocks INTEGER NOT NULL,                      -- allocated by it
+  bytes INTEGER NOT NULL,                       -- requested by them
+  freed INTEGER NOT NULL,                       -- blocks it freed, whoever had allocated them
+  freed_bytes INTEGER NOT NULL,                 -- requested bytes of those
+  freed_foreign INTEGER NOT NULL,               -- of `freed`: blocks of other threads
+  freed_by_others INTEGER NOT NULL              -- its own blocks that other threads freed
+);
+
 -- Page faults by the stack that allocated the block and the code that touched it.
 CREATE TABLE fault_site (
   process INTEGER NOT NULL REFERENCES process,  -- row of process

@@ -74,6 +74,7 @@ void Accounts::on_call(const CallRow& row) {
 }
 
 void Accounts::on_alloc(const CallRow& row, const Block& block) {
+  usage_.on_alloc(row, block);
   SiteAccount& account = changing_site(block.stack);
   ++account.calls;
   account.bytes += block.size;
@@ -101,6 +102,7 @@ void Accounts::on_alloc(const CallRow& row, const Block& block) {
 }
 
 void Accounts::on_end(const CallRow& row, const Block& block) {
+  usage_.on_end(row, block);
   SiteAccount& account = changing_site(block.stack);
   account.live_bytes -= block.size;
   --account.live_blocks;

@@ -13,6 +13,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "analyzer/finalize/usage.h"
 #include "analyzer/replay/replay.h"
 
 namespace heapledger::analyzer {
@@ -79,6 +80,7 @@ class Accounts : public ReplayObserver {
   // In ascending order of stack, and with the value at the peak up to date, after finish().
   const std::vector<SiteAccount>& sites() const { return sites_; }
   const std::vector<TimelineRow>& timeline() const { return timeline_; }
+  const UsageCounts& usage() const { return usage_; }
   using FaultSites = std::unordered_map<FaultKey, FaultCounts, FaultKeyHash>;
   const FaultSites& fault_sites() const { return fault_sites_; }
   uint64_t calls() const { return calls_; }
@@ -144,6 +146,7 @@ class Accounts : public ReplayObserver {
   int64_t free_now_ns_ = 0;
   uint64_t in_flight_ = 0;    // Threads that got memory for a call that has not returned.
   int64_t in_flight_ns_ = 0;  // When the last of them did.
+  UsageCounts usage_;
   const LiveSet* live_ = nullptr;
 };
 

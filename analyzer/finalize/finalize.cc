@@ -78,6 +78,7 @@ class ProcessPass {
     write_call_counts();
     write_sites();
     write_timeline();
+    write_usage();
     write_fault_sites();
     write_damage();
     if (accounts_.held_bytes_peak() == 0 && accounts_.calls() == 0) return;
@@ -162,6 +163,39 @@ class ProcessPass {
       if (info_.faults_have_addresses()) resident = row.resident_bytes;
       insert.run_with(process_.id, row.time_ns, row.live_bytes, row.live_blocks, row.held_bytes,
                       resident, row.calls, row.syscalls, row.faults);
+    }
+  }
+
+  void write_usage() {
+    const UsageCounts& usage = accounts_.usage();
+    schema::Statement size_row =
+        db_.prepare("INSERT INTO size_class VALUES (?, ?, ?, ?, ?, ?, ?, ?)");
+    schema::Statement lifetime_row = db_.prepare("INSERT INTO lifetime VALUES (?, ?, ?, ?, ?)");
+    LifetimeClass live;
+    for (size_t i = 0; i < UsageCounts::kClasses; ++i) {
+      const uint64_t least = i == 0 ? 0 : uint64_t{1} << (i - 1);
+      const uint64_t most = i == 0 ? 0 : least * 2 - 1;
+      const SizeClass& size = usage.sizes()[i];
+      if (size.blocks != 0) {
+        size_row.run_with(process_.id, least, most, size.blocks, size.bytes, size.usable_bytes,
+                          size.live_blocks, size.live_bytes);
+      }
+      live.blocks += size.live_blocks;
+      live.bytes += size.live_bytes;
+      const LifetimeClass& lifetime = usage.lifetimes()[i];
+      if (lifetime.blocks == 0) continue;
+      lifetime_row.run_with(process_.id, least, most, lifetime.blocks, lifetime.bytes);
+    }
+    if (live.blocks != 0) {
+      lifetime_row.run_with(process_.id, nullptr, nullptr, live.blocks, live.bytes);
+    }
+    schema::Statement thread_row =
+        db_.prepare("INSERT INTO thread_use VALUES (?, ?, ?, ?, ?, ?, ?, ?)");
+    for (size_t i = 0; i < usage.threads().size(); ++i) {
+      const ThreadUse& use = usage.threads()[i];
+      if (use.blocks == 0 && use.freed == 0 && use.freed_by_others == 0) continue;
+      thread_row.run_with(process_.id, i, use.blocks, use.bytes, use.freed, use.freed_bytes,
+                          use.freed_foreign, use.freed_by_others);
     }
   }
 
@@ -316,8 +350,9 @@ std::vector<const ProcessInfo*> recorded_by_start(const TraceInfo& info) {
 }
 
 constexpr const char* kOwnTables[] = {
-    "call_count", "site",     "site_batch", "timeline", "fragmentation", "free_histogram", "pinner",
-    "fault_site", "fidelity", "balance",    "ledger",   "ledger_region", "ledger_moment", "page_holder"};
+    "call_count",    "site",        "site_batch", "timeline", "fragmentation", "free_histogram",
+    "pinner",        "fault_site",  "fidelity",   "balance",  "ledger",        "ledger_region",
+    "ledger_moment", "page_holder", "size_class", "lifetime", "thread_use"};
 
 // While it lives, changed pages stay in memory until the commit, however many: another connection
 // of ours reads, and writing them earlier would wait for it.
@@ -350,7 +385,7 @@ bool is_finalized(schema::Database& db) {
   return schema::meta_int(db, "finalized") == kFinalizeVersion;
 }
 
-void finalize(schema::Database& db) {
+void finalize(schema::Database& db, const SymbolOptions& symbols) {
   {
     // By itself, since it may be more than should stay in memory; done is done.
     schema::Transaction unpacking(db);
@@ -368,7 +403,7 @@ void finalize(schema::Database& db) {
   const TraceInfo info = load_trace_info(db);
   const NoSpill no_spill(db);
   FidelityPass fidelity(db, info, ledger_times(db, info));
-  SymbolPass symbols(db);
+  SymbolPass names(db, symbols);
   const int64_t ns_per_fault = fault_cost_ns(db);
   TouchingFrames frames(db);
   ForkPoints forks(db, info);
@@ -381,7 +416,7 @@ void finalize(schema::Database& db) {
     ledgers.push_back(pass.take_ledger());
   }
   schema::unpack_sites(db);
-  symbols.finish();
+  names.finish();
   fidelity.finish();
   for (LedgerPass& ledger : ledgers) ledger.write(fidelity);
   schema::set_meta(db, "finalized", kFinalizeVersion);

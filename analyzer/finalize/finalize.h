@@ -8,6 +8,7 @@
 // Thread safety: as its Database. Cost: one pass over all events, a second one up to the peak.
 #pragma once
 
+#include "analyzer/symbols/symbol_files.h"
 #include "schema/trace_db.h"
 
 namespace heapledger::analyzer {
@@ -17,6 +18,6 @@ inline constexpr int64_t kFinalizeVersion = 3;
 
 bool is_finalized(schema::Database& db);
 // Does nothing where that was done already.
-void finalize(schema::Database& db);
+void finalize(schema::Database& db, const SymbolOptions& symbols = {});
 
 }  // namespace heapledger::analyzer

@@ -21,6 +21,8 @@ constexpr double kCostShareMin = 0.01;  // Of the run.
 constexpr int64_t kGrowthBytesMin = 256 << 10;
 constexpr double kGrowthShareMin = 0.01;  // Of the live peak.
 constexpr int64_t kGrowthPartsMin = 10;   // Of the 16 that accounts.h cuts a run into.
+constexpr int64_t kWasteBytesMin = 1 << 20;
+constexpr double kWasteShareMin = 0.25;  // Of what is held at the peak.
 constexpr int kPerKindMax = 3;
 
 class Finder {
@@ -40,6 +42,7 @@ class Finder {
     find_churn();
     find_refaults();
     find_growth();
+    find_waste();
     return std::move(findings_);
   }
 
@@ -249,6 +252,35 @@ class Finder {
           human_bytes(finding.bytes), counted(select.column_int(2), "block"),
           site(select.column_int(0)));
       finding.command = command("leaks");
+      add(std::move(finding));
+    }
+  }
+
+  // Blocks so small that header and rounding are most of what they take, at the peak.
+  void find_waste() {
+    // glibc's chunk for a request of the mean size: 8 bytes of header, a multiple of 16, at least
+    // 32.
+    schema::Statement select = db_.prepare(
+        "WITH s AS (SELECT stack, live_blocks_peak AS blocks, live_bytes_peak AS bytes,"
+        " max(32, (live_bytes_peak / live_blocks_peak + 23) / 16 * 16) AS chunk FROM site"
+        " WHERE process = ?1 AND live_blocks_peak > 0)"
+        " SELECT stack, blocks, bytes / blocks, chunk, blocks * chunk - bytes AS waste FROM s"
+        " WHERE waste > bytes ORDER BY waste DESC, stack LIMIT ?2");
+    select.bind_all(process_.id, kPerKindMax);
+    while (select.step()) {
+      Finding finding;
+      finding.kind = "waste";
+      finding.bytes = select.column_int(4);
+      if (finding.bytes < kWasteBytesMin ||
+          static_cast<double>(finding.bytes) < kWasteShareMin * static_cast<double>(held_peak_)) {
+        continue;
+      }
+      finding.sentence = fmt::format(
+          "header and rounding of {} of about {} allocated at {}: {} at the peak, {} for each",
+          counted(select.column_int(1), "block"), human_bytes(select.column_int(2)),
+          site(select.column_int(0)), human_bytes(finding.bytes),
+          human_bytes(select.column_int(3) - select.column_int(2)));
+      finding.command = command("peak");
       add(std::move(finding));
     }
   }

@@ -14,7 +14,7 @@
 namespace heapledger::analyzer {
 
 struct Finding {
-  std::string kind;  // pinned | churn | refault | growth
+  std::string kind;  // pinned | churn | refault | growth | waste
   int64_t bytes = 0;
   int64_t ns = 0;
   std::string sentence;

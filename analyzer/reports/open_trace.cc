@@ -10,6 +10,7 @@
 #include <fstream>
 
 #include "analyzer/finalize/finalize.h"
+#include "analyzer/symbols/symbolize.h"
 #include "schema/error.h"
 #include "schema/event_vtab.h"
 
@@ -73,9 +74,15 @@ bool can_write(const std::string& path) {
 
 // In the file itself. The rollback journal goes with it: an empty one beside a trace puzzles
 // people.
-void finalize_in_place(const std::string& path) {
+void finalize_in_place(const std::string& path, const SymbolOptions& symbols = {}) {
   Database db = schema::open_trace(path, OpenMode::kReadWrite);
-  finalize(db);
+  if (is_finalized(db)) {
+    schema::Transaction transaction(db);
+    SymbolPass(db, symbols).finish();
+    transaction.commit();
+  } else {
+    finalize(db, symbols);
+  }
   db.exec("PRAGMA journal_mode = DELETE");
   db.close();
 }
@@ -118,12 +125,12 @@ std::string cut_note(Database& db, const std::string& state) {
 
 }  // namespace
 
-void finalize_file(const std::string& path) {
+void finalize_file(const std::string& path, const SymbolOptions& symbols) {
   {
     Database db = schema::open_trace(path, OpenMode::kReadOnly);
     refuse_live_recording(db, path);
   }
-  finalize_in_place(path);
+  finalize_in_place(path, symbols);
 }
 
 Trace open_for_report(const std::string& path) {

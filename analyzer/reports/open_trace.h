@@ -9,12 +9,14 @@
 #include <string>
 
 #include "analyzer/reports/report.h"
+#include "analyzer/symbols/symbol_files.h"
 
 namespace heapledger::analyzer {
 
 Trace open_for_report(const std::string& path);
 
-// Only `heapledger-analyzer finalize`: in the file itself, or an Error.
-void finalize_file(const std::string& path);
+// Only `heapledger-analyzer finalize`: in the file itself, or an Error. Where that was done
+// already, frames without a name are looked for once more.
+void finalize_file(const std::string& path, const SymbolOptions& symbols = {});
 
 }  // namespace heapledger::analyzer

@@ -23,9 +23,22 @@ constexpr Report kReports[] = {
     {"faults", "page faults by the stack that allocated the page", false, false, 10, &run_faults},
     {"leaks", "blocks live at exit, by the stack that allocated them", false, false, 10,
      &run_leaks},
+    {"peak", "what was live at the peak, by the stack that allocated it", false, false, 10,
+     &run_peak},
+    {"hotspots", "allocations by stack: calls, bytes, how many are temporary", false, false, 10,
+     &run_hotspots},
+    {"temporary", "blocks freed before their thread allocated again", false, false, 10,
+     &run_temporary},
+    {"lifetimes", "how long blocks live", false, false, 70, &run_lifetimes},
+    {"sizes", "allocations by requested size", false, false, 70, &run_sizes},
+    {"threads", "who allocates and who frees", false, false, 20, &run_threads},
+    {"timeline", "live, held and resident bytes over time, with the marks", false, false, 40,
+     &run_timeline},
     {"layout", "the segments of the process: size, RSS, swap", false, true, 40, &run_layout},
     {"compare", "recordings of the same work under different settings, side by side", true, false,
      40, &run_compare},
+    {"diff", "what changed between two recordings, by stack: BEFORE AFTER", true, false, 20,
+     &run_diff, 2},
 };
 
 }  // namespace

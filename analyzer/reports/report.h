@@ -34,7 +34,9 @@ struct ReportOptions {
   std::string at;                  // peak | exit | seconds; empty: the report's default.
   std::optional<int64_t> process;  // A pid.
   std::string site;
-  size_t runs = 1;  // compare: so many traces in a row are runs of one setting.
+  std::string suppressions;  // leaks: a file of known ones.
+  bool map = false;          // fragmentation: the heap's picture.
+  size_t runs = 1;           // compare: so many traces in a row are runs of one setting.
 };
 
 struct ReportInput {
@@ -51,6 +53,12 @@ struct Report {
   bool has_moment;  // Takes --at.
   size_t top;       // Rows shown as text where --top does not say.
   Document (*run)(const ReportInput& input);
+  int traces_exactly = 0;  // Where many_traces: 0 is any number.
+
+  int trace_count_min() const { return traces_exactly != 0 ? traces_exactly : 1; }
+  int trace_count_max() const {
+    return traces_exactly != 0 ? traces_exactly : many_traces ? 1000 : 1;
+  }
 };
 
 // In the order of --help.

@@ -73,9 +73,6 @@ class Summary {
     add_fidelity();
     add_settings();
     add_findings();
-    // Text begins with what to do; JSON keeps the promised order.
-    std::rotate(document_.sections.begin() + 1, document_.sections.end() - 1,
-                document_.sections.end());
     add_notes(input_, document_);
     return std::move(document_);
   }
@@ -388,8 +385,9 @@ class Summary {
       lines.push_back("     " + finding.command);
     }
     document_.json["findings"] = std::move(rows);
-    if (lines.empty()) lines.push_back("  none: nothing stands out");
-    section("Findings", std::move(lines));
+    if (lines.empty()) lines.push_back("  No findings: nothing stands out.");
+    // Text begins with what to do; JSON keeps the promised order.
+    document_.sections.front().lines = std::move(lines);
   }
 
   const ReportInput& input_;

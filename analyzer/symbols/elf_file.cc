@@ -62,11 +62,13 @@ std::string ElfFile::debug_link() const {
   return name == nullptr ? "" : name;
 }
 
-std::unique_ptr<ElfFile> ElfFile::find_debug_file(const ElfFile& file, const std::string& path) {
+std::unique_ptr<ElfFile> ElfFile::find_debug_file(const ElfFile& file, const std::string& path,
+                                                  const std::string& sysroot) {
   const std::string id = file.build_id();
   if (id.size() > 2) {
-    auto found =
-        open("/usr/lib/debug/.build-id/" + id.substr(0, 2) + "/" + id.substr(2) + ".debug", id);
+    auto found = open(
+        sysroot + "/usr/lib/debug/.build-id/" + id.substr(0, 2) + "/" + id.substr(2) + ".debug",
+        id);
     if (found && found->dwarf() != nullptr) return found;
   }
   const std::string name = file.debug_link();
@@ -75,7 +77,7 @@ std::unique_ptr<ElfFile> ElfFile::find_debug_file(const ElfFile& file, const std
   for (const std::string& candidate :
        {folder + name, folder + ".debug/" + name, "/usr/lib/debug" + folder + name}) {
     if (candidate == path) continue;
-    auto found = open(candidate, id);
+    auto found = open(sysroot + candidate, id);
     if (found && found->dwarf() != nullptr) return found;
   }
   return nullptr;

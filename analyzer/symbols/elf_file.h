@@ -3,8 +3,8 @@
 // was split off, the file that has it.
 //
 // Separate debug files are looked for by build id below /usr/lib/debug/.build-id and by the name in
-// .gnu_debuglink (beside the file, in .debug/, below /usr/lib/debug). Nothing is fetched from
-// anywhere: no debuginfod.
+// .gnu_debuglink (beside the file, in .debug/, below /usr/lib/debug). What is not on this machine:
+// symbol_files.h.
 // Thread safety: none.
 #pragma once
 
@@ -31,7 +31,8 @@ class ElfFile {
   std::string build_id() const;  // Hex; empty: none.
   std::string debug_link() const;
   // The file with its debug information, if that is another one and was found.
-  static std::unique_ptr<ElfFile> find_debug_file(const ElfFile& file, const std::string& path);
+  static std::unique_ptr<ElfFile> find_debug_file(const ElfFile& file, const std::string& path,
+                                                  const std::string& sysroot = "");
 
  private:
   ElfFile() = default;

@@ -248,9 +248,10 @@ std::string symbol_name(const std::vector<Symbol>& symbols, uint64_t address) {
 
 }  // namespace
 
-ModuleSymbols::ModuleSymbols(const std::string& path, const std::string& build_id)
-    : file_(ElfFile::open(path, build_id)) {
-  if (file_ && file_->dwarf() == nullptr) debug_file_ = ElfFile::find_debug_file(*file_, path);
+ModuleSymbols::ModuleSymbols(SymbolFiles& files, const std::string& path,
+                             const std::string& build_id)
+    : file_(files.open(path, build_id)) {
+  if (file_ && file_->dwarf() == nullptr) debug_file_ = files.open_debug(*file_, path);
 }
 
 ModuleSymbols::~ModuleSymbols() = default;

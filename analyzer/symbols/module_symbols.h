@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "analyzer/symbols/elf_file.h"
+#include "analyzer/symbols/symbol_files.h"
 
 namespace heapledger::analyzer {
 
@@ -28,7 +28,7 @@ using SourcePlaces = std::vector<SourcePlace>;
 class ModuleSymbols {
  public:
   // A file that is missing, or is not the one that was recorded, has no names.
-  ModuleSymbols(const std::string& path, const std::string& build_id);
+  ModuleSymbols(SymbolFiles& files, const std::string& path, const std::string& build_id);
   ~ModuleSymbols();
 
   bool is_open() const { return file_ != nullptr; }

@@ -3,6 +3,8 @@
 
 #include <optional>
 
+#include "analyzer/symbols/jit_map.h"
+
 namespace heapledger::analyzer {
 
 namespace {
@@ -15,7 +17,8 @@ std::optional<std::string> known(const std::string& text) {
 
 }  // namespace
 
-SymbolPass::SymbolPass(schema::Database& db) : db_(db) {
+SymbolPass::SymbolPass(schema::Database& db, const SymbolOptions& options)
+    : db_(db), files_(options) {
   thread_ = std::thread([this, frames = load_frames()] {
     try {
       look_up(frames);
@@ -51,7 +54,7 @@ void SymbolPass::look_up(const FramesByFile& frames) {
     auto module = modules_.find(file);
     if (module == modules_.end()) {
       if (modules_.size() >= kModulesKept) modules_.erase(modules_.begin());
-      module = modules_.try_emplace(file, file.first, file.second).first;
+      module = modules_.try_emplace(file, files_, file.first, file.second).first;
     }
     const ModuleSymbols& symbols = module->second;
     if (!symbols.is_open()) continue;
@@ -81,6 +84,28 @@ void SymbolPass::finish() {
       }
       insert.run();
     }
+  }
+  name_jit_frames();
+}
+
+// Frames do not say whose they are: the processes of one recording mostly have one such map.
+void SymbolPass::name_jit_frames() {
+  constexpr int64_t kIncompleteFrame = 1;
+  schema::Statement select = db_.prepare(
+      "SELECT id, offset FROM frame WHERE module IS NULL AND id != ? AND offset > 0"
+      " AND NOT EXISTS (SELECT 1 FROM symbol WHERE symbol.frame = frame.id)");
+  select.bind(1, kIncompleteFrame);
+  std::vector<Frame> frames;
+  while (select.step()) frames.push_back({select.column_int(0), select.column_uint(1)});
+  if (frames.empty()) return;
+  JitMap map;
+  schema::Statement pids = db_.prepare("SELECT DISTINCT pid FROM process WHERE recorded != 0");
+  while (pids.step()) map.load("/tmp/perf-" + std::to_string(pids.column_int(0)) + ".map");
+  if (map.empty()) return;
+  schema::Statement insert = db_.prepare("INSERT INTO symbol VALUES (?, 0, ?, NULL, NULL)");
+  for (const Frame& frame : frames) {
+    const std::string name = map.name(frame.offset - 1);
+    if (!name.empty()) insert.run_with(frame.id, name);
   }
 }
 

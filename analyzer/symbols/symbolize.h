@@ -18,14 +18,15 @@
 namespace heapledger::analyzer {
 
 // A frame's offset is a return address: the call is the instruction before it, so offset - 1 is
-// looked up. Frames of a module that is missing, or is another file by now, get no row.
+// looked up. Frames of a module that is missing, or is another file by now, get no row. Code of no
+// module is looked up in the maps that JIT compilers of the trace's processes left in /tmp.
 //
 // Reading the files is work for another core: a thread of its own does it from the constructor on,
 // for the frames that there are; finish() sees to those that came later and writes all rows. The
 // thread does not touch the database.
 class SymbolPass {
  public:
-  explicit SymbolPass(schema::Database& db);
+  explicit SymbolPass(schema::Database& db, const SymbolOptions& options = {});
   ~SymbolPass();
   SymbolPass(const SymbolPass&) = delete;
   SymbolPass& operator=(const SymbolPass&) = delete;
@@ -44,8 +45,10 @@ class SymbolPass {
 
   FramesByFile load_frames();
   void look_up(const FramesByFile& frames);
+  void name_jit_frames();
 
   schema::Database& db_;
+  SymbolFiles files_;
   int64_t last_frame_ = 0;                  // Frames up to this one were loaded.
   std::map<File, ModuleSymbols> modules_;   // Kept open for finish(), if they are not too many.
   std::map<int64_t, SourcePlaces> places_;  // By frame: in the order of the table.

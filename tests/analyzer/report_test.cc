@@ -9,8 +9,11 @@
 #include <fstream>
 #include <sstream>
 
+#include "analyzer/export/export.h"
 #include "analyzer/finalize/finalize.h"
 #include "analyzer/render/render.h"
+#include "analyzer/reports/check.h"
+#include "analyzer/reports/suppressions.h"
 #include "schema/error.h"
 #include "tests/analyzer/analyzer_fixture.h"
 
@@ -75,9 +78,13 @@ INSTANTIATE_TEST_SUITE_P(
                       GoldenCase{"summary", "by_snapshot"}, GoldenCase{"summary", "lossy"},
                       GoldenCase{"fragmentation", "pinned"}, GoldenCase{"syscalls", "leak"},
                       GoldenCase{"faults", "refault"}, GoldenCase{"faults", "by_snapshot"},
-                      GoldenCase{"leaks", "leak"}, GoldenCase{"ledger", "pinned"},
-                      GoldenCase{"ledger", "by_snapshot"}, GoldenCase{"layout", "leak"},
-                      GoldenCase{"compare", "churn"}),
+                      GoldenCase{"leaks", "leak"}, GoldenCase{"peak", "leak"},
+                      GoldenCase{"hotspots", "leak"}, GoldenCase{"temporary", "churn"},
+                      GoldenCase{"lifetimes", "leak"}, GoldenCase{"sizes", "leak"},
+                      GoldenCase{"threads", "leak"}, GoldenCase{"timeline", "leak"},
+                      GoldenCase{"diff", "leak"}, GoldenCase{"hotspots", "family"},
+                      GoldenCase{"ledger", "pinned"}, GoldenCase{"ledger", "by_snapshot"},
+                      GoldenCase{"layout", "leak"}, GoldenCase{"compare", "churn"}),
     [](const auto& param) { return fmt::format("{}_{}", param.param.report, param.param.trace); });
 
 class Totals : public AnalyzerTest, public ::testing::WithParamInterface<const char*> {};
@@ -87,6 +94,7 @@ class Totals : public AnalyzerTest, public ::testing::WithParamInterface<const c
 TEST_P(Totals, RowsAndOthersAreTheTotal) {
   Trace trace = open(sample_trace(GetParam()));
   for (const Report& report : reports()) {
+    if (report.traces_exactly == 2) continue;  // DiffTest.
     for (const std::optional<size_t> top :
          {std::optional<size_t>(0), std::optional<size_t>(1), std::optional<size_t>()}) {
       Document document = run(report, {&trace, 1});
@@ -216,6 +224,7 @@ TEST_F(ReportTest, TraceWithoutARecordedProcessSaysWhy) {
   builder.set("recorded", 0).not_recorded(101, "statically linked");
   Trace unrecorded = open(builder);
   for (const Report& report : reports()) {
+    if (report.traces_exactly == 2) continue;
     try {
       run(report, {&unrecorded, 1});
       ADD_FAILURE() << report.name;
@@ -273,6 +282,117 @@ TEST_F(ReportTest, FinalPassIsMadeOnce) {
   db.exec("UPDATE site SET calls = calls + 1000000");
   finalize(db);
   EXPECT_GT(db.query_int("SELECT max(calls) FROM site").value_or(0), 1000000);
+}
+
+class DiffTest : public AnalyzerTest {};
+
+// Goal: a stack is the same in two builds though its addresses and lines moved, and the change is
+// its change. Method: two recordings of one program, the second with other lines, one stack more,
+// one less.
+TEST_F(DiffTest, StacksAreMatchedByTheirFunctions) {
+  TraceBuilder before;
+  before.grow(0x10000)
+      .alloc(kHeap + 0x10, 100, before.stack({"load load.cc:10", "main main.cc:5"}))
+      .alloc(kHeap + 0x410, 30, before.stack({"old old.cc:1", "main main.cc:5"}));
+  TraceBuilder after;
+  after.grow(0x10000)
+      .alloc(kHeap + 0x2010, 300, after.stack({"load load.cc:44", "main main.cc:9"}))
+      .alloc(kHeap + 0x3010, 7, after.stack({"fresh fresh.cc:1", "main main.cc:9"}));
+  std::vector<Trace> traces;
+  traces.push_back(open(before, "before.db"));
+  traces.push_back(open(after, "after.db"));
+  Document document = run(*find_report("diff"), traces);
+  document.limit({});
+  const auto json = nlohmann::ordered_json::parse(render_json(document));
+  ASSERT_EQ(3u, json["sites"].size());
+  EXPECT_EQ(200, json["sites"][0]["live_bytes_end"]);
+  EXPECT_EQ("changed", json["sites"][0]["state"]);
+  EXPECT_EQ(-30, json["sites"][1]["live_bytes_end"]);
+  EXPECT_EQ("gone", json["sites"][1]["state"]);
+  EXPECT_EQ(7, json["sites"][2]["live_bytes_peak"]);
+  EXPECT_EQ("new", json["sites"][2]["state"]);
+  EXPECT_EQ(177, json["sites_total"]["live_bytes_end"]);
+  EXPECT_FALSE(json.contains("sites_not_attributed"));
+}
+
+// Goal: limits on numbers of the summary, and growth against a baseline.
+TEST(CheckTest, LimitsThatArePassedAreNamed) {
+  const auto now = nlohmann::ordered_json::parse(
+      R"({"live_bytes_end": 2048, "faults": {"minor": 105}, "findings": [1, 2], "rss": null})");
+  const auto before = nlohmann::ordered_json::parse(R"({"faults": {"minor": 100}})");
+  const auto check = [&](const char* text, const nlohmann::ordered_json* baseline = nullptr) {
+    return check_limits({parse_limit(text)}, now, baseline);
+  };
+  EXPECT_TRUE(check("live_bytes_end=2K").empty());
+  ASSERT_EQ(1u, check("live_bytes_end=2047").size());
+  EXPECT_NE(std::string::npos, check("live_bytes_end=0")[0].find("2048 (2.00 KiB) is more than 0"));
+  EXPECT_EQ(1u, check("findings=1").size());
+  EXPECT_TRUE(check("findings=2").empty());
+  EXPECT_TRUE(check("faults.minor=+5%", &before).empty());
+  EXPECT_EQ(1u, check("faults.minor=+4.9%", &before).size());
+  EXPECT_TRUE(check("faults.minor=+5", &before).empty());
+  EXPECT_EQ(1u, check("faults.minor=+4", &before).size());
+  EXPECT_THROW(check("faults.minor=+5%"), schema::Error);
+  for (const char* bad : {"faults", "faults.mayor=1", "rss=1", "faults=1"}) {
+    EXPECT_THROW(check(bad), schema::Error) << bad;
+  }
+  for (const char* bad : {"=1", "a=", "a=x", "a=5%", "a=-1", "a=1Q"}) {
+    EXPECT_THROW(parse_limit(bad), schema::Error) << bad;
+  }
+}
+
+// Goal: LeakSanitizer's files are read as it reads them.
+TEST_F(ReportTest, SuppressedLeaksAreOneRow) {
+  Trace trace = open(sample_trace("leak"));
+  std::ofstream("known.txt") << "# known\n\nrace:elsewhere\nleak:^intern_*$\n";
+  ReportOptions options;
+  options.suppressions = "known.txt";
+  const auto leaks = json_of("leaks", trace, options);
+  EXPECT_EQ(0, leaks["live_bytes_end"]);
+  EXPECT_EQ(400000, leaks["suppressed_bytes"]);
+  EXPECT_EQ(400000, leaks["sites_total"]["bytes"]);
+  options.suppressions = "missing.txt";
+  EXPECT_THROW(json_of("leaks", trace, options), schema::Error);
+  EXPECT_TRUE(matches_pattern("tern", "intern_name"));
+  EXPECT_TRUE(matches_pattern("^in*me$", "intern_name"));
+  EXPECT_FALSE(matches_pattern("^tern", "intern_name"));
+  EXPECT_FALSE(matches_pattern("inter$", "intern_name"));
+  EXPECT_FALSE(matches_pattern("a*z", "intern_name"));
+}
+
+// Goal: exports carry the trace's totals. Method: folded lines are summed; pprof is looked through
+// for its names and is one message to its end.
+TEST_F(ReportTest, ExportsCarryTheTotals) {
+  Trace trace = open(sample_trace("leak"));
+  const ReportOptions options;
+  const ReportInput input{{&trace, 1}, options};
+  const std::string folded = export_folded(input, export_value_index("leaks"));
+  EXPECT_EQ("main;parse;intern_name 400000\n", folded);
+  int64_t calls = 0;
+  std::istringstream lines(export_folded(input, export_value_index("allocations")));
+  for (std::string line; std::getline(lines, line);)
+    calls += std::stoll(line.substr(line.rfind(' ')));
+  EXPECT_EQ(trace.db.query_int("SELECT sum(calls) FROM site"), calls);
+  const std::string pprof = export_pprof(input);
+  for (const char* name : {"intern_name", "names.cc", "alloc_space", "peak_space", "page_faults"}) {
+    EXPECT_NE(std::string::npos, pprof.find(name)) << name;
+  }
+  size_t at = 0;
+  const auto varint = [&] {
+    uint64_t value = 0;
+    for (int shift = 0; at < pprof.size(); shift += 7) {
+      const auto byte = static_cast<uint8_t>(pprof[at++]);
+      value |= uint64_t{byte & 0x7fu} << shift;
+      if ((byte & 0x80) == 0) break;
+    }
+    return value;
+  };
+  while (at < pprof.size()) {
+    const uint64_t tag = varint();
+    const uint64_t value = varint();
+    if ((tag & 7) == 2) at += value;
+  }
+  EXPECT_EQ(pprof.size(), at);
 }
 
 }  // namespace

@@ -2,13 +2,20 @@
 // Names for addresses of a small library built for this test, and demangling.
 #include <dlfcn.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
 
 #include "analyzer/symbols/demangle.h"
+#include "analyzer/symbols/jit_map.h"
 #include "analyzer/symbols/module_symbols.h"
 #include "tests/analyzer/symbol_victim.h"
 
 namespace heapledger::analyzer {
 namespace {
+
+SymbolFiles files({});
 
 uint64_t address_of(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); }
 
@@ -19,7 +26,7 @@ TEST(ModuleSymbols, NamesAnInlinedCall) {
   const VictimPlace place = victim::outer();
   ASSERT_NE(0, dladdr(place.return_address, &module));
   const uint64_t offset = address_of(place.return_address) - address_of(module.dli_fbase);
-  const ModuleSymbols symbols(module.dli_fname, "");
+  const ModuleSymbols symbols(files, module.dli_fname, "");
   const auto found = symbols.look_up({offset - 1, 1});
   ASSERT_EQ(2u, found.size());
   ASSERT_EQ(2u, found[0].size());
@@ -35,9 +42,9 @@ TEST(ModuleSymbols, NamesAnInlinedCall) {
 TEST(ModuleSymbols, RefusesAnotherBuild) {
   Dl_info module{};
   ASSERT_NE(0, dladdr(victim::outer().return_address, &module));
-  EXPECT_TRUE(ModuleSymbols(module.dli_fname, "").is_open());
-  EXPECT_FALSE(ModuleSymbols(module.dli_fname, "00112233").is_open());
-  EXPECT_FALSE(ModuleSymbols("/nonexistent/lib.so", "").is_open());
+  EXPECT_TRUE(ModuleSymbols(files, module.dli_fname, "").is_open());
+  EXPECT_FALSE(ModuleSymbols(files, module.dli_fname, "00112233").is_open());
+  EXPECT_FALSE(ModuleSymbols(files, "/nonexistent/lib.so", "").is_open());
 }
 
 // Goal: without debug information there is still the symbol table. Method: a stripped copy of the
@@ -47,12 +54,58 @@ TEST(ModuleSymbols, FallsBackToTheSymbolTable) {
   const VictimPlace place = victim::outer();
   ASSERT_NE(0, dladdr(place.return_address, &module));
   const uint64_t offset = address_of(place.return_address) - address_of(module.dli_fbase);
-  const ModuleSymbols symbols(HL_STRIPPED_VICTIM, "");
+  const ModuleSymbols symbols(files, HL_STRIPPED_VICTIM, "");
   ASSERT_TRUE(symbols.is_open());
   const auto found = symbols.look_up({offset - 1});
   ASSERT_EQ(1u, found[0].size());
   EXPECT_EQ("heapledger::victim::outer()", found[0][0].function);
   EXPECT_EQ("", found[0][0].file);
+}
+
+// Goal: a file is found below a sysroot, and by its build id where it was deleted or replaced; and
+// so kept names open elsewhere. Method: a copy of the library under the sysroot, as itself and as
+// /usr/lib/debug names it.
+TEST(ModuleSymbols, FindsFilesBelowASysrootAndByBuildId) {
+  Dl_info module{};
+  const VictimPlace place = victim::outer();
+  ASSERT_NE(0, dladdr(place.return_address, &module));
+  const uint64_t offset = address_of(place.return_address) - address_of(module.dli_fbase);
+  const std::string build_id = ElfFile::open(module.dli_fname, "")->build_id();
+  ASSERT_GT(build_id.size(), 8u) << "the victim is linked without a build id";
+  const std::filesystem::path root =
+      std::filesystem::temp_directory_path() / ("heapledger-sysroot-" + std::to_string(getpid()));
+  const std::filesystem::path debug = root / "usr/lib/debug/.build-id" / build_id.substr(0, 2);
+  std::filesystem::create_directories(root / "opt");
+  std::filesystem::create_directories(debug);
+  std::filesystem::copy_file(module.dli_fname, root / "opt/lib.so");
+  std::filesystem::copy_file(module.dli_fname, debug / (build_id.substr(2) + ".debug"));
+  SymbolFiles below({.sysroot = root.string()});
+  for (const char* path : {"/opt/lib.so", "/opt/deleted.so"}) {
+    const ModuleSymbols symbols(below, path, build_id);
+    ASSERT_TRUE(symbols.is_open()) << path;
+    EXPECT_EQ("heapledger::victim::outer()", symbols.look_up({offset - 1})[0][0].function) << path;
+  }
+  EXPECT_FALSE(ModuleSymbols(below, "/opt/deleted.so", "00112233").is_open());
+  std::filesystem::remove_all(root);
+}
+
+// Goal: names of code made at run time, as it is when the recording ends; a damaged file is no
+// crash.
+TEST(JitMap, TheLastLineOfAPlaceWins) {
+  const std::filesystem::path path =
+      std::filesystem::temp_directory_path() / ("heapledger-jit-" + std::to_string(getpid()));
+  std::ofstream(path) << "1000 20 first\nnonsense\n1020 10 LazyCompile:~second /a b.js:1\n"
+                      << "ffffffffffffffff 10 wraps\n1008 4 third\n3000 0 empty\n";
+  JitMap map;
+  map.load("/nonexistent/perf.map");
+  EXPECT_TRUE(map.empty());
+  map.load(path.string());
+  std::filesystem::remove(path);
+  EXPECT_EQ("third", map.name(0x1008));
+  EXPECT_EQ("", map.name(0x1000)) << "its code was replaced";
+  EXPECT_EQ("LazyCompile:~second /a b.js:1", map.name(0x102f));
+  EXPECT_EQ("", map.name(0x1030));
+  EXPECT_EQ("", map.name(0x3000));
 }
 
 TEST(Demangle, KnowsCppAndBothRustSchemes) {
