@@ -38,6 +38,11 @@ struct Arguments {
   std::string sql;
   std::string layout = "glibc";         // Of model.
   std::array<std::string, kAxes> axes;  // Of sweep.
+  std::string output;                   // Of replay-file and export.
+  std::string format, value = "peak";   // Of export.
+  std::vector<std::string> limits;      // Of check.
+  std::string baseline;
+  std::string sysroot;  // Of finalize.
 };
 
 void add_report(CLI::App& app, const Report& report, Arguments& arguments) {
@@ -74,9 +79,6 @@ void add_report(CLI::App& app, const Report& report, Arguments& arguments) {
   if (report.name == std::string_view("leaks")) {
     command->add_option("--suppressions", arguments.report.suppressions,
                         "file of known leaks, as LeakSanitizer reads it (leak:PATTERN)");
-  }
-  if (report.name == std::string_view("fragmentation")) {
-    command->add_flag("--map", arguments.report.map, "the heap's pages over time, as a picture");
   }
 }
 

@@ -35,7 +35,6 @@ struct ReportOptions {
   std::optional<int64_t> process;  // A pid.
   std::string site;
   std::string suppressions;  // leaks: a file of known ones.
-  bool map = false;          // fragmentation: the heap's picture.
   size_t runs = 1;           // compare: so many traces in a row are runs of one setting.
 };
 
