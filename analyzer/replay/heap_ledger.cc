@@ -8,7 +8,6 @@ namespace heapledger::analyzer {
 
 namespace {
 
-constexpr uint64_t kChunkBytesMin = 32;
 constexpr uint64_t kHeapBytesMax = 64 << 20;
 
 const char* const kMainName = "main heap";
