@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <string_view>
 
 #include "analyzer/render/units.h"
 
@@ -13,7 +14,8 @@ namespace {
 
 // Below these nobody would act.
 constexpr int64_t kPinnedBytesMin = 2 << 20;
-constexpr double kPinnedShareMin = 0.05;  // Of what is held.
+constexpr double kPinnedShareMin = 0.05;   // Of what is held.
+constexpr double kLastingShareMin = 0.02;  // Of the run.
 constexpr int64_t kPinnerRowsMax = 6;
 constexpr int64_t kChurnBlocksMin = 100;
 constexpr int64_t kCostNsMin = 1'000'000;
@@ -156,12 +158,26 @@ class Finder {
     return finding;
   }
 
+  // Whether so much was free for long enough to matter. Between two calls of free() in a row the
+  // last block always holds the rest for a moment.
+  bool is_lasting() {
+    schema::Statement select = db_.prepare(
+        "WITH t AS (SELECT held_bytes - live_bytes AS unused, lead(time_ns, 1, ?2) OVER (ORDER BY"
+        " time_ns) - time_ns AS ns FROM timeline WHERE process = ?1) SELECT coalesce(sum(ns), 0)"
+        " FROM t WHERE unused >= (SELECT 0.9 * (held_bytes - live_bytes) FROM fragmentation"
+        " WHERE process = ?1 AND at = 'fragmented')");
+    select.bind_all(process_.id, process_.end_ns.value_or(trace_.info.end_ns));
+    return select.step() && static_cast<double>(select.column_int(0)) >=
+                                kLastingShareMin * static_cast<double>(run_ns_);
+  }
+
   void find_pinned() {
     std::string at = "exit";
     Finding worst = pinned_at(at);
     for (const char* moment : {"fragmented", "peak"}) {
       Finding other = pinned_at(moment);
       if (other.bytes <= worst.bytes) continue;
+      if (moment == std::string_view("fragmented") && !is_lasting()) continue;
       worst = std::move(other);
       at = moment;
     }
