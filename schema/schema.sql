@@ -243,7 +243,7 @@ CREATE TABLE site (
   calls_with_syscall INTEGER NOT NULL,          -- allocations that needed memory from the system
   mapped_blocks INTEGER NOT NULL,               -- blocks that got a mapping of their own
   mapped_ns INTEGER NOT NULL,                   -- time in mapping and unmapping them
-  growth INTEGER NOT NULL,                      -- of 16 equal parts of the run: how many ended with more live bytes than ever before
+  growth INTEGER NOT NULL,                      -- of 16 parts of the run, equal in calls: how many ended with more live bytes than ever before
   first_ns INTEGER NOT NULL,                    -- of its first allocation
   last_ns INTEGER NOT NULL,                     -- of its last allocation
   PRIMARY KEY (process, stack)

@@ -13,12 +13,12 @@ bool SiteAccount::is_empty() const {
          inherited_blocks == 0 && temporary == 0;
 }
 
-Accounts::Accounts(int64_t start_ns, int64_t end_ns) : start_ns_(start_ns) {
+Accounts::Accounts(int64_t start_ns, int64_t end_ns, int64_t calls) : start_ns_(start_ns) {
   const int64_t span_ns = std::max<int64_t>(end_ns - start_ns, 1);
   bucket_ns_ = span_ns / static_cast<int64_t>(kTimelineParts) + 1;
   bucket_end_ns_ = start_ns + bucket_ns_;
-  part_ns_ = span_ns / kGrowthParts + 1;
-  part_end_ns_ = start_ns + part_ns_;
+  part_calls_ = static_cast<uint64_t>(std::max<int64_t>(calls, 0)) / kGrowthParts + 1;
+  part_end_calls_ = part_calls_;
 }
 
 SiteAccount& Accounts::site(uint32_t stack) {
@@ -64,6 +64,10 @@ void Accounts::on_begin(const Replay& replay) {
 
 void Accounts::on_call(const CallRow& row) {
   close_parts(row.time_ns);
+  if (seen_calls_++ >= part_end_calls_) {
+    close_growth_part();
+    part_end_calls_ += part_calls_;
+  }
   const bool releases =
       row.kind >= schema::EventKind::kFree && row.kind < schema::EventKind::kRealloc;
   if (releases && row.address == 0) return;
@@ -225,15 +229,11 @@ void Accounts::flush_bucket() {
   bucket_used_ = false;
 }
 
-// Ends the timeline's bucket and the part of the run that are over by now.
+// Ends the timeline's bucket if it is over by now.
 void Accounts::close_parts(int64_t now_ns) {
   if (now_ns >= bucket_end_ns_) {
     flush_bucket();
     bucket_end_ns_ = start_ns_ + ((now_ns - start_ns_) / bucket_ns_ + 1) * bucket_ns_;
-  }
-  while (now_ns >= part_end_ns_) {
-    close_growth_part();
-    part_end_ns_ += part_ns_;
   }
 }
 

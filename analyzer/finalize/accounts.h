@@ -65,7 +65,8 @@ struct FaultCounts {
 
 class Accounts : public ReplayObserver {
  public:
-  Accounts(int64_t start_ns, int64_t end_ns);
+  // `calls`: how many the process made.
+  Accounts(int64_t start_ns, int64_t end_ns, int64_t calls);
 
   void on_begin(const Replay& replay) override;
   void on_call(const schema::CallRow& row) override;
@@ -122,8 +123,10 @@ class Accounts : public ReplayObserver {
   int64_t start_ns_;
   int64_t bucket_ns_;
   int64_t bucket_end_ns_;
-  int64_t part_ns_;
-  int64_t part_end_ns_;
+  // A part of the run is a share of its calls: how long each took is the machine's affair.
+  uint64_t part_calls_;
+  uint64_t part_end_calls_;
+  uint64_t seen_calls_ = 0;
   // Few of a large tree's stacks allocate, so the accounts are not indexed by stack.
   std::vector<SiteAccount> sites_;
   std::vector<uint32_t> places_;  // By stack: its place in sites_ + 1; 0: none.

@@ -67,7 +67,7 @@ class ProcessPass {
         ns_per_fault_(ns_per_fault),
         start_ns_(process.start_ns.value_or(0)),
         end_ns_(process.end_ns.value_or(info.end_ns)),
-        accounts_(start_ns_, end_ns_),
+        accounts_(start_ns_, end_ns_, process.events),
         ledger_(db, notes, process.id) {}
 
   void run() {
