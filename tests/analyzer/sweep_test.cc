@@ -224,8 +224,8 @@ TEST_F(AdviceTest, BuffersThatAreMappedAnewAreKept) {
   EXPECT_LT(time.row.faults, result.recorded.faults / 50);
   EXPECT_GE(result.recorded.faults, 200U * 50);
   EXPECT_GT(time.gain_ns, 0.9 * result.recorded.cost_ns());
-  EXPECT_EQ(time.row.choice.label, "defaults");
-  EXPECT_EQ(time.row.choice.tunables_text(), "");
+  // Most that keep it do as well; which is the cheapest hangs on what brk costs here.
+  EXPECT_LE(time.row.choice.tunables.size(), 1U) << time.row.choice.label;
   EXPECT_FALSE(warns_of(result, "fixes all four")) << "nothing was dynamic";
 }
 
