@@ -206,8 +206,8 @@ class AdviceTest : public SweepTest {
 };
 
 TEST_F(AdviceTest, BuffersThatAreMappedAnewAreKept) {
-  // Goal: the setting that keeps freed buffers is found, and of those that do, the simplest: none
-  // at all. Method: a buffer of 200 KiB, filled, at a threshold that somebody fixed at 128 KiB.
+  // Goal: a setting that keeps freed buffers is found, and of those that do, a simple one. Method:
+  // a buffer of 200 KiB, filled, at a threshold that somebody fixed at 128 KiB.
   TraceBuilder trace;
   trace.meta("fault_source", "perf").set("mmap_threshold_dynamic", 0);
   trace.set("mmap_threshold", 128 << 10);
