@@ -377,11 +377,32 @@ CREATE TABLE fault_site (
   process INTEGER NOT NULL REFERENCES process,  -- row of process
   stack INTEGER NOT NULL,                       -- 0: in no block
   touched_by INTEGER,                           -- frame of the touching instruction
-  region TEXT NOT NULL,                         -- heap | block | other
+  region TEXT NOT NULL,                         -- heap (brk) | arena | block (a mapping of its own) | other
   faults INTEGER NOT NULL,                      -- page faults
   repeat_faults INTEGER NOT NULL,               -- of them on pages that had been there before
   bytes INTEGER NOT NULL,                       -- brought in by them
-  ns_estimate INTEGER NOT NULL                  -- time in them, by the measured cost of a fault
+  ns_estimate INTEGER NOT NULL,                 -- time in them, by the measured cost of a fault
+  kernel INTEGER NOT NULL,                      -- 1: touched in kernel mode, as by read() into fresh memory
+  cow_faults INTEGER NOT NULL,                  -- of faults: writes to what a fork shares
+  zero_upgrades INTEGER NOT NULL,               -- of faults: writes after a read had got the zero page
+  after_munmap INTEGER NOT NULL,                -- of repeat_faults: the page was last released by munmap
+  after_trim INTEGER NOT NULL,                  -- likewise: by trimming a heap's top
+  after_malloc_trim INTEGER NOT NULL,           -- likewise: by malloc_trim, inside the heap
+  after_madvise INTEGER NOT NULL                -- likewise: by the program's madvise
+);
+
+-- Memory system calls by stack, and over all stacks (stack NULL), with their distribution.
+CREATE TABLE syscall_cost (
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  stack INTEGER,                                -- NULL: all stacks together
+  name TEXT NOT NULL,                           -- as in syscall
+  origin TEXT NOT NULL,                         -- as in syscall; the recorder's own are left out
+  cause TEXT NOT NULL,                          -- as in syscall; empty for the program's own
+  count INTEGER NOT NULL,                       -- calls
+  ns INTEGER NOT NULL,                          -- time in them
+  p50_ns INTEGER NOT NULL,                      -- the median's duration
+  p99_ns INTEGER NOT NULL,                      -- 99 of 100 are no longer
+  max_ns INTEGER NOT NULL                       -- longest
 );
 
 -- The books at each snapshot: is what the replay says of the heap what the kernel says? The program runs on while a snapshot is

@@ -13,6 +13,14 @@ bool SiteAccount::is_empty() const {
          inherited_blocks == 0 && temporary == 0;
 }
 
+void FaultCounts::add(const FaultCounts& more) {
+  faults += more.faults;
+  repeat_faults += more.repeat_faults;
+  cow_faults += more.cow_faults;
+  zero_upgrades += more.zero_upgrades;
+  for (size_t i = 0; i < after.size(); ++i) after[i] += more.after[i];
+}
+
 Accounts::Accounts(int64_t start_ns, int64_t end_ns, int64_t calls) : start_ns_(start_ns) {
   const int64_t span_ns = std::max<int64_t>(end_ns - start_ns, 1);
   bucket_ns_ = span_ns / static_cast<int64_t>(kTimelineParts) + 1;
@@ -167,9 +175,14 @@ void Accounts::charge_unmapping(const SyscallRow& call) {
 void Accounts::on_fault(const FaultFact& fact) {
   ++faults_;
   if (fact.block_id != 0) ++site(fact.site).faults;
-  FaultCounts& counts = fault_sites_[{fact.site, fact.row.kernel ? 0 : fact.row.ip, fact.region}];
+  FaultCounts& counts =
+      fault_sites_[{fact.site, fact.row.kernel ? 0 : fact.row.ip, fact.region, fact.row.kernel}];
   ++counts.faults;
-  if (fact.touch == schema::Touch::kRepeat) ++counts.repeat_faults;
+  counts.cow_faults += fact.touch == schema::Touch::kCow;
+  counts.zero_upgrades += fact.touch == schema::Touch::kZeroUpgrade;
+  if (fact.touch != schema::Touch::kRepeat) return;
+  ++counts.repeat_faults;
+  ++counts.after[static_cast<size_t>(fact.after)];
 }
 
 void Accounts::on_step(const Replay& replay) {

@@ -51,16 +51,21 @@ struct FaultKey {
   uint32_t stack = 0;
   uint64_t ip = 0;  // 0: touched by the kernel, or not known.
   Region region = Region::kOther;
+  bool kernel = false;  // Touched in kernel mode: read() into fresh memory.
   bool operator==(const FaultKey&) const = default;
 };
 struct FaultKeyHash {
   size_t operator()(const FaultKey& key) const {
     return (key.ip * 0x9E3779B97F4A7C15u) ^ (uint64_t{key.stack} << 8) ^
-           static_cast<uint64_t>(key.region);
+           static_cast<uint64_t>(key.region) << 1 ^ static_cast<uint64_t>(key.kernel);
   }
 };
 struct FaultCounts {
   uint64_t faults = 0, repeat_faults = 0;
+  uint64_t cow_faults = 0, zero_upgrades = 0;
+  std::array<uint64_t, kReleaseKinds> after{};  // Of the repeat faults, by what had released.
+
+  void add(const FaultCounts& more);
 };
 
 class Accounts : public ReplayObserver {

@@ -16,6 +16,7 @@
 #include "analyzer/finalize/fault_cost.h"
 #include "analyzer/finalize/fidelity.h"
 #include "analyzer/finalize/ledger_pass.h"
+#include "analyzer/finalize/syscall_costs.h"
 #include "analyzer/finalize/touching_frames.h"
 #include "analyzer/replay/heap_image.h"
 #include "analyzer/symbols/symbolize.h"
@@ -80,6 +81,7 @@ class ProcessPass {
     write_timeline();
     write_usage();
     write_fault_sites();
+    write_syscall_costs(db_, process_.id);
     write_damage();
     if (accounts_.held_bytes_peak() == 0 && accounts_.calls() == 0) return;
     write_images_on_the_way();
@@ -205,21 +207,26 @@ class ProcessPass {
       uint32_t stack;
       std::optional<int64_t> frame;
       Region region;
+      bool kernel;
       auto operator<=>(const Key&) const = default;
     };
     std::map<Key, FaultCounts> rows;
     for (const auto& [key, counts] : accounts_.fault_sites()) {
       const auto frame = key.ip == 0 ? std::nullopt : frames_.frame_of(process_.id, key.ip);
-      FaultCounts& row = rows[{key.stack, frame, key.region}];
-      row.faults += counts.faults;
-      row.repeat_faults += counts.repeat_faults;
+      rows[{key.stack, frame, key.region, key.kernel}].add(counts);
     }
     schema::Statement insert =
-        db_.prepare("INSERT INTO fault_site VALUES (?, ?, ?, ?, ?, ?, ?, ?)");
+        db_.prepare("INSERT INTO fault_site VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)");
+    const auto after = [](const FaultCounts& counts, Release release) {
+      return counts.after[static_cast<size_t>(release)];
+    };
     for (const auto& [key, counts] : rows) {
       insert.run_with(process_.id, key.stack, key.frame, region_name(key.region), counts.faults,
                       counts.repeat_faults, counts.faults * info_.page_bytes,
-                      static_cast<int64_t>(counts.faults) * ns_per_fault_);
+                      static_cast<int64_t>(counts.faults) * ns_per_fault_, key.kernel ? 1 : 0,
+                      counts.cow_faults, counts.zero_upgrades, after(counts, Release::kMunmap),
+                      after(counts, Release::kTrim), after(counts, Release::kMallocTrim),
+                      after(counts, Release::kMadvise));
     }
   }
 
@@ -352,7 +359,7 @@ std::vector<const ProcessInfo*> recorded_by_start(const TraceInfo& info) {
 constexpr const char* kOwnTables[] = {
     "call_count",    "site",        "site_batch", "timeline", "fragmentation", "free_histogram",
     "pinner",        "fault_site",  "fidelity",   "balance",  "ledger",        "ledger_region",
-    "ledger_moment", "page_holder", "size_class", "lifetime", "thread_use"};
+    "ledger_moment", "page_holder", "size_class", "lifetime", "thread_use",    "syscall_cost"};
 
 // While it lives, changed pages stay in memory until the commit, however many: another connection
 // of ours reads, and writing them earlier would wait for it.

@@ -76,6 +76,7 @@ void LedgerPass::on_snapshot(const Replay& replay, const SnapshotMoment& moment)
     if (wanted.snapshot != moment.id) continue;
     Image image{wanted, balance, HeapLedger(replay, notes_.arenas_at(process_, moment.end_ns))};
     if (balance.kernel.has_pages) image.heap.set_kernel_bytes(balance.kernel.resident);
+    image.balance.kernel.resident = {};
     images_.push_back(std::move(image));
   }
   balance.kernel.resident.clear();

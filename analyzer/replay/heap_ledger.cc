@@ -13,12 +13,20 @@ constexpr uint64_t kHeapBytesMax = 64 << 20;
 const char* const kMainName = "main heap";
 const char* const kMappedName = "mapped blocks";
 
+uint64_t resident_bytes_of(const PageSet& resident, uint64_t start, uint64_t end) {
+  if (start >= end) return 0;
+  // Most blocks are within a page.
+  if (start / kPageBytes == (end - 1) / kPageBytes) {
+    return resident.contains(start) ? end - start : 0;
+  }
+  return resident.bytes(start, end);
+}
+
 }  // namespace
 
 HeapLedger::HeapLedger(const Replay& replay, const ArenaHeaps& arenas) : at_ns_(replay.now_ns()) {
   const MemoryMap& memory = replay.memory();
   held_bytes_ = memory.held_bytes();
-  resident_ = memory.resident();
   std::vector<Extent> blocks;
   blocks.reserve(replay.live().blocks());
   replay.live().for_each([&](const Block& block) {
@@ -54,17 +62,12 @@ uint32_t HeapLedger::part_of(uint64_t start, const HeldRange& range, const Arena
   return static_cast<uint32_t>(parts_.size() - 1);
 }
 
-uint64_t HeapLedger::resident(uint64_t start, uint64_t end) const {
-  if (start >= end) return 0;
-  if (start / kPageBytes == (end - 1) / kPageBytes) {
-    return resident_.contains(start) ? end - start : 0;
-  }
-  return resident_.bytes(start, end);
-}
-
 void HeapLedger::walk(uint64_t start, const HeldRange& range, uint32_t part_number,
                       const MemoryMap& memory, const std::vector<Extent>& blocks, size_t& next) {
   HeapPart& part = parts_[part_number];
+  const auto resident = [&](uint64_t from, uint64_t to) {
+    return resident_bytes_of(memory.resident(), from, to);
+  };
   const bool mapped = range.kind == RangeKind::kMapped;
   uint64_t cursor = start;
   bool has_block = false;
@@ -94,7 +97,7 @@ void HeapLedger::walk(uint64_t start, const HeldRange& range, uint32_t part_numb
 
 void HeapLedger::add_gap(uint64_t start, uint64_t end, uint32_t part, const MemoryMap& memory,
                          bool is_last) {
-  const uint64_t bytes = resident(start, end);
+  const uint64_t bytes = resident_bytes_of(memory.resident(), start, end);
   if (bytes == 0) return;
   if (end - start < kChunkBytesMin) {
     parts_[part].overhead += bytes;
@@ -106,14 +109,37 @@ void HeapLedger::add_gap(uint64_t start, uint64_t end, uint32_t part, const Memo
        at += kHeapBytesMax) {
     used_end = std::max(used_end, memory.used().end_at(std::min(at, end - 1)));
   }
-  gaps_.push_back({start, end, used_end, part, is_last});
+  const size_t ranges = gap_ranges_.size();
+  memory.resident().for_each(start, end, [&](uint64_t page) {
+    const uint64_t from = std::max(start, page);
+    const uint64_t to = std::min(end, page + kPageBytes);
+    if (gap_ranges_.size() > ranges && gap_ranges_.back().second == from) {
+      gap_ranges_.back().second = to;
+    } else {
+      gap_ranges_.emplace_back(from, to);
+    }
+  });
+  gaps_.push_back({start, end, used_end, ranges, gap_ranges_.size(), part, is_last});
+}
+
+uint64_t HeapLedger::resident_in(const Gap& gap, uint64_t start, uint64_t end) const {
+  const auto range = [&](size_t index) {
+    return gap_ranges_.begin() + static_cast<std::ptrdiff_t>(index);
+  };
+  uint64_t bytes = 0;
+  for (auto it = std::partition_point(range(gap.ranges), range(gap.ranges_end),
+                                      [&](const auto& known) { return known.second <= start; });
+       it != range(gap.ranges_end) && it->first < end; ++it) {
+    bytes += std::min(end, it->second) - std::max(start, it->first);
+  }
+  return bytes;
 }
 
 // Above the end of use nothing was ever anybody's.
 void HeapLedger::add_free(const Gap& gap, uint64_t start, uint64_t end, uint64_t HeapPart::*kind) {
   const uint64_t used = std::clamp(gap.used_end, start, end);
-  parts_[gap.part].*kind += resident(start, used);
-  parts_[gap.part].never_used += resident(used, end);
+  parts_[gap.part].*kind += resident_in(gap, start, used);
+  parts_[gap.part].never_used += resident_in(gap, used, end);
 }
 
 bool HeapLedger::classify_gap(const Gap& gap, const std::vector<FreePiece>& pieces, size_t& next) {
@@ -129,13 +155,13 @@ bool HeapLedger::classify_gap(const Gap& gap, const std::vector<FreePiece>& piec
     const FreePiece& piece = pieces[i];
     switch (piece.kind) {
       case heap::FreeKind::kOwn:
-        parts_[gap.part].own += resident(piece.start, piece.end);
+        parts_[gap.part].own += resident_in(gap, piece.start, piece.end);
         break;
       case heap::FreeKind::kCache:
-        parts_[gap.part].in_cache += resident(piece.start, piece.end);
+        parts_[gap.part].in_cache += resident_in(gap, piece.start, piece.end);
         break;
       case heap::FreeKind::kBin:
-        parts_[gap.part].in_bins += resident(piece.start, piece.end);
+        parts_[gap.part].in_bins += resident_in(gap, piece.start, piece.end);
         break;
       case heap::FreeKind::kTop:
         add_free(gap, piece.start, piece.end, &HeapPart::in_top);
@@ -156,6 +182,7 @@ void HeapLedger::classify(std::vector<FreePiece> pieces) {
     add_free(gap, gap.start, gap.end, top ? &HeapPart::in_top : &HeapPart::free_unknown);
   }
   gaps_.clear();
+  gap_ranges_.clear();
 }
 
 void HeapLedger::set_kernel_bytes(const AddressRanges& resident) {

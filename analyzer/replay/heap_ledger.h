@@ -9,7 +9,7 @@
 // raced otherwise), and the gap is free without a kind.
 //
 // Invariant: the lines of all parts add up to the resident bytes of the held memory.
-// Thread safety: plain values. Memory: the gaps with resident bytes, a bit per page.
+// Thread safety: plain values. Memory: the gaps with resident bytes, until they are classified.
 #pragma once
 
 #include <cstdint>
@@ -62,6 +62,8 @@ class HeapLedger {
   struct Gap {
     uint64_t start, end;
     uint64_t used_end;  // Bytes above it were never used.
+    size_t ranges;      // First of its resident ranges,
+    size_t ranges_end;
     uint32_t part;
     bool is_last;  // Of the brk heap.
   };
@@ -79,14 +81,14 @@ class HeapLedger {
   void add_gap(uint64_t start, uint64_t end, uint32_t part, const MemoryMap& memory, bool is_last);
   bool classify_gap(const Gap& gap, const std::vector<FreePiece>& pieces, size_t& next);
   void add_free(const Gap& gap, uint64_t start, uint64_t end, uint64_t HeapPart::*kind);
-  uint64_t resident(uint64_t start, uint64_t end) const;
+  uint64_t resident_in(const Gap& gap, uint64_t start, uint64_t end) const;
 
   int64_t at_ns_ = 0;
   uint64_t held_bytes_ = 0, unfaulted_bytes_ = 0, touched_absent_bytes_ = 0;
-  PageSet resident_;
   std::vector<HeapPart> parts_;
   std::vector<Held> held_;
   std::vector<Gap> gaps_;
+  AddressRanges gap_ranges_;  // What is resident of the gaps.
 };
 
 }  // namespace heapledger::analyzer

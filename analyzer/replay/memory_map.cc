@@ -22,12 +22,20 @@ const char* region_name(Region region) {
   switch (region) {
     case Region::kHeap:
       return "heap";
+    case Region::kArena:
+      return "arena";
     case Region::kBlock:
       return "block";
     case Region::kOther:
       break;
   }
   return "other";
+}
+
+const char* release_name(Release release) {
+  constexpr const char* kNames[kReleaseKinds] = {"",        "munmap",      "trim", "malloc_trim",
+                                                 "madvise", "another call"};
+  return kNames[static_cast<size_t>(release)];
 }
 
 void MemoryMap::enter(const SyscallRow& call) {
@@ -50,6 +58,7 @@ void MemoryMap::enter(const SyscallRow& call) {
         break;
       }
       // The allocator's own tables are no heap; a reservation is held once it is made accessible.
+      if (call.cause == "trim heap") release_by(call, got, got_end, false, Release::kTrim);
       if (call.cause == "registry" || call.args[2] == PROT_NONE) break;
       const bool block = call.cause.empty() || call.cause == "map block";
       queue({call.time_ns + call.duration_ns,
@@ -61,14 +70,19 @@ void MemoryMap::enter(const SyscallRow& call) {
       break;
     }
     case SyscallName::kMunmap:
-      release(start, end, false);
+      release_by(call, start, end, false, Release::kMunmap);
       if (!ours) forget(start, end);
       break;
     case SyscallName::kMremap:
       remap(call);
       break;
     case SyscallName::kMadvise:
-      if (call.args[2] == MADV_DONTNEED || call.args[2] == MADV_REMOVE) release(start, end, true);
+      if (call.args[2] == MADV_DONTNEED || call.args[2] == MADV_REMOVE) {
+        const Release by = !ours                       ? Release::kMadvise
+                           : call.cause == "trim heap" ? Release::kTrim
+                                                       : Release::kMallocTrim;
+        release_by(call, start, end, true, by);
+      }
       break;
     case SyscallName::kMprotect:
       if (ours) protect(call);
@@ -81,7 +95,8 @@ void MemoryMap::move_break(const SyscallRow& call) {
   const uint64_t before = break_end_ == 0 ? now : break_end_;
   break_end_ = now;
   if (now < before) {
-    release(now, before, false);
+    const bool ours = call.origin == Origin::kAllocator;
+    release_by(call, now, before, false, ours ? Release::kTrim : Release::kOther);
   } else if (now > before && call.origin == Origin::kAllocator) {
     queue({call.time_ns + call.duration_ns, before, now, RangeKind::kBreak, call.stack, {}});
   }
@@ -97,10 +112,10 @@ void MemoryMap::remap(const SyscallRow& call) {
   std::vector<uint64_t> moved;
   resident_.for_each(old_start, old_end, [&](uint64_t page) { moved.push_back(page - old_start); });
   if (start == old_start) {
-    if (end < old_end) release(end, old_end, false);
+    if (end < old_end) release_by(call, end, old_end, false, Release::kOther);
     if (end <= old_end) return;
   } else {
-    release(old_start, old_end, false);
+    release_by(call, old_start, old_end, false, Release::kOther);
     // They moved: touching the old address again is a first touch of something else.
     forget(old_start, old_end);
   }
@@ -122,14 +137,29 @@ void MemoryMap::protect(const SyscallRow& call) {
   const uint64_t start = call.args[0];
   const uint64_t end = start + page_up(call.args[1]);
   if (call.args[2] == PROT_NONE) {
-    release(start, end, false);
+    release_by(call, start, end, false, Release::kTrim);
   } else if (held_.find(start) == nullptr) {
     queue({call.time_ns + call.duration_ns, start, end, RangeKind::kHeap, call.stack, {}});
   }
 }
 
-void MemoryMap::release(uint64_t start, uint64_t end, bool keep_range) {
+void MemoryMap::release_by(const SyscallRow& call, uint64_t start, uint64_t end, bool keep_range,
+                           Release by) {
+  const uint64_t before = held_resident_pages_;
+  release(start, end, keep_range, by);
+  if (before == held_resident_pages_) return;
+  std::erase_if(releasing_, [&](const Releasing& other) { return other.return_ns < call.time_ns; });
+  releasing_.push_back(
+      {call.time_ns + call.duration_ns, start, end, before - held_resident_pages_});
+}
+
+void MemoryMap::release(uint64_t start, uint64_t end, bool keep_range, Release by) {
   held_resident_pages_ -= held_resident_in(start, end);
+  // Whole pages only, as remove() takes them.
+  const uint64_t first_page = (start + kPageBytes - 1) / kPageBytes * kPageBytes;
+  const uint64_t page_end = end / kPageBytes * kPageBytes;
+  for (PageSet& released : released_) released.remove_common(resident_, first_page, page_end);
+  released_[static_cast<size_t>(by)].add_common(resident_, first_page, page_end);
   resident_.remove(start, end);
   shared_.remove(start, end);
   unfaulted_.remove(start, end);
@@ -150,6 +180,7 @@ void MemoryMap::forget(uint64_t start, uint64_t end) {
   shared_.remove(start, end);
   unfaulted_.remove(start, end);
   touched_absent_.remove(start, end);
+  for (PageSet& released : released_) released.remove(start, end);
   if (window_open_) window_changed_.add_range(start, end);
 }
 
@@ -229,12 +260,28 @@ bool MemoryMap::seen_resident(uint64_t address) {
   return true;
 }
 
-void MemoryMap::seen_absent(uint64_t start, uint64_t end) { release(start, end, true); }
+void MemoryMap::seen_absent(uint64_t start, uint64_t end) {
+  release(start, end, true, Release::kOther);
+}
 
-void MemoryMap::begin_window() {
+Release MemoryMap::last_release(uint64_t address) const {
+  for (size_t i = 1; i < kReleaseKinds; ++i) {
+    if (released_[i].contains(address)) return static_cast<Release>(i);
+  }
+  return Release::kNone;
+}
+
+// A release counts from its entry, but its pages go some time before its return.
+void MemoryMap::begin_window(int64_t now_ns) {
   window_open_ = true;
   window_ = {held_resident_pages_, held_resident_pages_, {}};
   window_changed_.clear();
+  std::erase_if(releasing_, [&](const Releasing& other) { return other.return_ns < now_ns; });
+  for (const Releasing& other : releasing_) {
+    window_.held_resident_max += other.pages;
+    window_.held.emplace_back(other.start, other.end);
+    window_changed_.add_range(other.start, other.end);
+  }
   for (const auto& [start, range] : held_.ranges()) window_.held.emplace_back(start, range.end);
 }
 
@@ -295,13 +342,13 @@ ResidencyWindow MemoryMap::end_window() {
 }
 
 Region MemoryMap::region(uint64_t address) const {
-  if (const HeldRange* range = held_.find(address)) {
-    return range->kind == RangeKind::kMapped ? Region::kBlock : Region::kHeap;
-  }
+  const auto region_of = [](RangeKind kind) {
+    if (kind == RangeKind::kMapped) return Region::kBlock;
+    return kind == RangeKind::kBreak ? Region::kHeap : Region::kArena;
+  };
+  if (const HeldRange* range = held_.find(address)) return region_of(range->kind);
   for (const Acquisition& next : queue_) {
-    if (address >= next.start && address < next.end) {
-      return next.kind == RangeKind::kMapped ? Region::kBlock : Region::kHeap;
-    }
+    if (address >= next.start && address < next.end) return region_of(next.kind);
   }
   return Region::kOther;
 }

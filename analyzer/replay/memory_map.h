@@ -17,6 +17,8 @@
 // Thread safety: none.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -45,8 +47,14 @@ struct SyscallRow {
   bool failed() const { return result < 0 && result >= -4095; }
 };
 
-enum class Region : uint8_t { kHeap, kBlock, kOther };
+// kHeap: the brk heap; kArena: memory in chunks that did not come from the break.
+enum class Region : uint8_t { kHeap, kArena, kBlock, kOther };
 const char* region_name(Region region);
+
+// What took a page away, so that touching it again is paid a second time.
+enum class Release : uint8_t { kNone, kMunmap, kTrim, kMallocTrim, kMadvise, kOther };
+inline constexpr size_t kReleaseKinds = 6;
+const char* release_name(Release release);
 
 // What the heap's residency was while a snapshot was taken, from its begin to its end.
 struct ResidencyWindow {
@@ -77,7 +85,7 @@ class MemoryMap {
   // Around a snapshot: the map as it is at begin and, with note_window() after each event, until
   // end_window(). Between the last event and end_window(), correct() says what the snapshot showed:
   // all of [start, end) or none.
-  void begin_window();
+  void begin_window(int64_t now_ns);
   bool window_is_open() const { return window_open_; }
   void note_window();
   void correct(uint64_t start, uint64_t end, bool resident);
@@ -91,6 +99,8 @@ class MemoryMap {
   void note_used(uint64_t start, uint64_t end) { used_.note(start, end); }
   const UsedEnds& used() const { return used_; }
 
+  // The call that released the page last; kNone where none did.
+  Release last_release(uint64_t address) const;
   bool was_ever_resident(uint64_t address) const { return ever_.contains(address); }
   // A fork: from here on both sides share what is resident, until they write to it.
   void share_pages() { shared_ = resident_; }
@@ -112,11 +122,20 @@ class MemoryMap {
     std::vector<uint64_t> moved_pages;  // Offsets of pages that come along (mremap).
   };
 
+  // A release that may still have been under way when a snapshot began.
+  struct Releasing {
+    int64_t return_ns;
+    uint64_t start, end;
+    uint64_t pages;  // Of the heap.
+  };
+
+  void release_by(const SyscallRow& call, uint64_t start, uint64_t end, bool keep_range,
+                  Release by);
   void move_break(const SyscallRow& call);
   void remap(const SyscallRow& call);
   void protect(const SyscallRow& call);
   // Takes the pages away, and the range too unless it is kept.
-  void release(uint64_t start, uint64_t end, bool keep_range);
+  void release(uint64_t start, uint64_t end, bool keep_range, Release by);
   void forget(uint64_t start, uint64_t end);
   schema::Touch foreign_touch(uint64_t address, bool resident) const;
   void queue(Acquisition acquisition);
@@ -133,7 +152,9 @@ class MemoryMap {
   uint64_t held_resident_pages_ = 0;
   PageSet unfaulted_;
   PageSet touched_absent_;
+  std::array<PageSet, kReleaseKinds> released_;  // Pages that were resident, by what took them.
 
+  std::vector<Releasing> releasing_;  // The latest; see begin_window().
   bool window_open_ = false;
   ResidencyWindow window_;  // Its minimum and maximum in pages.
   PageSet window_changed_;  // Pages that came or went in it.

@@ -176,4 +176,27 @@ void PageSet::add_range(uint64_t start, uint64_t end) {
   }
 }
 
+void PageSet::add_common(const PageSet& other, uint64_t start, uint64_t end) {
+  if (start >= end) return;
+  other.each_leaf(start / kPageBytes, (end + kPageBytes - 1) / kPageBytes,
+                  [&](const Leaf& theirs, uint64_t base, uint64_t from, uint64_t to) {
+                    Leaf& ours = make_leaf(base);
+                    each_word(from, to, [&](uint64_t word, uint64_t mask) {
+                      ours.words[word] |= theirs.words[word] & mask;
+                    });
+                  });
+}
+
+void PageSet::remove_common(const PageSet& other, uint64_t start, uint64_t end) {
+  if (start >= end || leaves_.empty()) return;
+  other.each_leaf(start / kPageBytes, (end + kPageBytes - 1) / kPageBytes,
+                  [&](const Leaf& theirs, uint64_t base, uint64_t from, uint64_t to) {
+                    Leaf* ours = leaf(base);
+                    if (ours == nullptr) return;
+                    each_word(from, to, [&](uint64_t word, uint64_t mask) {
+                      ours->words[word] &= ~(theirs.words[word] & mask);
+                    });
+                  });
+}
+
 }  // namespace heapledger::analyzer

@@ -41,6 +41,9 @@ class PageSet {
   void for_each_missing(uint64_t start, uint64_t end,
                         const std::function<void(uint64_t)>& visit) const;
   void add_range(uint64_t start, uint64_t end);
+  // The pages of [start, end) that are in `other`, too: into this set, or out of it.
+  void add_common(const PageSet& other, uint64_t start, uint64_t end);
+  void remove_common(const PageSet& other, uint64_t start, uint64_t end);
   void clear();
 
  private:

@@ -238,7 +238,7 @@ void Replay::run(uint64_t step_max, int64_t time_max_ns) {
       if (in.in_snapshot) {
         end_snapshot();
       } else {
-        memory_.begin_window();
+        memory_.begin_window(now_ns_);
         in.in_snapshot = true;
       }
       continue;
@@ -328,8 +328,14 @@ void Replay::play_syscall(const SyscallRow& call) {
 }
 
 void Replay::play_fault(const schema::FaultRow& row, FaultStream::Place place) {
-  WaitingFault fault{{row, memory_.fault(row.address), memory_.region(row.address), 0, 0, false},
-                     std::move(place)};
+  WaitingFault fault;
+  fault.fact.row = row;
+  fault.fact.touch = memory_.fault(row.address);
+  if (fault.fact.touch == schema::Touch::kRepeat) {
+    fault.fact.after = memory_.last_release(row.address);
+  }
+  fault.fact.region = memory_.region(row.address);
+  fault.place = std::move(place);
   if (!own_) return;
   const Block* block = live_.covering(row.address);
   if (block == nullptr && fault.fact.region != Region::kOther) {
@@ -428,6 +434,7 @@ void Replay::show_run(uint64_t start, uint64_t end, bool resident) {
     fact.row.time_ns = now_ns_;
     fact.row.address = page;
     fact.touch = again ? schema::Touch::kRepeat : schema::Touch::kFirst;
+    if (again) fact.after = memory_.last_release(page);
     fact.region = memory_.region(page);
     fact.from_snapshot = true;
     if (const Block* block = live_.first_in(page, page + kPageBytes)) {

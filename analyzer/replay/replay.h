@@ -36,6 +36,7 @@ namespace heapledger::analyzer {
 struct FaultFact {
   schema::FaultRow row;
   schema::Touch touch = schema::Touch::kUnknown;
+  Release after = Release::kNone;  // Of a repeat touch: what had released the page.
   Region region = Region::kOther;
   uint64_t block_id = 0;  // 0: in no block.
   uint32_t site = 0;

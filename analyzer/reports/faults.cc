@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Page faults by the stack that allocated the page, with the function that touched it.
+// Page faults by the stack that allocated the page, with the function that touched it and, of pages
+// paid for again, the call that had released them.
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
+#include <iterator>
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "analyzer/render/units.h"
@@ -14,19 +18,61 @@ namespace heapledger::analyzer {
 
 namespace {
 
+constexpr std::pair<const char*, const char*> kReleases[] = {
+    {"after_munmap", "munmap"},
+    {"after_trim", "trim"},
+    {"after_malloc_trim", "malloc_trim"},
+    {"after_madvise", "madvise"},
+};
+
 struct Key {
   int64_t stack;
   std::string region;
+  bool kernel;
   auto operator<=>(const Key&) const = default;
 };
 struct Counts {
   int64_t faults = 0, repeat_faults = 0, bytes = 0, ns_estimate = 0;
+  int64_t cow_faults = 0, zero_upgrades = 0;
+  std::array<int64_t, std::size(kReleases)> after{};
   std::map<std::string, int64_t> touched_by;
+
+  void add_row(const schema::Statement& row) {
+    faults += row.column_int(3);
+    repeat_faults += row.column_int(4);
+    bytes += row.column_int(5);
+    ns_estimate += row.column_int(6);
+    cow_faults += row.column_int(7);
+    zero_upgrades += row.column_int(8);
+    for (size_t i = 0; i < after.size(); ++i) after[i] += row.column_int(9 + static_cast<int>(i));
+  }
 };
+constexpr int kTouchedByColumn = 9 + static_cast<int>(std::size(kReleases));
+
+// "trim 20, munmap 3": the releases that repeat faults followed.
+std::string releases_text(const Counts& counts) {
+  std::string text;
+  int64_t rest = counts.repeat_faults;
+  const auto add = [&](int64_t count, const char* name) {
+    if (count == 0) return;
+    text += fmt::format("{}{} {}", text.empty() ? "" : ", ", name, human_count(count));
+  };
+  for (size_t i = 0; i < counts.after.size(); ++i) {
+    add(counts.after[i], kReleases[i].second);
+    rest -= counts.after[i];
+  }
+  add(rest, "other");
+  return text;
+}
+
+std::string where_text(const Key& key) { return key.kernel ? key.region + ", kernel" : key.region; }
 
 std::string touching_function(Trace& trace, const schema::Statement& row, int column) {
   const auto frame = row.column_optional_int(column);
-  if (!frame) return trace.info.faults_have_addresses() ? "[kernel or unknown code]" : "";
+  if (!frame) {
+    if (!trace.info.faults_have_addresses()) return "";
+    return row.column_int(2) != 0 ? "[kernel]" : "[unknown code]";
+  }
   const FrameText& text = trace.stacks->frame(*frame).back();
   // The function whose code it is: a memset inlined twice is one toucher.
   return text.function.empty() ? frame_label(text, false) : text.function;
@@ -48,38 +94,98 @@ Cell block_stack(const Trace& trace, const Key& key) {
   return StackText{{text, "", 0, "", 0}};
 }
 
+using Rows = std::map<Key, Counts>;
+
+Rows load_rows(const ReportInput& input) {
+  Trace& trace = input.trace();
+  Rows rows;
+  schema::Statement select = trace.db.prepare(
+      "SELECT stack, region, kernel, faults, repeat_faults, bytes, ns_estimate, cow_faults,"
+      " zero_upgrades, after_munmap, after_trim, after_malloc_trim, after_madvise, touched_by"
+      " FROM fault_site WHERE " +
+      process_condition(input));
+  while (select.step()) {
+    Counts& counts = rows[{select.column_int(0), select.column_text(1), select.column_int(2) != 0}];
+    counts.add_row(select);
+    counts.touched_by[touching_function(trace, select, kTouchedByColumn)] += select.column_int(3);
+  }
+  return rows;
+}
+
+Table site_table(Trace& trace, const Rows& rows) {
+  std::vector<Column> columns = {{"faults", "faults", Unit::kCount, true},
+                                 {"repeat_faults", "repeat", Unit::kCount, true},
+                                 {"bytes", "pages", Unit::kBytes, true},
+                                 {"ns_estimate", "time (est.)", Unit::kNs, true},
+                                 {"where", "region", Unit::kText},
+                                 {"touched_by", "touched by", Unit::kText},
+                                 {"repeat_after", "again after", Unit::kText},
+                                 {"region", "", Unit::kText},
+                                 {"mode", "", Unit::kText},
+                                 {"cow_faults", "", Unit::kCount, true},
+                                 {"zero_upgrades", "", Unit::kCount, true}};
+  for (const auto& [key, name] : kReleases) columns.push_back({key, "", Unit::kCount, true});
+  columns.push_back({"stack", "", Unit::kText});
+  Table table("sites", "By the stack that allocated the page", std::move(columns));
+  for (const auto& [key, counts] : rows) {
+    Row row{counts.faults,         counts.repeat_faults, counts.bytes,
+            counts.ns_estimate,    where_text(key),      most(counts.touched_by),
+            releases_text(counts), key.region,           key.kernel ? "kernel" : "user",
+            counts.cow_faults,     counts.zero_upgrades};
+    for (const int64_t count : counts.after) row.push_back(count);
+    row.push_back(block_stack(trace, key));
+    table.add(std::move(row));
+  }
+  table.sort_by("faults");
+  return table;
+}
+
+// What the faults were for, by region.
+Table touch_table(const Rows& rows, int64_t ns_per_fault) {
+  Table table("touches", "By region and kind of touch",
+              {{"region", "region", Unit::kText},
+               {"mode", "mode", Unit::kText},
+               {"touch", "touch", Unit::kText},
+               {"faults", "faults", Unit::kCount, true},
+               {"ns_estimate", "time (est.)", Unit::kNs, true}});
+  std::map<std::pair<std::string, bool>, Counts> regions;
+  for (const auto& [key, counts] : rows) {
+    Counts& sum = regions[{key.region, key.kernel}];
+    sum.faults += counts.faults;
+    sum.repeat_faults += counts.repeat_faults;
+    sum.cow_faults += counts.cow_faults;
+    sum.zero_upgrades += counts.zero_upgrades;
+    for (size_t i = 0; i < sum.after.size(); ++i) sum.after[i] += counts.after[i];
+  }
+  for (const auto& [key, sum] : regions) {
+    const auto add = [&, &region = key.first, kernel = key.second](const std::string& touch,
+                                                                   int64_t faults) {
+      if (faults == 0) return;
+      table.add({region, kernel ? "kernel" : "user", touch, faults, faults * ns_per_fault});
+    };
+    int64_t rest = sum.repeat_faults;
+    add("first", sum.faults - sum.repeat_faults - sum.cow_faults - sum.zero_upgrades);
+    add("write after a read of the zero page", sum.zero_upgrades);
+    add("copy after a fork", sum.cow_faults);
+    for (size_t i = 0; i < sum.after.size(); ++i) {
+      add(fmt::format("again, after {}", kReleases[i].second), sum.after[i]);
+      rest -= sum.after[i];
+    }
+    add("again", rest);
+  }
+  table.sort_by("faults");
+  return table;
+}
+
 }  // namespace
 
 Document run_faults(const ReportInput& input) {
   Trace& trace = input.trace();
   const FaultTotals totals = fault_totals(input);
-  Table table("sites", "By the stack that allocated the page",
-              {{"faults", "faults", Unit::kCount, true},
-               {"repeat_faults", "repeat", Unit::kCount, true},
-               {"bytes", "pages", Unit::kBytes, true},
-               {"ns_estimate", "time (est.)", Unit::kNs, true},
-               {"region", "region", Unit::kText},
-               {"touched_by", "touched by", Unit::kText},
-               {"stack", "", Unit::kText}});
-  std::map<Key, Counts> rows;
-  schema::Statement select = trace.db.prepare(
-      "SELECT stack, region, faults, repeat_faults, bytes, ns_estimate, touched_by"
-      " FROM fault_site WHERE " +
-      process_condition(input));
-  while (select.step()) {
-    Counts& counts = rows[{select.column_int(0), select.column_text(1)}];
-    counts.faults += select.column_int(2);
-    counts.repeat_faults += select.column_int(3);
-    counts.bytes += select.column_int(4);
-    counts.ns_estimate += select.column_int(5);
-    counts.touched_by[touching_function(trace, select, 6)] += select.column_int(2);
-  }
-  for (const auto& [key, counts] : rows) {
-    table.add({counts.faults, counts.repeat_faults, counts.bytes, counts.ns_estimate, key.region,
-               most(counts.touched_by), block_stack(trace, key)});
-  }
-  table.sort_by("faults");
-  table.totals["faults"] = totals.minor + totals.major;
+  const Rows rows = load_rows(input);
+  Table sites = site_table(trace, rows);
+  Table touches = touch_table(rows, totals.ns_per_fault);
+  sites.totals["faults"] = touches.totals["faults"] = totals.minor + totals.major;
   Document document;
   document.json["source"] = totals.source;
   document.json["total"] = {{"faults", totals.minor + totals.major},
@@ -88,7 +194,8 @@ Document run_faults(const ReportInput& input) {
                             {"ns_estimate", totals.ns_estimate},
                             {"ns_per_fault", totals.ns_per_fault}};
   document.sections.push_back({"Page faults", fault_lines(totals), std::nullopt});
-  document.add_table(std::move(table));
+  document.add_table(std::move(touches));
+  document.add_table(std::move(sites));
   if (totals.source == "none") {
     document.notes.push_back("page faults were not recorded");
   } else if (!trace.info.faults_have_addresses()) {

@@ -225,8 +225,9 @@ class Finder {
 
   // Pages of the chunked heap that came back; those of mapped blocks are churn.
   void find_refaults() {
-    const int64_t repeats =
-        integer("SELECT sum(repeat_faults) FROM fault_site WHERE region = 'heap' AND process = {}");
+    const int64_t repeats = integer(
+        "SELECT sum(repeat_faults) FROM fault_site WHERE region IN ('heap', 'arena') AND process = "
+        "{}");
     const int64_t ns = repeats * ns_per_fault_;
     if (!is_dear(ns)) return;
     schema::Statement select = db_.prepare(
