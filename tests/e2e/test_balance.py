@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The books balance: a victim at rest against its own account and the kernel's, line by line; real programs at every snapshot."""
+
+import os
+import shutil
+
+import recording
+
+PAGE = 4096
+
+
+class Steps:
+    """One recording of at_rest: what the victim said, and the ledger at each of its marks."""
+
+    def __init__(self, test):
+        self.trace = test.record([recording.victim("at_rest")], ["--fault-source", "perf"])
+        test.assertEqual(self.trace.run.returncode, 0, self.trace.run.stderr)
+        self.said = {}
+        for line in self.trace.run.stdout.decode().splitlines():
+            words = line.split()
+            pairs = dict(word.split("=") for word in words if "=" in word)
+            self.said[" ".join(word for word in words if "=" not in word)] = {key: int(value) for key, value in pairs.items()}
+        # The snapshot that a mark waited for is the first of its process that began after it.
+        rows = self.trace.sql(
+            "SELECT m.text AS text, p.pid AS pid, b.*, (s.end_ns) AS end_ns FROM mark m JOIN process p ON p.id = m.process"
+            " JOIN snapshot s ON s.id = (SELECT id FROM snapshot WHERE process = m.process AND reason = 'mark' AND time_ns >= m.time_ns"
+            " ORDER BY time_ns LIMIT 1) JOIN balance b ON b.snapshot = s.id WHERE m.kind = 'mark'")
+        self.balance = {row["text"]: row for row in rows}
+        self.ledgers = {}
+
+    def ledger(self, step):
+        if step not in self.ledgers:
+            row = self.balance[step]
+            self.ledgers[step] = self.trace.report("ledger", "--process", str(row["pid"]), "--at", "%.9f" % (row["end_ns"] / 1e9))
+        return self.ledgers[step]
+
+    def line(self, step, name, region=None):
+        return sum(line["bytes"] for line in self.ledger(step)["lines"]
+                   if line["name"] == name and region in (None, line["region"]) and line["source"] == "replay")
+
+    def region(self, step, region):
+        return sum(line["bytes"] for line in self.ledger(step)["lines"] if line["region"] == region)
+
+    def moved(self, before, after, name, region=None):
+        return self.line(after, name, region) - self.line(before, name, region)
+
+
+class AtRest(recording.RecordingTest):
+    steps = None
+
+    @staticmethod
+    def zero_page_is_known():
+        return tuple(int(part) for part in os.uname().release.split(".")[:2]) >= (6, 7)
+
+    def setUp(self):
+        super().setUp()
+        if AtRest.steps is None:
+            AtRest.steps = Steps(self)
+            self._cleanups.clear()  # The trace is for all of them.
+            self.addClassCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+
+    def test_residual_is_zero_at_every_step(self):
+        self.assertGreaterEqual(set(self.steps.balance), set(self.steps.said) | {"child"})
+        for step, row in self.steps.balance.items():
+            if step.startswith("zeros") and not self.zero_page_is_known():
+                continue
+            self.assertEqual(row["residual_bytes"], 0, step)
+            self.assertEqual(row["heap_bytes_min"], row["heap_bytes_max"], step)
+            self.assertEqual(row["heap_bytes"] + row["other_bytes"], row["rss_bytes"], step)
+
+    def test_faults_alone_explain_what_the_program_touched(self):
+        """Without mlock, huge pages and zero pages the snapshots correct nothing."""
+        for step in ("start", "touched", "untouched", "freed", "small", "cached", "below top", "top", "trimmed", "mapped", "dropped",
+                     "unmapped", "zeros gone", "nothing left", "threads", "before fork"):
+            self.assertEqual(self.steps.balance[step]["unfaulted_bytes"], 0, step)
+            self.assertEqual(self.steps.balance[step]["touched_absent_bytes"], 0, step)
+
+    def test_live_bytes_are_those_on_the_victims_present_pages(self):
+        names = ["start", "touched", "untouched", "freed", "small", "cached", "below top", "top", "trimmed", "mapped", "dropped", "unmapped"]
+        for before, after in zip(names, names[1:]):
+            self.assertEqual(self.steps.moved(before, after, "requested by live blocks"),
+                             self.steps.said[after]["present"] - self.steps.said[before]["present"], f"{before} -> {after}")
+
+    def test_free_bytes_are_where_the_allocator_keeps_them(self):
+        s = self.steps
+        self.assertEqual(s.moved("untouched", "freed", "free in bins"), 100 * (5008 + 16))
+        self.assertEqual(s.moved("untouched", "freed", "free in thread caches"), 0)
+        self.assertEqual(s.moved("small", "cached", "free in thread caches"), 7 * (112 + 16))
+        self.assertEqual(s.moved("small", "cached", "free in bins"), 0)
+        self.assertEqual(s.moved("below top", "top", "free at the top"), 60000 + 16)
+        self.assertEqual(s.line("below top", "free at the top"), 0)
+        for step in s.said:
+            self.assertEqual(s.line(step, "free, kind not known"), 0, step)
+        # A trim leaves whole pages to no free chunk, but for the first of each.
+        self.assertLess(s.line("trimmed", "free in bins"), s.line("top", "free in bins"))
+        self.assertLessEqual(s.line("trimmed", "free at the top"), 2 * PAGE)
+
+    def test_mappings_come_and_go(self):
+        s = self.steps
+        self.assertEqual(s.moved("trimmed", "mapped", "requested by live blocks", "mapped blocks"),
+                         s.said["mapped"]["present"] - s.said["trimmed"]["present"])
+        self.assertEqual(s.moved("mapped", "dropped", "requested by live blocks", "mapped blocks"), -50 * PAGE)
+        self.assertEqual(s.region("unmapped", "mapped blocks"), s.region("trimmed", "mapped blocks"))
+
+    def test_zero_page_takes_no_memory(self):
+        s = self.steps
+        if not self.zero_page_is_known():
+            self.skipTest("before Linux 6.7 nobody can tell the zero page from another")
+        self.assertEqual(s.balance["zeros read"]["touched_absent_bytes"], 50 * PAGE)
+        self.assertEqual(s.balance["zeros written"]["touched_absent_bytes"], 30 * PAGE)
+        self.assertEqual(s.balance["zeros written"]["heap_bytes"] - s.balance["zeros read"]["heap_bytes"], 20 * PAGE)
+        upgrades = s.trace.one("SELECT count(*) FROM fault WHERE process = 1 AND touch = 'zero_upgrade'")
+        self.assertGreaterEqual(upgrades, 20)
+
+    def test_pages_without_a_fault_are_said_to_be_so(self):
+        s = self.steps
+        if s.said["locked"]["locked"]:
+            # All of the mapping's 513 pages; the first was touched, for the header.
+            self.assertEqual(s.balance["locked"]["unfaulted_bytes"], 512 * PAGE)
+        if s.said["populated"]["done"]:
+            self.assertEqual(s.balance["populated"]["unfaulted_bytes"], 100 * PAGE)
+        self.assertEqual(s.region("own mapping", "program") - s.region("nothing left", "program"), 1 << 20)
+        self.assertEqual(s.region("own unmapped", "program"), s.region("nothing left", "program"))
+        self.assertEqual(s.balance["own mapping"]["heap_bytes"], s.balance["nothing left"]["heap_bytes"])
+
+    def test_huge_page_is_one_fault_and_two_mebibytes(self):
+        s = self.steps
+        if not s.said["huge"]["huge"]:
+            self.skipTest("the kernel gave no huge page")
+        self.assertEqual(s.balance["huge"]["huge_bytes"], 2 << 20)
+        self.assertEqual(s.balance["huge"]["unfaulted_bytes"], 511 * PAGE)
+        self.assertEqual(s.balance["huge gone"]["huge_bytes"], 0)
+
+    def test_each_thread_has_its_arena(self):
+        s = self.steps
+        for number in (2, 3, 4):
+            self.assertEqual(s.line("threads", "requested by live blocks", f"arena {number}"), 100 * 2000)
+        self.assertEqual(s.line("threads gone", "requested by live blocks", "arena 2"), 0)
+
+    def test_child_shares_what_it_has_not_written(self):
+        s = self.steps
+        child = s.balance["child"]
+        self.assertGreaterEqual(child["shared_bytes"], 80 * PAGE)
+        self.assertEqual(s.line("child", "requested by live blocks"), s.line("before fork", "requested by live blocks"))
+        copies = s.trace.one(f"SELECT count(*) FROM fault WHERE process = {child['process']} AND touch = 'cow'")
+        self.assertGreaterEqual(copies, 10)
+
+
+class RunningPrograms(recording.RecordingTest):
+    """Snapshots of programs that run on: smaps' RSS lies within 0.5 % of the range that the replay gives."""
+
+    def check(self, command):
+        trace = self.record(command, ["--fault-source", "perf"])
+        self.assertEqual(trace.run.returncode, 0, trace.run.stderr)
+        rows = trace.sql("SELECT b.*, reason FROM balance b JOIN snapshot s ON s.id = b.snapshot")
+        self.assertGreater(len(rows), 1)
+        for row in rows:
+            self.assertLess(abs(row["residual_bytes"]), 0.005 * row["rss_bytes"], row)
+        ledger = trace.report("ledger")
+        for page in (ledger, ledger["exit"]):
+            lines = sum(line["bytes"] for line in page["lines"])
+            self.assertEqual(lines + page["residual_bytes"], page["rss_bytes"])
+            # One thread: the model's heap is the recorded one.
+            self.assertEqual([line for line in page["lines"] if line["name"] == "free, kind not known"], [])
+        # What is no heap is known at snapshots only, so the kernel's own peak may lie above.
+        self.assertGreaterEqual(ledger["model_peak"]["rss_bytes"], 0.99 * max(row["rss_bytes"] for row in rows))
+        self.assertLess(ledger["model_peak"]["rss_bytes"], 1.25 * ledger["rss_peak_bytes"])
+
+    def test_python3(self):
+        self.check([shutil.which("python3", path="/usr/bin:/bin"), "-c", "x = [str(i) * (i % 50) for i in range(100000)]; y = {k: [k] for k in x}; del x"])
+
+    def test_perl(self):
+        self.check(["perl", "-e", "my %h; $h{$_} = 'x' x ($_ % 100) for 1 .. 60000; print scalar(keys %h);"])
+
+    def test_sqlite3(self):
+        if shutil.which("sqlite3") is None:
+            self.skipTest("no sqlite3")
+        self.check(["sqlite3", ":memory:", "create table t(a, b); with recursive c(x) as (select 1 union all select x + 1 from c where x < 40000)"
+                    " insert into t select x, hex(randomblob(40)) from c; create index i on t(b); select count(*) from t;"])
+
+
+if __name__ == "__main__":
+    recording.main()
