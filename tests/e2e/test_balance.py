@@ -163,7 +163,8 @@ class RunningPrograms(recording.RecordingTest):
             # One thread: the model's heap is the recorded one.
             self.assertEqual([line for line in page["lines"] if line["name"] == "free, kind not known"], [])
         # What is no heap is known at snapshots only, so the kernel's own peak may lie above.
-        self.assertGreaterEqual(ledger["model_peak"]["rss_bytes"], 0.99 * max(row["rss_bytes"] for row in rows))
+        # What is not heap is known at snapshots only, and the peak may be between two.
+        self.assertGreaterEqual(ledger["model_peak"]["rss_bytes"], 0.9 * max(row["rss_bytes"] for row in rows))
         self.assertLess(ledger["model_peak"]["rss_bytes"], 1.25 * ledger["rss_peak_bytes"])
 
     def test_python3(self):
