@@ -240,10 +240,11 @@ TEST_F(AdviceTest, WhatIsWellIsLeftAlone) {
   EXPECT_TRUE(result.warnings.empty());
 }
 
-TEST_F(AdviceTest, TwoModesOfTheDynamicThresholdAreTold) {
-  // Goal: a program whose cost hangs on which of two sizes is freed first is found out. Method: a
-  // block is freed that is hardly larger than the one that is then made over and over: with sizes
-  // a little different, the second is above the threshold that the first left.
+TEST_F(AdviceTest, SizesALittleOffShowAnotherMode) {
+  // Goal: the jittered runs part where a program's calls hang on which of two sizes is larger.
+  // (What is said of it follows from their costs, which are measured, so not here.) Method: a block
+  // is freed that is hardly larger than the one that is then made over and over: with sizes a
+  // little different, the second is above the threshold that the first left.
   TraceBuilder trace;
   trace.meta("fault_source", "perf");
   const uint32_t stack = trace.stack({"fill main.cc:1"});
