@@ -14,11 +14,11 @@ constexpr int kPausesPerLook = 100;
 }  // namespace
 
 void Lock::lock_slow() noexcept {
-  // Looks that are far apart, then sleep. What is locked here is short, so that it is cheaper to wait
-  // than to sleep and be woken, which takes microseconds and system calls; and whoever looks often
-  // takes the lock's cache line, with the data beside it, from the holder at each look. In the pause
-  // the other thread makes many calls undisturbed (tools/bench/allocator, handover: 99 ns a call
-  // with 4 close looks, 39 with these, glibc 99).
+  // Looks that are far apart, then sleep. What is locked here is short, so that it is cheaper to
+  // wait than to sleep and be woken, which takes microseconds and system calls; and whoever looks
+  // often takes the lock's cache line, with the data beside it, from the holder at each look. In
+  // the pause the other thread makes many calls undisturbed (tools/bench/allocator, handover: 99 ns
+  // a call with 4 close looks, 39 with these, glibc 99).
   for (int look = 0; look < kLooks; ++look) {
     if (__atomic_load_n(&state_, __ATOMIC_RELAXED) == kFree && try_lock()) return;
     for (int pause = 0; pause < kPausesPerLook; ++pause) __builtin_ia32_pause();
