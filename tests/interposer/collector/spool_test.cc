@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -90,6 +91,59 @@ TEST(Spool, RefusesBeyondItsLimitAndTakesAgainWhenThereIsRoom) {
   for (const Spool::Extent& extent : extents) EXPECT_TRUE(holds(spool, extent, page));
   EXPECT_EQ(spool.use().peak_bytes, 4 * kPage);
   EXPECT_EQ(spool.use().why_full, "");
+}
+
+// What the open file without a name below `folder` takes of the disk.
+uint64_t disk_bytes_below(const std::string& folder) {
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+    std::error_code error;
+    const std::string target = std::filesystem::read_symlink(entry.path(), error).string();
+    struct stat file {};
+    if (target.starts_with(folder + "/") && stat(entry.path().c_str(), &file) == 0) {
+      return static_cast<uint64_t>(file.st_blocks) * 512;
+    }
+  }
+  return 0;
+}
+
+TEST(Spool, GivesItsPagesBackSomeMiBAtATime) {
+  // Goal: what was read leaves the disk, in few holes; what was not stays whole. Method: 24 extents
+  // of 1 MiB under a limit of which 8 MiB are one hole; the count and the kernel's own of the file.
+  constexpr uint64_t kMiB = uint64_t{1} << 20;
+  constexpr uint64_t kSlack = 64 << 10;  // A file system's own blocks.
+  const std::string own = folder() + "/spool_holes_" + std::to_string(getpid());
+  std::filesystem::create_directory(own);
+  Spool spool(own, 64 * kMiB);
+  std::deque<std::pair<Spool::Extent, std::vector<std::byte>>> unread;
+  for (unsigned i = 0; i < 24; ++i) {
+    auto bytes = bytes_of(kMiB, i);
+    const auto extent = spool.write(bytes);
+    ASSERT_TRUE(extent.has_value());
+    unread.emplace_back(*extent, std::move(bytes));
+  }
+  EXPECT_GE(disk_bytes_below(own), 24 * kMiB);
+  for (uint64_t read = 1; read <= 23; ++read) {
+    EXPECT_TRUE(holds(spool, unread.front().first, unread.front().second)) << read;
+    unread.pop_front();
+    const uint64_t kept = (24 - read / 8 * 8) * kMiB;  // Whole holes only.
+    EXPECT_EQ(spool.used_bytes(), kept) << read;
+    EXPECT_GE(disk_bytes_below(own), kept) << read;
+    EXPECT_LE(disk_bytes_below(own), kept + kSlack) << read;
+  }
+  // A new extent finds its place behind, although a hole is still to come.
+  const auto late = bytes_of(kMiB, 99);
+  const auto extent = spool.write(late);
+  ASSERT_TRUE(extent.has_value());
+  EXPECT_TRUE(holds(spool, unread.front().first, unread.front().second));
+  EXPECT_EQ(spool.used_bytes(), kMiB);
+  EXPECT_TRUE(holds(spool, *extent, late));
+  EXPECT_EQ(spool.used_bytes(), 0U);
+  EXPECT_EQ(disk_bytes_below(own), 0U);
+  // Begun anew: the hole counts from the new start.
+  for (unsigned i = 0; i < 9; ++i) ASSERT_TRUE(spool.write(late).has_value());
+  for (uint64_t i = 0; i < 8; ++i) EXPECT_TRUE(holds(spool, {i * kMiB, kMiB}, late));
+  EXPECT_EQ(spool.used_bytes(), kMiB);
+  std::filesystem::remove_all(own);
 }
 
 TEST(Spool, TakesAFailedWriteForItsLimit) {
