@@ -2,9 +2,9 @@
 // Calls that would stumble over the shared region, which is reserved far larger than it is used.
 //
 // mlockall would bring all of it in: what no thread uses is made inaccessible meanwhile, and all of
-// it is unlocked afterwards. A limit of the address space would count all of it, a limit of data
-// the private part: what no thread uses is given up first, so that the program finds the room it
-// would have without us. Later threads then find fewer rings.
+// it is unlocked afterwards. A limit of the address space would count all of it: what no thread
+// uses is given up first, so that the program finds the room it would have without us. Later
+// threads then find fewer rings. (A limit of data counts nothing of it: own_calls.h.)
 #include <sys/mman.h>
 #include <sys/resource.h>
 
@@ -19,7 +19,7 @@ using heapledger::real;
 namespace trace = heapledger::trace;
 
 void make_room_below(int resource, const rlimit* limit) {
-  if (resource != RLIMIT_AS && resource != RLIMIT_DATA) return;
+  if (resource != RLIMIT_AS) return;
   if (limit == nullptr || limit->rlim_cur == RLIM_INFINITY) return;
   if (heapledger::traced()) trace::give_up_spare_rings();
 }

@@ -18,7 +18,7 @@ thread_local constinit OwnHeap::ThreadState t_own_heap
 namespace {
 
 // Addresses, not memory. libunwind takes some 20 KiB, and 10 KiB more per thread.
-constexpr size_t kReservedBytes = 4 * 1024 * 1024;  // Less under a low limit of data.
+constexpr size_t kReservedBytes = 4 * 1024 * 1024;  // Less under a low limit.
 
 constinit uintptr_t g_area = 0;  // 0: none was reserved.
 constinit size_t g_area_bytes = 0;
@@ -32,11 +32,10 @@ heap::DirectOs counted() {
 }  // namespace
 
 void reserve_own_heap() noexcept {
-  const size_t bytes = trace::private_allowance(kReservedBytes) & ~size_t{4095};
-  const long memory = trace::own_mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
-  if (base::sys::failed(memory)) return;
-  g_area = g_break = static_cast<uintptr_t>(memory);
+  const size_t bytes = trace::mapping_allowance(kReservedBytes) & ~size_t{4095};
+  void* memory = trace::own_memory(bytes);
+  if (memory == nullptr) return;
+  g_area = g_break = base::address_of(memory);
   g_area_bytes = bytes;
 }
 

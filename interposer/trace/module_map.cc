@@ -54,12 +54,11 @@ constinit Table g_table;
 bool allocate_table() {
   if (g_table.modules != nullptr) return true;
   const size_t bytes = kModulesMax * sizeof(Module);
-  if (private_allowance(bytes) < bytes) return false;
-  const long memory =
-      own_mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
-  if (sys::failed(memory)) return false;
-  own_madvise(reinterpret_cast<void*>(memory), bytes, MADV_DONTDUMP);
-  g_table.modules = reinterpret_cast<Module*>(memory);
+  if (mapping_allowance(bytes) < bytes) return false;
+  void* memory = own_memory(bytes);
+  if (memory == nullptr) return false;
+  own_madvise(memory, bytes, MADV_DONTDUMP);
+  g_table.modules = static_cast<Module*>(memory);
   return true;
 }
 

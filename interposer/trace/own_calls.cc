@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "interposer/trace/own_calls.h"
 
+#include <sys/mman.h>
+
+#include "interposer/base/bits.h"
 #include "interposer/base/sys.h"
 #include "interposer/trace/recorder.h"
 #include "interposer/trace/tick.h"
@@ -28,7 +31,7 @@ struct OwnCall {
   uint64_t args[6];
 };
 
-constexpr size_t kOwnCallsMax = 24;  // Twice what a start makes.
+constexpr size_t kOwnCallsMax = 32;  // Nearly twice what a start makes.
 constinit OwnCall g_calls[kOwnCallsMax]{};
 constinit size_t g_count = 0;
 constinit size_t g_written = 0;
@@ -70,6 +73,24 @@ long own_munmap(void* address, size_t length) noexcept {
 long own_madvise(void* address, size_t length, int advice) noexcept {
   return note(SyscallName::kMadvise, {base::address_of(address), length, word(advice)},
               [=] { return sys::madvise(address, length, advice); });
+}
+
+void* own_memory(size_t bytes) noexcept {
+  constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  const size_t whole = base::align_up(bytes, base::kPageBytes) + base::kPageBytes;
+  const long guard = own_mmap(nullptr, whole, PROT_NONE, kFlags);
+  if (sys::failed(guard)) return nullptr;
+  auto* start = reinterpret_cast<std::byte*>(guard);
+  const long memory = own_mmap(start + base::kPageBytes, whole - base::kPageBytes,
+                               PROT_READ | PROT_WRITE, kFlags | MAP_FIXED | MAP_GROWSDOWN);
+  if (!sys::failed(memory)) return start + base::kPageBytes;
+  own_munmap(start, whole);
+  return nullptr;
+}
+
+void release_own_memory(void* memory, size_t bytes) noexcept {
+  own_munmap(static_cast<std::byte*>(memory) - base::kPageBytes,
+             base::align_up(bytes, base::kPageBytes) + base::kPageBytes);
 }
 
 long own_call(CallScope& scope, SyscallName name, long number, void* address, size_t bytes,

@@ -30,6 +30,13 @@ long own_mmap(void* address, size_t length, int protection, int flags, int fd = 
 long own_munmap(void* address, size_t length) noexcept;
 long own_madvise(void* address, size_t length, int advice) noexcept;
 
+// Private memory, zeroed; null where there is none. The program's limit of data (RLIMIT_DATA) does
+// not count it: the kernel takes memory that can grow downwards for a stack. A page below it that
+// nobody may touch keeps it from growing.
+void* own_memory(size_t bytes) noexcept;
+// Gives it all back.
+void release_own_memory(void* memory, size_t bytes) noexcept;
+
 // A memory system call (address, bytes, argument) once there is a ring: written at once, without a
 // stack.
 long own_call(CallScope& scope, schema::SyscallName name, long number, void* address, size_t bytes,

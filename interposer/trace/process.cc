@@ -191,19 +191,17 @@ const char* start(const Region& given, const StartSettings& settings, bool follo
   const uint32_t wanted_depth = region.control->stack_depth;
   const uint32_t depth = wanted_depth < kDepthMax ? wanted_depth : kDepthMax;
   const size_t stride = base::align_up(sizeof(ThreadRing) + StackWalk::bytes_for(depth), 4096);
-  const uint64_t allowed = private_allowance(4096 + region.ring_slots * stride);
+  const uint64_t allowed = mapping_allowance(4096 + region.ring_slots * stride);
   const uint64_t least = region.ring_slots < kRingsLeast ? region.ring_slots : kRingsLeast;
   if (allowed < 4096 + least * stride) {
-    return "the limit of address space or data leaves no room for it";
+    return "the limit of address space leaves no room for it";
   }
   region.ring_slots = static_cast<uint32_t>((allowed - 4096) / stride);
   const size_t bytes = 4096 + region.ring_slots * stride;
-  const long memory =
-      own_mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
-  if (sys::failed(memory)) return "no memory for the recorder";
-  void* address = base::pointer_to(static_cast<uintptr_t>(memory));
+  void* address = own_memory(bytes);
+  if (address == nullptr) return "no memory for the recorder";
   if (sys::failed(own_madvise(address, bytes, MADV_WIPEONFORK))) {
-    own_munmap(address, bytes);
+    release_own_memory(address, bytes);
     return "this kernel has no MADV_WIPEONFORK";
   }
   own_madvise(address, bytes, MADV_DONTDUMP);

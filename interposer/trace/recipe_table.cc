@@ -258,11 +258,9 @@ size_t RecipeTable::count_second() const noexcept {
 // ---- The process's table.
 
 bool start_recipes() noexcept {
-  if (!can_compile() || private_allowance(RecipeTable::kBytes) < RecipeTable::kBytes) return false;
-  const long memory = own_mmap(nullptr, RecipeTable::kBytes, PROT_READ | PROT_WRITE,
-                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
-  if (base::sys::failed(memory)) return false;
-  auto* table = reinterpret_cast<void*>(memory);
+  if (!can_compile() || mapping_allowance(RecipeTable::kBytes) < RecipeTable::kBytes) return false;
+  void* table = own_memory(RecipeTable::kBytes);
+  if (table == nullptr) return false;
   own_madvise(table, RecipeTable::kBytes, MADV_DONTDUMP);
   g_recipes.attach(table, compile_recipe);
   return true;

@@ -126,20 +126,14 @@ const char* exchange(int fd, int* region_fd, uint64_t* region_bytes) {
   return *region_fd < 0 ? "the collector sent no memory" : nullptr;
 }
 
-uint64_t share_of(int resource, uint64_t wanted) {
+}  // namespace
+
+uint64_t mapping_allowance(uint64_t wanted) noexcept {
   rlimit limit{};
-  if (sys::failed(sys::call(SYS_prlimit64, 0, resource, 0, sys::word(&limit)))) return wanted;
+  if (sys::failed(sys::call(SYS_prlimit64, 0, RLIMIT_AS, 0, sys::word(&limit)))) return wanted;
   if (limit.rlim_cur == RLIM_INFINITY) return wanted;
   const uint64_t share = limit.rlim_cur / kLimitShare;
   return share < wanted ? share : wanted;
-}
-
-}  // namespace
-
-uint64_t mapping_allowance(uint64_t wanted) noexcept { return share_of(RLIMIT_AS, wanted); }
-
-uint64_t private_allowance(uint64_t wanted) noexcept {
-  return share_of(RLIMIT_DATA, mapping_allowance(wanted));
 }
 
 const char* map_region(int fd, uint64_t region_bytes, Region* region) noexcept {

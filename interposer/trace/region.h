@@ -39,7 +39,5 @@ const char* join_session(const char* name, Region* region) noexcept;
 
 // The most of `wanted` bytes that this process may map without eating up its address space limit.
 uint64_t mapping_allowance(uint64_t wanted) noexcept;
-// The same of private memory, which the limit of data counts too.
-uint64_t private_allowance(uint64_t wanted) noexcept;
 
 }  // namespace heapledger::trace

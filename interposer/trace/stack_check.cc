@@ -52,12 +52,11 @@ void note_mismatch(schema::ProcessSlot& slot, const WalkedStack& walked, const u
 bool start_stack_check(uint32_t ring_slots, size_t depth) noexcept {
   const size_t stride = depth + kOwnFramesMax + 4;
   const size_t bytes = ring_slots * stride * sizeof(uintptr_t);
-  if (private_allowance(bytes) < bytes) return false;
-  const long memory =
-      own_mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
-  if (base::sys::failed(memory)) return false;
-  own_madvise(reinterpret_cast<void*>(memory), bytes, MADV_DONTDUMP);
-  g_room = {reinterpret_cast<uintptr_t*>(memory), stride, depth};
+  if (mapping_allowance(bytes) < bytes) return false;
+  void* memory = own_memory(bytes);
+  if (memory == nullptr) return false;
+  own_madvise(memory, bytes, MADV_DONTDUMP);
+  g_room = {static_cast<uintptr_t*>(memory), stride, depth};
   return true;
 }
 

@@ -337,7 +337,7 @@ void limits_of_data() {
   for (const size_t size : {1000UL, 50000UL, 1UL << 20}) {
     const long count = counted_blocks(size, 1000000);
     say("got blocks", count > 0);
-    say("about as many as fit", count * static_cast<long>(size) > (16L << 20));
+    say("about as many as fit", count * static_cast<long>(size) > (40L << 20));
   }
   say("work", work(5000, 1));
   before.drop();
