@@ -629,6 +629,12 @@ void Collector::finish() {
                  {"fault_source", fault_mode_name(fault_mode_)}};
   const std::string& cut_why = failure_.empty() ? recorder_->ended_why() : failure_;
   if (!cut_why.empty()) result["error"] = cut_why;
+  // The file is closed and no longer ours before anybody hears that it is finished: the next
+  // `record --force` to the same name may begin at once.
+  drain_.reset();
+  recorder_.reset();
+  writer_.reset();
+  claim_.release();
   control_.send(result);
 }
 

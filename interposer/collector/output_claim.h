@@ -24,6 +24,8 @@ class OutputClaim {
 
   // Removes the file again: there will be no trace.
   void give_back();
+  // Ends the claim; the file stays.
+  void release() { fd_.reset(); }
 
  private:
   std::string path_;

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -11,6 +12,7 @@
 #include <atomic>
 #include <fstream>
 
+#include "interposer/collector/unique_fd.h"
 #include "schema/trace_db.h"
 #include "tests/interposer/collector/collector_process.h"
 
@@ -66,6 +68,23 @@ TEST(Recording, EveryEventOfAProgramIsInTheFile) {
   EXPECT_EQ(db.query_int("SELECT exit_status FROM process WHERE id = 1"), 3);
   EXPECT_EQ(db.query_text("SELECT value FROM meta WHERE key = 'state'"), "complete");
   EXPECT_EQ(db.query_int("SELECT count(*) FROM event_batch"), 5);
+}
+
+TEST(Recording, FinishedTraceIsNobodysAnyMore) {
+  // Goal: the next recording may replace a trace as soon as it is said to be finished. Method: take
+  // the collector's lock on hearing so, twenty times, because it may end quickly.
+  for (int round = 0; round < 20; ++round) {
+    Folder folder;
+    const std::string output = folder.file("trace.db");
+    CollectorProcess collector(Environment{{"HEAPLEDGER_OUTPUT", output}});
+    const auto ready = collector.wait_for("ready");
+    ASSERT_FALSE(ready.is_null());
+    collector.report_end(collector.run({kProducer, "events", "none", "10"}, ready.at("session")));
+    ASSERT_FALSE(collector.wait_for("finished").is_null());
+    const UniqueFd file(open(output.c_str(), O_RDONLY | O_CLOEXEC));
+    EXPECT_EQ(flock(file.get(), LOCK_EX | LOCK_NB), 0) << round;
+    collector.wait_exit();
+  }
 }
 
 TEST(Recording, KilledProgramLosesNothingThatItPublished) {
