@@ -6,12 +6,10 @@
 //   allocator_workload --list              one line per workload: its name
 //   allocator_workload --run COMMAND...    runs a program and measures it from outside
 //
-// Prints one line, "calls wall_ns cpu_ns rss_start_kib rss_peak_kib header_bytes". Which allocator
-// serves it is the caller's choice (LD_PRELOAD; for --run the variable WORKLOAD_PRELOAD, so that
-// this process stays small: a program's peak RSS includes that of the process that starts it).
-// `header_bytes` is what 16-byte headers cost more than glibc's 8 bytes over the blocks that live
-// while the peak is reached. Everything is a function of fixed seeds: each run makes the same
-// calls.
+// Prints one line, "calls wall_ns cpu_ns rss_start_kib rss_peak_kib". Which allocator serves it is
+// the caller's choice (LD_PRELOAD; for --run the variable WORKLOAD_PRELOAD, so that this process
+// stays small: a program's peak RSS includes that of the process that starts it). Everything is a
+// function of fixed seeds: each run makes the same calls.
 #include <fcntl.h>
 #include <malloc.h>
 #include <spawn.h>
@@ -86,18 +84,6 @@ void replace(Block& block, size_t size) {
   block = make_block(size);
 }
 
-size_t header_bytes(size_t size) {
-  const size_t glibc = std::max<size_t>((size + 23) & ~size_t{15}, 32);
-  const size_t ours = std::max<size_t>(((size + 15) & ~size_t{15}) + 16, 32);
-  return ours - glibc;
-}
-
-size_t header_bytes(const std::vector<Block>& blocks) {
-  size_t sum = 0;
-  for (const Block& block : blocks) sum += header_bytes(block.size);
-  return sum;
-}
-
 uint64_t nanoseconds(const timespec& time) {
   return static_cast<uint64_t>(time.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(time.tv_nsec);
 }
@@ -128,7 +114,6 @@ struct Meter {
   uint64_t calls = 0;
   uint64_t wall = 0;
   uint64_t cpu = 0;
-  size_t headers = 0;
 
   void start() {
     wall = wall_ns();
@@ -154,7 +139,6 @@ void pairs(Meter& meter, double scale) {
   meter.start();
   for (uint64_t i = 0; i < count; ++i) std::free(make_block(size).memory);
   meter.stop(2 * count);
-  meter.headers = header_bytes(size);
 }
 
 // More blocks than a thread's cache holds, freed in the order they were made.
@@ -168,7 +152,6 @@ void batches(Meter& meter, double scale) {
     for (Block& block : blocks) std::free(block.memory);
   }
   meter.stop(2 * count * blocks.size());
-  meter.headers = header_bytes(blocks);
 }
 
 void churn(std::vector<Block>& blocks, Random& random, uint64_t count) {
@@ -184,7 +167,6 @@ void mixed(Meter& meter, double scale) {
   meter.start();
   churn(blocks, random, count);
   meter.stop(2 * count);
-  meter.headers = header_bytes(blocks);
 }
 
 // Blocks of 64 KiB to 1 MiB. With the dynamic threshold the heap serves them after the first few;
@@ -200,7 +182,6 @@ void large(Meter& meter, double scale, uint64_t full_count) {
     block.memory[block.size - 1] = 1;
   }
   meter.stop(2 * count);
-  meter.headers = header_bytes(blocks);
 }
 void large_dynamic(Meter& meter, double scale) { large(meter, scale, 300'000); }
 void large_fixed(Meter& meter, double scale) {
@@ -234,7 +215,6 @@ void realloc_small(Meter& meter, double scale) {
     calls += strings.size();
   }
   meter.stop(calls);
-  meter.headers = header_bytes(strings);
 }
 
 // A buffer that doubles until it is larger than any threshold can become: mremap each time.
@@ -267,7 +247,6 @@ void cleared(Meter& meter, double scale) {
     block.memory[0] = 1;
   }
   meter.stop(2 * count);
-  meter.headers = header_bytes(blocks);
 }
 
 // ---- Two threads.
@@ -296,7 +275,6 @@ void threads_independent(Meter& meter, double scale) {
   meter.stop(4 * count);
   first.join();
   second.join();
-  meter.headers = header_bytes(blocks[0]) + header_bytes(blocks[1]);
 }
 
 // Batches pass through a bounded queue, so that what is timed is malloc and free, not the queue.
@@ -344,7 +322,6 @@ void threads_handover(Meter& meter, double scale) {
   for (uint64_t i = 0; i < count; ++i) {
     std::vector<Block> batch = empty.pop();
     for (Block& block : batch) block = make_block(random.between(16, 512));
-    if (i == 0) meter.headers = BatchQueue::kBatchesMax * header_bytes(batch);
     full.push(std::move(batch));
   }
   consumer.join();
@@ -374,7 +351,6 @@ void larson(Meter& meter, double scale) {
   first.join();
   second.join();
   meter.stop(4 * count * kGenerations);
-  meter.headers = header_bytes(arrays[0]) + header_bytes(arrays[1]);
 }
 
 // ---- Choosing one.
@@ -401,9 +377,9 @@ constexpr Workload kWorkloads[] = {
 };
 
 void print(const Meter& meter, unsigned long rss_start, unsigned long rss_peak) {
-  std::printf("%llu %llu %llu %lu %lu %zu\n", static_cast<unsigned long long>(meter.calls),
+  std::printf("%llu %llu %llu %lu %lu\n", static_cast<unsigned long long>(meter.calls),
               static_cast<unsigned long long>(meter.wall),
-              static_cast<unsigned long long>(meter.cpu), rss_start, rss_peak, meter.headers);
+              static_cast<unsigned long long>(meter.cpu), rss_start, rss_peak);
 }
 
 int run_program(char** command) {
