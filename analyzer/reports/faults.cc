@@ -74,6 +74,11 @@ std::string touching_function(Trace& trace, const schema::Statement& row, int co
     return row.column_int(2) != 0 ? "[kernel]" : "[unknown code]";
   }
   const FrameText& text = trace.stacks->frame(*frame).back();
+  // Our library's functions stand for malloc's own, which write headers, and for the recording.
+  if (is_recorder(text)) {
+    return text.function.find("heapledger::heap::") != std::string::npos ? "[allocator]"
+                                                                         : "[recorder]";
+  }
   // The function whose code it is: a memset inlined twice is one toucher.
   return text.function.empty() ? frame_label(text, false) : text.function;
 }

@@ -10,12 +10,12 @@ namespace {
 constexpr int64_t kIncompleteFrame = 1;
 constexpr size_t kFramesMax = 65000;
 
+}  // namespace
+
 bool is_recorder(const FrameText& frame) {
   const std::string_view module = frame.module;
   return module.substr(module.rfind('/') + 1).starts_with("libheapledger.so");
 }
-
-}  // namespace
 
 Stacks::Stacks(schema::Database& db)
     : db_(db),

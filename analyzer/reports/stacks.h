@@ -15,6 +15,9 @@
 
 namespace heapledger::analyzer {
 
+// The frame lies in heapledger's own library.
+bool is_recorder(const FrameText& frame);
+
 class Stacks {
  public:
   explicit Stacks(schema::Database& db);

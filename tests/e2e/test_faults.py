@@ -45,6 +45,17 @@ class Faults(recording.RecordingTest):
         self.assertEqual(summary["minor"] + summary["major"], rows)
         self.assertAlmostEqual(rows, numbers["total"][1], delta=400)
 
+    def test_touching_function_is_the_program_s_or_the_allocator(self):
+        """The victim's own writes are its function's; where the heap grows, malloc writes the header of the rest first."""
+        trace = self.record([recording.victim("touch_pages"), str(PAGES)], ["--fault-source", "perf"])
+        touched = {}
+        for site in trace.report("faults")["sites"]:
+            touched.setdefault(site["touched_by"].split(",")[0], 0)
+            touched[site["touched_by"].split(",")[0]] += site["faults"]
+        self.assertGreaterEqual(touched.get("touch", 0), PAGES, touched)
+        self.assertFalse([name for name in touched if "heapledger" in name], touched)
+        self.assertTrue({"[allocator]", "[recorder]"} & set(touched), touched)
+
     def test_every_page_written_is_a_fault_row(self):
         """Page by page: the whole pages of the mapped block are each hit exactly once."""
         trace = self.record([recording.victim("touch_pages"), str(PAGES)], ["--fault-source", "perf"])
