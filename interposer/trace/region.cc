@@ -2,6 +2,8 @@
 #include "interposer/trace/region.h"
 
 #include <errno.h>
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/un.h>
 
@@ -22,9 +24,11 @@ constexpr char kOtherVersion[] =
 constexpr uint64_t kLimitShare = 8;  // At most one part in so many of a limit is ours, at a time.
 // The collector attaches to the process before it answers. One that is silent for so many looks is
 // taken for dead, as by the rings' producers; one that has been stopped, at the second look that
-// finds it so.
+// finds it so. Where /proc cannot tell (it lives in another pid namespace), by what it has not even
+// read: a collector that runs takes a Hello in milliseconds, whatever it does about it afterwards.
 constexpr timeval kLookEvery = {0, 100'000};
 constexpr int kLooksMax = 100;
+constexpr int kUnreadLooksMax = 20;
 constexpr timeval kConnectLimit = {2, 0};  // Reached where a thousand others wait already.
 
 bool layout_is_sound(const ControlPage& control, uint64_t region_bytes) {
@@ -79,14 +83,21 @@ pid_t peer_of(int fd) {
   return sys::failed(result) ? 0 : peer.pid;
 }
 
+// What was sent lies there still.
+bool is_unread(int fd) {
+  int bytes = 0;
+  return !sys::failed(sys::call(SYS_ioctl, fd, SIOCOUTQ, sys::word(&bytes))) && bytes > 0;
+}
+
 // recvmsg, as long as there is hope for an answer.
 long receive(int fd, msghdr* message) {
-  const pid_t collector = peer_of(fd);
+  const pid_t collector = peer_of(fd);  // 0: in another pid namespace.
   int halted = 0;
   for (int look = 0; look < kLooksMax && halted < 2; ++look) {
     const long received = sys::recvmsg(fd, message, MSG_CMSG_CLOEXEC);
     if (received != -EAGAIN && received != -EINTR) return received;
     halted = is_halted(collector) ? halted + 1 : 0;
+    if (collector == 0 && look + 1 >= kUnreadLooksMax && is_unread(fd)) break;
   }
   return -EAGAIN;
 }

@@ -173,6 +173,32 @@ class RecorderFaults(recording.RecordingTest):
         unrecorded = self.plain_sql("SELECT count(*) FROM process WHERE recorded = 0 AND reason = 'it did not wait for the collector''s answer'")
         self.assertGreaterEqual(int(unrecorded[0][0]), 8)
 
+    def test_stopped_collector_of_another_pid_namespace(self):
+        # Goal: where /proc cannot say that the collector is stopped, a new image waits two seconds, not ten. Method: one image, run by a
+        # shell with process numbers of its own.
+        if subprocess.run(["unshare", "--pid", "--fork", "--mount-proc", "true"], capture_output=True).returncode != 0:
+            self.skipTest("cannot unshare the pid namespace")
+        program = "echo begin; while [ ! -e go ]; do sleep 0.05; done; env true; echo end"
+        run = self.start(["unshare", "--pid", "--fork", "--mount-proc", "sh", "-c", program])
+        self.assertEqual(run.stdout.readline(), b"begin\n")
+        self.await_value("SELECT count(*) FROM process WHERE recorded = 1", lambda count: int(count) > 2)
+        collector = collector_of(self.path("trace.db"))
+        # `sleep 0.05` is a new image, too: the one that waits at the stop is the first of three.
+        os.kill(collector, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            with open(self.path("go"), "w", encoding="ascii"):
+                pass
+            self.assertEqual(run.stdout.readline(), b"end\n")
+            seconds = time.monotonic() - began
+        finally:
+            os.kill(collector, signal.SIGCONT)
+        self.assertGreater(seconds, 1.5)
+        self.assertLess(seconds, 4 * 2 + STALL_MAX_S)  # Four at most: the two of `sleep`, `env`, and `true`.
+        out, err = run.communicate(timeout=recording.TIMEOUT_S)
+        self.assertEqual((out, err, run.returncode), (b"", b"", 0))
+        self.await_value("SELECT value FROM meta WHERE key = 'state'", lambda state: state == "complete")
+
     def test_library_of_another_version(self):
         # Goal: an image whose library is of another build is turned away, and its row says why. Method: a Hello by hand.
         hello = self.path("hello.py")
