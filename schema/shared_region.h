@@ -224,4 +224,26 @@ struct HelloReply {
   uint64_t region_bytes;
 };
 
+// The same door, for `heapledger mark`: a request of its own magic, answered by a MarkReply. Only
+// `text_bytes` bytes of the text are sent.
+inline constexpr uint64_t kMarkMagic = 0x314b52414d4c4848;  // "HHLMARK1" in memory.
+inline constexpr size_t kMarkTextMax = 1024;
+
+struct MarkRequest {
+  uint64_t magic;  // kMarkMagic
+  uint32_t wire_version;
+  uint32_t pid;     // As the collector sees it; 0: every process of the trace below.
+  uint64_t device;  // The trace's file, as stat(2) names it.
+  uint64_t inode;
+  uint32_t text_bytes;
+  uint32_t unused;
+  char text[kMarkTextMax];
+};
+
+struct MarkReply {
+  uint64_t magic;      // kMarkMagic
+  uint32_t processes;  // That got the mark; 0: none of them is recorded here.
+  uint32_t unused;
+};
+
 }  // namespace heapledger::schema

@@ -280,6 +280,10 @@ int Collector::next_timeout_ms() const {
 
 void Collector::serve_callers() {
   while (const auto caller = socket_.next_caller(kHelloPatience)) {
+    if (caller->mark) {
+      set_mark(*caller);
+      continue;
+    }
     if (caller->version_fits && !recorder_->is_over() && !caller->hung_up) {
       join(*caller);
       continue;
@@ -294,6 +298,27 @@ void Collector::serve_callers() {
                        : "its libheapledger.so is of another version than heapledger-collector",
                    raw_now_ns()});
   }
+}
+
+// The mark is stamped before its snapshot, as the program's own are.
+void Collector::set_mark(const Caller& caller) {
+  const MarkWish& wish = *caller.mark;
+  const int64_t now = raw_now_ns();
+  look_at_slots();  // It may have been forked just now.
+  struct stat file {};
+  const bool is_ours =
+      stat(output_.c_str(), &file) == 0 && file.st_dev == wish.device && file.st_ino == wish.inode;
+  std::vector<pid_t> pids;
+  for (const auto& [pid, watched] : watched_.all()) {
+    const bool is_meant = wish.pid == 0 ? is_ours : static_cast<uint32_t>(pid) == wish.pid;
+    if (is_meant && watched.region != nullptr) pids.push_back(pid);
+  }
+  if (!caller.version_fits || recorder_->is_over()) pids.clear();
+  for (const pid_t pid : pids) {
+    queue_.push(Marked{pid, wish.text, now});
+    snapshot(pid, SnapshotReason::kMark);
+  }
+  reply_marked(caller, static_cast<uint32_t>(pids.size()));
 }
 
 void Collector::join(const Caller& caller) {

@@ -57,6 +57,7 @@ class Collector {
   void handle_event(uint64_t what);
   void serve_callers();
   void join(const Caller& caller);
+  void set_mark(const Caller& caller);
   void serve_control();
   void on_launch(const nlohmann::json& message);
   void on_exited(const nlohmann::json& message);

@@ -96,6 +96,13 @@ struct SnapshotTaken {
   Snapshot snapshot;
 };
 
+// A mark from outside.
+struct Marked {
+  pid_t pid;
+  std::string text;
+  int64_t raw_ns;
+};
+
 struct MetaNote {
   std::string key;
   std::string text;
@@ -115,7 +122,7 @@ struct Finish {
 };
 
 using Message = std::variant<Window, Launched, ImageJoined, Unrecorded, Waited, ProcessGone,
-                             SnapshotTaken, MetaNote, Barrier, Finish>;
+                             SnapshotTaken, Marked, MetaNote, Barrier, Finish>;
 
 class MessageQueue {
  public:

@@ -257,6 +257,14 @@ void Recorder::on(SnapshotTaken& news) {
   }
 }
 
+void Recorder::on(Marked& news) {
+  if (over_) return;
+  look_for_forks();
+  const int64_t time_ns = trace_ns(news.raw_ns);
+  const Process& process = processes_.at(news.pid, time_ns);
+  if (process.id != 0) writer_.mark(time_ns, process.id, 0, "mark", news.text, 0);
+}
+
 void Recorder::on(MetaNote& note) { writer_.meta(note.key, note.text); }
 
 void Recorder::on(Barrier& barrier) { hooks_.on_barrier(barrier.number); }

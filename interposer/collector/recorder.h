@@ -132,6 +132,7 @@ class Recorder {
   void on(Waited& news);
   void on(ProcessGone& news);
   void on(SnapshotTaken& news);
+  void on(Marked& news);
   void on(MetaNote& note);
   void on(Barrier& barrier);
   void on(Finish& finish);

@@ -43,6 +43,26 @@ bool listens(const UniqueFd& socket, const sockaddr_un& address, socklen_t bytes
          listen(socket.get(), 1024) == 0;
 }
 
+// Reads what the caller said; false where it makes no sense.
+bool read_request(int fd, Caller& caller) {
+  schema::MarkRequest request{};
+  const ssize_t got = recv(fd, &request, sizeof request, MSG_DONTWAIT);
+  if (got == static_cast<ssize_t>(sizeof(schema::Hello))) {
+    schema::Hello hello{};
+    std::memcpy(&hello, &request, sizeof hello);
+    caller.own_pid = hello.pid;
+    caller.version_fits = hello.wire_version == schema::kWireVersion;
+    return hello.magic == schema::kRegionMagic;
+  }
+  constexpr auto kHead = static_cast<ssize_t>(offsetof(schema::MarkRequest, text));
+  if (got < kHead || request.magic != schema::kMarkMagic) return false;
+  if (request.text_bytes != static_cast<size_t>(got - kHead)) return false;
+  caller.version_fits = request.wire_version == schema::kWireVersion;
+  caller.mark = MarkWish{request.pid, request.device, request.inode,
+                         std::string(request.text, request.text_bytes)};
+  return true;
+}
+
 bool send_reply(const Caller& caller, const schema::HelloReply& reply, int fd) {
   schema::HelloReply copy = reply;
   iovec part{&copy, sizeof copy};
@@ -107,12 +127,8 @@ std::optional<Caller> SessionSocket::next_caller_at(const UniqueFd& listener,
     if (peer.uid != geteuid() && peer.uid != 0 && geteuid() != 0) continue;
     pollfd waiting{fd, POLLIN, 0};
     if (poll(&waiting, 1, static_cast<int>(patience.count())) != 1) continue;
-    schema::Hello hello{};
-    const ssize_t got = recv(fd, &hello, sizeof hello, MSG_DONTWAIT);
-    if (got != static_cast<ssize_t>(sizeof hello) || hello.magic != schema::kRegionMagic) continue;
+    if (!read_request(fd, caller)) continue;
     caller.pid = peer.pid;
-    caller.own_pid = hello.pid;
-    caller.version_fits = hello.wire_version == schema::kWireVersion;
     pollfd line{fd, POLLRDHUP, 0};
     caller.hung_up = poll(&line, 1, 0) == 1;
     return caller;
@@ -128,6 +144,11 @@ bool reply_with_region(const Caller& caller, int region_fd, uint64_t region_byte
 void reply_refused(const Caller& caller) {
   send_reply(caller, {schema::kRegionMagic, schema::kWireVersion, schema::HelloStatus::kRefused, 0},
              -1);
+}
+
+void reply_marked(const Caller& caller, uint32_t processes) {
+  const schema::MarkReply reply{schema::kMarkMagic, processes, 0};
+  send(caller.connection.get(), &reply, sizeof reply, MSG_NOSIGNAL | MSG_DONTWAIT);
 }
 
 }  // namespace heapledger::collector

@@ -17,6 +17,7 @@
 #include "tools/heapledger/compare.h"
 #include "tools/heapledger/descriptor.h"
 #include "tools/heapledger/doctor.h"
+#include "tools/heapledger/mark.h"
 #include "tools/heapledger/record.h"
 #include "tools/heapledger/replay.h"
 #include "tools/heapledger/verify.h"
@@ -49,6 +50,7 @@ struct Command {
 
 constexpr Command kCommands[] = {
     {"record", "run a program and record it", &run_record},
+    {"mark", "a mark in a running recording, set from outside", &run_mark},
     {"summary", "totals, peaks, findings: start here", nullptr},
     {"ledger", "RSS as a balance: every resident byte on a line, and the residual", nullptr},
     {"fragmentation", "held but not used: where, and which blocks hold it", nullptr},
