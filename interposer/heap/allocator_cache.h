@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "interposer/base/fatal.h"
+#include "interposer/base/signal_block.h"
 #include "interposer/heap/allocator.h"
 
 namespace heapledger::heap {
@@ -22,6 +23,7 @@ inline void Allocator<L, Os>::ensure_initialised() {
 
 template <class L, OperatingSystem Os>
 void Allocator<L, Os>::initialise() {
+  const base::SignalBlock signals;  // A handler's first call would wait for this one.
   base::LockGuard guard(init_lock_);
   if (initialised_) return;
   settings_ = os_.initial_settings();

@@ -204,6 +204,31 @@ void run_storm() {
   EXPECT_EQ(g_heap.info().mapped_count, 0U);
 }
 
+// The very first call of all, whose handler allocates in the middle of the allocator's own start.
+struct InterruptedOs : ReservedOs {
+  Settings initial_settings() {
+    raise(SIGUSR1);
+    return ReservedOs::initial_settings();
+  }
+};
+constinit Allocator<Header16, InterruptedOs> g_interrupted;
+constinit Thread<Header16> g_interrupted_thread;
+constinit void* g_from_handler = nullptr;
+
+TEST(NestedStorm, TheStartCanBeInterrupted) {
+  struct sigaction action = {};
+  action.sa_handler = [](int) {
+    g_from_handler = g_interrupted.allocate(g_interrupted_thread, 40);
+  };
+  ASSERT_EQ(::sigaction(SIGUSR1, &action, nullptr), 0);
+  alarm(10);  // Ends a process that waits for itself.
+  void* block = g_interrupted.allocate(g_interrupted_thread, 40);
+  alarm(0);
+  EXPECT_NE(block, nullptr);
+  EXPECT_NE(g_from_handler, nullptr);
+  EXPECT_NE(g_from_handler, block);
+}
+
 TEST(NestedStorm, HandlersAllocateAnywhereWithLocks) {
   g_heap.os().alone = false;
   run_storm();
