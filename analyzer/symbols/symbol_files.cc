@@ -9,7 +9,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
+#include <cstdint>
 #include <cstdlib>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -65,6 +68,13 @@ std::string output_of(char* const argv[], const std::string& servers,
 
 SymbolFiles::SymbolFiles(SymbolOptions options) : options_(std::move(options)) {
   if (const char* servers = std::getenv(kServersVariable)) servers_ = servers;
+  const char* limit = std::getenv(kServersLimitVariable);
+  const std::string_view text = limit == nullptr ? "" : limit;
+  uint32_t seconds = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seconds);
+  if (error == std::errc() && end == text.data() + text.size()) {
+    options_.debuginfod_limit = std::chrono::seconds(seconds);
+  }
 }
 
 std::unique_ptr<ElfFile> SymbolFiles::open(const std::string& path, const std::string& build_id) {

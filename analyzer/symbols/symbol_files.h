@@ -17,6 +17,8 @@ namespace heapledger::analyzer {
 
 // main() moves DEBUGINFOD_URLS here: libdw would ask by itself, without a limit.
 inline constexpr const char* kServersVariable = "HEAPLEDGER_DEBUGINFOD_URLS";
+// Whole seconds that may be spent on them, in place of the default below.
+inline constexpr const char* kServersLimitVariable = "HEAPLEDGER_DEBUGINFOD_SECONDS";
 
 struct SymbolOptions {
   std::string sysroot;  // Before every path; empty: this system.
