@@ -55,7 +55,9 @@ Accounts::ThreadState& Accounts::thread(uint32_t id) {
   return threads_[id];
 }
 
-void Accounts::on_begin(const Replay& replay) {
+void Accounts::on_begin(Replay& replay) {
+  replay.keep(kHeldPeak);
+  replay.keep(kFreePeak);
   live_ = &replay.live();
   live_->for_each([this](const Block& block) {
     SiteAccount& account = site(block.stack);
@@ -185,7 +187,7 @@ void Accounts::on_fault(const FaultFact& fact) {
   ++counts.after[static_cast<size_t>(fact.after)];
 }
 
-void Accounts::on_step(const Replay& replay) {
+void Accounts::on_step(Replay& replay) {
   const uint64_t held = replay.memory().held_bytes();
   const uint64_t live = replay.live().requested_bytes();
   if (held > held_peak_ || (held == held_peak_ && live > live_at_held_peak_)) {
@@ -193,26 +195,35 @@ void Accounts::on_step(const Replay& replay) {
     live_at_held_peak_ = live;
     held_peak_step_ = replay.step();
     held_peak_ns_ = replay.now_ns();
+    replay.keep(kHeldPeak);
   }
   note_free(replay);
   note_moment(replay);
 }
 
-void Accounts::settle_free() {
+void Accounts::settle_free(Replay& replay) {
   if (free_now_ <= free_peak_) return;
+  replay.move(kFreeNow, kFreePeak);
   free_peak_ = free_now_;
   free_peak_step_ = free_now_step_;
   free_peak_ns_ = free_now_ns_;
 }
 
-void Accounts::note_free(const Replay& replay) {
+void Accounts::note_free(Replay& replay) {
   constexpr int64_t kFlightNsMax = 10'000'000;  // A thread that never came back is left out.
-  settle_free();
+  settle_free(replay);
   const uint64_t held = replay.memory().held_bytes();
   free_now_ = held - std::min(held, replay.live().usable_bytes());
   if (in_flight_ != 0 && replay.now_ns() - in_flight_ns_ < kFlightNsMax) free_now_ = 0;
   free_now_step_ = replay.step();
   free_now_ns_ = replay.now_ns();
+  if (free_now_ > free_peak_) {
+    replay.keep(kFreeNow);
+    has_free_now_ = true;
+  } else if (has_free_now_) {
+    replay.forget(kFreeNow);
+    has_free_now_ = false;
+  }
 }
 
 void Accounts::set_acquired(ThreadState& state, bool acquired, int64_t now_ns) {
@@ -259,8 +270,8 @@ void Accounts::close_growth_part() {
   }
 }
 
-void Accounts::finish(const Replay& replay) {
-  settle_free();
+void Accounts::finish(Replay& replay) {
+  settle_free(replay);
   note_moment(replay);
   flush_bucket();
   close_growth_part();

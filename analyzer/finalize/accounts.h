@@ -73,15 +73,18 @@ class Accounts : public ReplayObserver {
   // `calls`: how many the process made.
   Accounts(int64_t start_ns, int64_t end_ns, int64_t calls);
 
-  void on_begin(const Replay& replay) override;
+  void on_begin(Replay& replay) override;
   void on_call(const schema::CallRow& row) override;
   void on_alloc(const schema::CallRow& row, const Block& block) override;
   void on_end(const schema::CallRow& row, const Block& block) override;
   void on_syscall(const SyscallRow& call) override;
   void on_fault(const FaultFact& fact) override;
-  void on_step(const Replay& replay) override;
+  void on_step(Replay& replay) override;
   // After the last step.
-  void finish(const Replay& replay);
+  void finish(Replay& replay);
+
+  // What it keeps in the replay: the heap at held_peak_step() and at free_peak_step().
+  enum Moment : size_t { kHeldPeak, kFreePeak };
 
   // In ascending order of stack, and with the value at the peak up to date, after finish().
   const std::vector<SiteAccount>& sites() const { return sites_; }
@@ -107,6 +110,8 @@ class Accounts : public ReplayObserver {
   int64_t free_peak_ns() const { return free_peak_ns_; }
 
  private:
+  static constexpr size_t kFreeNow = kFreePeak + 1;  // The moment that free_now_ is of.
+
   struct ThreadState {
     uint64_t last_id = 0;    // The block it allocated last.
     bool acquired = false;   // Made a system call for memory since its last allocation.
@@ -120,8 +125,8 @@ class Accounts : public ReplayObserver {
   void close_parts(int64_t now_ns);
   void close_growth_part();
   void note_moment(const Replay& replay);
-  void note_free(const Replay& replay);
-  void settle_free();
+  void note_free(Replay& replay);
+  void settle_free(Replay& replay);
   void set_acquired(ThreadState& state, bool acquired, int64_t now_ns);
   void flush_bucket();
 
@@ -152,8 +157,9 @@ class Accounts : public ReplayObserver {
   int64_t free_peak_ns_ = 0;
   uint64_t free_now_ = 0, free_now_step_ = 0;  // A peak, unless the next step gives it back.
   int64_t free_now_ns_ = 0;
-  uint64_t in_flight_ = 0;    // Threads that got memory for a call that has not returned.
-  int64_t in_flight_ns_ = 0;  // When the last of them did.
+  bool has_free_now_ = false;  // It is kept.
+  uint64_t in_flight_ = 0;     // Threads that got memory for a call that has not returned.
+  int64_t in_flight_ns_ = 0;   // When the last of them did.
   UsageCounts usage_;
   const LiveSet* live_ = nullptr;
 };

@@ -54,7 +54,7 @@ schema::SiteRow site_row(const SiteAccount& site) {
   return row;
 }
 
-// One process: two replays, then rows.
+// One process: a replay, then rows.
 class ProcessPass {
  public:
   ProcessPass(schema::Database& db, const TraceInfo& info, const ProcessInfo& process,
@@ -84,8 +84,7 @@ class ProcessPass {
     write_syscall_costs(db_, process_.id);
     write_damage();
     if (accounts_.held_bytes_peak() == 0 && accounts_.calls() == 0) return;
-    write_images_on_the_way();
-    write_image("exit", exit_);
+    for (const auto& [name, image] : images_) write_image(name, image);
   }
 
   // Its tables can be written once the models are done.
@@ -109,35 +108,35 @@ class ProcessPass {
     accounts_.finish(replay);
     ledger_.finish(replay);
     const int64_t at_ns = std::max(end_ns_, replay.now_ns());
-    exit_ = make_heap_image(replay, at_ns, trim_settings_at(db_, process_, at_ns),
-                            resident_known(replay));
+    make_images_on_the_way(replay);
+    images_.emplace_back("exit", make_image(replay, at_ns));
     unmatched_ends_ = replay.unmatched_ends();
   }
 
-  // At the two moments that only the first pass could tell.
-  void write_images_on_the_way() {
-    struct Stop {
+  // At the two moments that only the pass's end could tell.
+  void make_images_on_the_way(Replay& replay) {
+    struct Kept {
+      Accounts::Moment moment;
       uint64_t step;
       int64_t at_ns;
       const char* name;
     };
-    Stop stops[] = {{accounts_.held_peak_step(), accounts_.held_peak_ns(), "peak"},
-                    {accounts_.free_peak_step(), accounts_.free_peak_ns(), "fragmented"}};
-    if (stops[1].step < stops[0].step) std::swap(stops[0], stops[1]);
-    ReplayOptions options;
-    options.damage = [](const schema::Damage&) {};  // Noted by the first pass.
-    options.parent_at_fork = parent_at_fork_;
-    Replay replay(db_, info_, process_.id, options);
-    for (const Stop& stop : stops) {
-      replay.run_to_step(stop.step);
-      write_image(stop.name,
-                  make_heap_image(replay, stop.at_ns, trim_settings_at(db_, process_, stop.at_ns),
-                                  resident_known(replay)));
+    Kept moments[] = {
+        {Accounts::kHeldPeak, accounts_.held_peak_step(), accounts_.held_peak_ns(), "peak"},
+        {Accounts::kFreePeak, accounts_.free_peak_step(), accounts_.free_peak_ns(), "fragmented"}};
+    if (moments[1].step < moments[0].step) std::swap(moments[0], moments[1]);
+    for (const Kept& kept : moments) {
+      images_.emplace_back(kept.name, make_image(replay.kept(kept.moment), kept.at_ns));
     }
   }
 
-  bool resident_known(const Replay& replay) const {
-    return info_.faults_have_addresses() || replay.memory().held_resident_bytes() != 0;
+  HeapImage make_image(const HeapState& heap, int64_t at_ns) const {
+    return make_heap_image(heap, at_ns, trim_settings_at(db_, process_, at_ns),
+                           resident_known(heap));
+  }
+
+  bool resident_known(const HeapState& heap) const {
+    return info_.faults_have_addresses() || heap.memory().held_resident_bytes() != 0;
   }
 
   void write_call_counts() {
@@ -296,7 +295,7 @@ class ProcessPass {
   int64_t start_ns_, end_ns_;
   Accounts accounts_;
   LedgerPass ledger_;
-  HeapImage exit_;
+  std::vector<std::pair<const char*, HeapImage>> images_;  // By name.
   uint64_t unmatched_ends_ = 0;
   std::vector<schema::Damage> damage_;
   std::vector<std::pair<int64_t, std::vector<uint8_t>>> attributions_;

@@ -5,7 +5,7 @@
 //
 // All in one transaction: a trace is finalized or it is not. Damaged batches are left out and noted
 // in table `mark`.
-// Thread safety: as its Database. Cost: one pass over all events, a second one up to the peak.
+// Thread safety: as its Database. Cost: one pass over all events.
 #pragma once
 
 #include "analyzer/symbols/symbol_files.h"

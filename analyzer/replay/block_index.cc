@@ -3,123 +3,200 @@
 
 #include <bit>
 #include <new>
+#include <utility>
 
 namespace heapledger::analyzer {
 
 namespace {
 
-// Highest set bit at or below `bit`, or -1.
-int last_bit(uint64_t word, uint64_t bit) {
-  const uint64_t below = word & (bit == 63 ? ~uint64_t{0} : (uint64_t{1} << (bit + 1)) - 1);
+// Highest set bit below `bit`, or -1.
+int bit_below(uint64_t word, size_t bit) {
+  const uint64_t below = word & ((uint64_t{1} << bit) - 1);
   return below == 0 ? -1 : 63 - std::countl_zero(below);
 }
 
-// Lowest set bit at or above `bit`, or -1.
-int first_bit(uint64_t word, uint64_t bit) {
-  const uint64_t above = word & ~((uint64_t{1} << bit) - 1);
+// Lowest set bit above `bit`, or -1.
+int bit_above(uint64_t word, size_t bit) {
+  const uint64_t above = word & ~(((uint64_t{1} << bit) - 1) | uint64_t{1} << bit);
   return above == 0 ? -1 : std::countr_zero(above);
 }
 
-uint64_t join(uint64_t word, int bit) { return word * 64 + static_cast<uint64_t>(bit); }
+size_t highest(uint64_t word) { return 63 - static_cast<size_t>(std::countl_zero(word)); }
+size_t lowest(uint64_t word) { return static_cast<size_t>(std::countr_zero(word)); }
 
 }  // namespace
 
 BlockIndex::Leaf* BlockIndex::leaf(uint64_t key) const {
-  if (key == cached_key_) return cached_;
+  Cached& cached = cached_[key % cached_.size()];
+  if (cached.key == key) return cached.leaf;
   const auto found = leaves_.find(key);
   if (found == leaves_.end()) return nullptr;
-  cached_key_ = key;
-  cached_ = found->second.get();
-  return cached_;
+  cached = {key, found->second.get()};
+  return cached.leaf;
 }
 
-void BlockIndex::insert(uint64_t address) {
+BlockIndex::Leaf& BlockIndex::make_leaf(uint64_t key) {
+  std::unique_ptr<Leaf>& made = leaves_[key];
+  made = std::make_unique<Leaf>();
+  void* cells = std::calloc(kLeafCells, sizeof(uint32_t));
+  if (cells == nullptr) throw std::bad_alloc();
+  made->cells.reset(static_cast<uint32_t*>(cells));
+  return *made;
+}
+
+uint32_t BlockIndex::make_cell(Leaf& leaf, size_t place) {
+  uint32_t number = cells_made_;
+  if (free_cells_.empty()) {
+    if (number / kSegmentCells >= segments_.size())
+      segments_.push_back(std::make_unique<Segment>());
+    ++cells_made_;
+  } else {
+    number = free_cells_.back();
+    free_cells_.pop_back();
+  }
+  leaf.cells.get()[place] = number;
+  leaf.used[place / 64] |= uint64_t{1} << (place % 64);
+  leaf.words[place / 64 / 64] |= uint64_t{1} << (place / 64 % 64);
+  leaf.groups |= uint64_t{1} << (place / 64 / 64);
+  return number;
+}
+
+// It is empty.
+void BlockIndex::drop_cell(Leaf& leaf, size_t place) {
+  free_cells_.push_back(std::exchange(leaf.cells.get()[place], 0));
+  const size_t word = place / 64;
+  if ((leaf.used[word] &= ~(uint64_t{1} << (place % 64))) != 0) return;
+  if ((leaf.words[word / 64] &= ~(uint64_t{1} << (word % 64))) != 0) return;
+  leaf.groups &= ~(uint64_t{1} << (word / 64));
+}
+
+void BlockIndex::put(uint64_t address, uint32_t block) {
   const uint64_t key = address >> kLeafBits;
   Leaf* found = leaf(key);
-  if (found == nullptr) {
-    std::unique_ptr<Leaf>& made = leaves_[key];
-    made = std::make_unique<Leaf>();
-    void* words = std::calloc(kGranules / 64, sizeof(uint64_t));
-    if (words == nullptr) throw std::bad_alloc();
-    made->starts.reset(static_cast<uint64_t*>(words));
-    found = made.get();
-  }
-  const uint64_t granule = address / 16 % kGranules;
-  const uint64_t word = granule / 64;
-  found->starts.get()[word] |= uint64_t{1} << (granule % 64);
-  found->words[word / 64] |= uint64_t{1} << (word % 64);
-  found->groups[word / 64 / 64] |= uint64_t{1} << (word / 64 % 64);
+  if (found == nullptr) found = &make_leaf(key);
+  const size_t place = (address >> kCellBits) % kLeafCells;
+  uint32_t number = found->cells.get()[place];
+  if (number == 0) number = make_cell(*found, place);
+  cell(number)[(address >> kGranuleBits) % kCellStarts] = block + 1;
 }
 
 void BlockIndex::erase(uint64_t address) {
   Leaf* found = leaf(address >> kLeafBits);
   if (found == nullptr) return;
-  const uint64_t granule = address / 16 % kGranules;
-  const uint64_t word = granule / 64;
-  if ((found->starts.get()[word] &= ~(uint64_t{1} << (granule % 64))) != 0) return;
-  if ((found->words[word / 64] &= ~(uint64_t{1} << (word % 64))) != 0) return;
-  found->groups[word / 64 / 64] &= ~(uint64_t{1} << (word / 64 % 64));
+  const size_t place = (address >> kCellBits) % kLeafCells;
+  const uint32_t number = found->cells.get()[place];
+  if (number == 0) return;
+  Cell& starts = cell(number);
+  starts[(address >> kGranuleBits) % kCellStarts] = 0;
+  uint32_t any = 0;
+  for (const uint32_t start : starts) any |= start;
+  if (any == 0) drop_cell(*found, place);
 }
 
-std::optional<uint64_t> BlockIndex::last_in(const Leaf& leaf, uint64_t granule) {
-  uint64_t word = granule / 64;
-  int bit = last_bit(leaf.starts.get()[word], granule % 64);
-  if (bit >= 0) return join(word, bit);
+uint32_t BlockIndex::find(uint64_t address) const {
+  const Leaf* found = leaf(address >> kLeafBits);
+  if (found == nullptr) return kNone;
+  const uint32_t number = found->cells.get()[(address >> kCellBits) % kLeafCells];
+  return number == 0 ? kNone : cell(number)[(address >> kGranuleBits) % kCellStarts] - 1;
+}
+
+// The last used cell before `place`.
+std::optional<size_t> BlockIndex::last_cell(const Leaf& leaf, size_t place) {
+  size_t word = place / 64;
+  if (const int bit = bit_below(leaf.used[word], place % 64); bit >= 0) {
+    return word * 64 + static_cast<size_t>(bit);
+  }
   // Up a level wherever nothing is left below, then down again.
-  uint64_t middle = word / 64;
-  int place = word % 64 == 0 ? -1 : last_bit(leaf.words[middle], word % 64 - 1);
-  if (place < 0) {
-    uint64_t group = middle / 64;
-    uint64_t from = middle % 64;
-    int found = -1;
-    if (from != 0) found = last_bit(leaf.groups[group], from - 1);
-    while (found < 0 && group > 0) found = last_bit(leaf.groups[--group], 63);
+  size_t group = word / 64;
+  int in_group = bit_below(leaf.words[group], word % 64);
+  if (in_group < 0) {
+    const int found = bit_below(leaf.groups, group);
     if (found < 0) return std::nullopt;
-    middle = join(group, found);
-    place = last_bit(leaf.words[middle], 63);
+    group = static_cast<size_t>(found);
+    in_group = static_cast<int>(highest(leaf.words[group]));
   }
-  word = join(middle, place);
-  return join(word, last_bit(leaf.starts.get()[word], 63));
+  word = group * 64 + static_cast<size_t>(in_group);
+  return word * 64 + highest(leaf.used[word]);
 }
 
-std::optional<uint64_t> BlockIndex::first_in(const Leaf& leaf, uint64_t granule) {
-  uint64_t word = granule / 64;
-  int bit = first_bit(leaf.starts.get()[word], granule % 64);
-  if (bit >= 0) return join(word, bit);
-  uint64_t middle = word / 64;
-  int place = word % 64 == 63 ? -1 : first_bit(leaf.words[middle], word % 64 + 1);
-  if (place < 0) {
-    uint64_t group = middle / 64;
-    int found = middle % 64 == 63 ? -1 : first_bit(leaf.groups[group], middle % 64 + 1);
-    while (found < 0 && group + 1 < leaf.groups.size()) found = first_bit(leaf.groups[++group], 0);
-    if (found < 0) return std::nullopt;
-    middle = join(group, found);
-    place = first_bit(leaf.words[middle], 0);
+// The first used cell after `place`.
+std::optional<size_t> BlockIndex::first_cell(const Leaf& leaf, size_t place) {
+  size_t word = place / 64;
+  if (const int bit = bit_above(leaf.used[word], place % 64); bit >= 0) {
+    return word * 64 + static_cast<size_t>(bit);
   }
-  word = join(middle, place);
-  return join(word, first_bit(leaf.starts.get()[word], 0));
+  size_t group = word / 64;
+  int in_group = bit_above(leaf.words[group], word % 64);
+  if (in_group < 0) {
+    const int found = bit_above(leaf.groups, group);
+    if (found < 0) return std::nullopt;
+    group = static_cast<size_t>(found);
+    in_group = static_cast<int>(lowest(leaf.words[group]));
+  }
+  word = group * 64 + static_cast<size_t>(in_group);
+  return word * 64 + lowest(leaf.used[word]);
 }
 
-std::optional<uint64_t> BlockIndex::at_or_before(uint64_t address) const {
-  const uint64_t key = address >> kLeafBits;
-  auto it = leaves_.upper_bound(key);
-  while (it != leaves_.begin()) {
-    --it;
-    const uint64_t granule = it->first == key ? address / 16 % kGranules : kGranules - 1;
-    if (const auto found = last_in(*it->second, granule)) {
-      return (it->first << kLeafBits) + *found * 16;
+std::optional<BlockIndex::Start> BlockIndex::last_start(uint64_t key, const Leaf& leaf,
+                                                        size_t granule) const {
+  size_t from = granule % kCellStarts + 1;
+  for (std::optional<size_t> place = granule / kCellStarts; place;
+       place = last_cell(leaf, *place)) {
+    if (const uint32_t number = leaf.cells.get()[*place]; number != 0) {
+      const Cell& starts = cell(number);
+      while (from > 0) {
+        if (starts[--from] == 0) continue;
+        const uint64_t at = (*place * kCellStarts + from) << kGranuleBits;
+        return Start{(key << kLeafBits) + at, starts[from] - 1};
+      }
     }
+    from = kCellStarts;
   }
   return std::nullopt;
 }
 
-std::optional<uint64_t> BlockIndex::at_or_after(uint64_t address) const {
-  const uint64_t key = (address + 15) >> kLeafBits;
-  for (auto it = leaves_.lower_bound(key); it != leaves_.end(); ++it) {
-    const uint64_t granule = it->first == key ? (address + 15) / 16 % kGranules : 0;
-    if (const auto found = first_in(*it->second, granule)) {
-      return (it->first << kLeafBits) + *found * 16;
+std::optional<BlockIndex::Start> BlockIndex::first_start(uint64_t key, const Leaf& leaf,
+                                                         size_t granule) const {
+  size_t from = granule % kCellStarts;
+  for (std::optional<size_t> place = granule / kCellStarts; place;
+       place = first_cell(leaf, *place)) {
+    if (const uint32_t number = leaf.cells.get()[*place]; number != 0) {
+      const Cell& starts = cell(number);
+      for (; from < kCellStarts; ++from) {
+        if (starts[from] == 0) continue;
+        const uint64_t at = (*place * kCellStarts + from) << kGranuleBits;
+        return Start{(key << kLeafBits) + at, starts[from] - 1};
+      }
     }
+    from = 0;
+  }
+  return std::nullopt;
+}
+
+std::optional<BlockIndex::Start> BlockIndex::at_or_before(uint64_t address) const {
+  constexpr size_t kGranules = kLeafCells * kCellStarts;
+  const uint64_t key = address >> kLeafBits;
+  // Mostly there is one in the address's own leaf, and that one is at hand.
+  const size_t granule = (address >> kGranuleBits) % kGranules;
+  if (const Leaf* own = leaf(key)) {
+    if (const auto found = last_start(key, *own, granule)) return found;
+  }
+  for (auto it = leaves_.lower_bound(key); it != leaves_.begin();) {
+    --it;
+    if (const auto found = last_start(it->first, *it->second, kGranules - 1)) return found;
+  }
+  return std::nullopt;
+}
+
+std::optional<BlockIndex::Start> BlockIndex::at_or_after(uint64_t address) const {
+  constexpr size_t kGranules = kLeafCells * kCellStarts;
+  const uint64_t up = (address >> kGranuleBits) + (address % (1u << kGranuleBits) != 0 ? 1 : 0);
+  const uint64_t key = up / kGranules;
+  if (const Leaf* own = leaf(key)) {
+    if (const auto found = first_start(key, *own, up % kGranules)) return found;
+  }
+  for (auto it = leaves_.upper_bound(key); it != leaves_.end(); ++it) {
+    if (const auto found = first_start(it->first, *it->second, 0)) return found;
   }
   return std::nullopt;
 }

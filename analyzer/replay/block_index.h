@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which block starts last at or before an address: how a page fault finds its block.
+// Blocks by where they start: how an event finds the block it ends, and a page fault the block it
+// touches.
 //
-// An ordered map of live blocks would cost more than the whole rest of the replay. Blocks start at
-// multiples of 16, so one bit per 16 bytes says where they start; a second and a third level say
-// which words below are not empty. Setting and clearing is a few instructions, and looking back
-// skips 64 times as much at each level. A leaf covers 64 MiB of addresses; its words are
-// calloc'ed, so parts never used cost no memory.
-// Thread safety: none.
+// Blocks start at multiples of 16, and what a program frees it mostly allocated not long before,
+// near by: a table over the addresses stays in the caches where a hash would scatter. 256 bytes of
+// addresses are a *cell*, a cache line with the number of the block that starts in each 16 of them.
+// A *leaf* covers 64 MiB with a table of its cells, and bits that say which cells have a block: one
+// level of bits, one of words of them, one of words of those, so that looking back or ahead over
+// memory without blocks skips 64 times as much at each level. A leaf's table is calloc'ed: parts
+// never used cost no memory.
+// Memory: 64 bytes per cell in use, so 8 to 64 bytes per block; 1.6 % of the address range that has
+// blocks. Thread safety: none. Cost: two cache lines, mostly warm.
 #pragma once
 
 #include <array>
@@ -15,38 +19,70 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <vector>
 
 namespace heapledger::analyzer {
 
 class BlockIndex {
  public:
-  // `address` is rounded down to 16.
-  void insert(uint64_t address);
+  static constexpr uint32_t kNone = UINT32_MAX;
+  struct Start {
+    uint64_t address = 0;
+    uint32_t block = kNone;
+  };
+
+  // Addresses are rounded down to 16. One block has an address: the last that was put there.
+  void put(uint64_t address, uint32_t block);
   void erase(uint64_t address);
-  // The greatest start <= address.
-  std::optional<uint64_t> at_or_before(uint64_t address) const;
-  // The smallest start >= address.
-  std::optional<uint64_t> at_or_after(uint64_t address) const;
+  uint32_t find(uint64_t address) const;
+  // The greatest start <= address, the smallest >= address.
+  std::optional<Start> at_or_before(uint64_t address) const;
+  std::optional<Start> at_or_after(uint64_t address) const;
 
  private:
-  static constexpr int kLeafBits = 26;  // log2 of the bytes that a leaf covers.
-  static constexpr uint64_t kGranules = uint64_t{1} << (kLeafBits - 4);
+  static constexpr int kGranuleBits = 4;
+  static constexpr int kCellBits = 8;   // log2 of the bytes that a cell covers,
+  static constexpr int kLeafBits = 26;  // and a leaf.
+  static constexpr size_t kLeafCells = size_t{1} << (kLeafBits - kCellBits);
+  static constexpr size_t kCellStarts = size_t{1} << (kCellBits - kGranuleBits);
+  using Cell = std::array<uint32_t, kCellStarts>;  // Block + 1; 0: none starts here.
+  static constexpr size_t kSegmentCells = 1024;
+  struct alignas(64) Segment {
+    std::array<Cell, kSegmentCells> cells{};
+  };
   struct Free {
-    void operator()(uint64_t* words) const { std::free(words); }
+    void operator()(uint32_t* words) const { std::free(words); }
   };
   struct Leaf {
-    std::unique_ptr<uint64_t, Free> starts;                   // A bit per granule.
-    std::array<uint64_t, kGranules / 64 / 64> words{};        // A bit per word of starts.
-    std::array<uint64_t, kGranules / 64 / 64 / 64> groups{};  // A bit per word of words.
+    std::unique_ptr<uint32_t, Free> cells;               // Number of the cell; 0: none.
+    std::array<uint64_t, kLeafCells / 64> used{};        // A bit per cell.
+    std::array<uint64_t, kLeafCells / 64 / 64> words{};  // A bit per word of used.
+    uint64_t groups = 0;                                 // A bit per word of words.
   };
+  static_assert(kLeafCells / 64 / 64 == 64);
 
+  Cell& cell(uint32_t number) const {
+    return segments_[number / kSegmentCells]->cells[number % kSegmentCells];
+  }
   Leaf* leaf(uint64_t key) const;
-  static std::optional<uint64_t> last_in(const Leaf& leaf, uint64_t granule);
-  static std::optional<uint64_t> first_in(const Leaf& leaf, uint64_t granule);
+  Leaf& make_leaf(uint64_t key);
+  uint32_t make_cell(Leaf& leaf, size_t place);
+  void drop_cell(Leaf& leaf, size_t place);
+  static std::optional<size_t> last_cell(const Leaf& leaf, size_t place);
+  static std::optional<size_t> first_cell(const Leaf& leaf, size_t place);
+  std::optional<Start> last_start(uint64_t key, const Leaf& leaf, size_t granule) const;
+  std::optional<Start> first_start(uint64_t key, const Leaf& leaf, size_t granule) const;
 
   std::map<uint64_t, std::unique_ptr<Leaf>> leaves_;
-  mutable uint64_t cached_key_ = UINT64_MAX;
-  mutable Leaf* cached_ = nullptr;
+  struct Cached {
+    uint64_t key = UINT64_MAX;
+    Leaf* leaf = nullptr;
+  };
+  // Arenas lie in leaves of their own: threads that take turns should not search for them.
+  mutable std::array<Cached, 64> cached_{};
+  std::vector<std::unique_ptr<Segment>> segments_;
+  std::vector<uint32_t> free_cells_;
+  uint32_t cells_made_ = 1;  // Number 0 stands for none.
 };
 
 }  // namespace heapledger::analyzer

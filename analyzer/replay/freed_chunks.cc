@@ -70,7 +70,7 @@ bool FreedChunks::push_cache(uint32_t thread, const Block& block) {
   if (size_class >= kClasses || !is_cacheable(policy_bytes_of(block))) return false;
   std::vector<Entry>& entries = cache_list(thread, size_class);
   if (entries.size() >= rules_.cache_count) return false;
-  entries.push_back({block.address, block.stack});
+  push(entries, thread, size_class, {block.address, block.stack});
   return true;
 }
 
@@ -82,6 +82,8 @@ bool FreedChunks::take_from_cache(uint32_t thread, const Block& block) {
   // Mostly the last one: calloc and realloc pass over the cache.
   for (size_t i = entries.size(); i-- > 0;) {
     if (entries[i].address != block.address) continue;
+    note({Change::kUncached, static_cast<uint8_t>(size_class), static_cast<uint16_t>(i), thread,
+          entries[i].stack, entries[i].address});
     entries.erase(entries.begin() + static_cast<ptrdiff_t>(i));
     return true;
   }
@@ -91,8 +93,27 @@ bool FreedChunks::take_from_cache(uint32_t thread, const Block& block) {
 void FreedChunks::push_fast(uint64_t arena, const FastEntry& entry, uint64_t chunk_bytes) {
   const size_t size_class = class_of(chunk_bytes);
   if (size_class >= kFastClasses) return;
-  fast_.put(entry.address / 16, static_cast<uint32_t>(size_class));
+  put_fast(entry.address, size_class);
   fast_lists_[arena][size_class].push_back(entry);
+  note({.change = Change::kListed, .size_class = static_cast<uint8_t>(size_class), .arena = arena});
+}
+
+void FreedChunks::push(std::vector<Entry>& entries, uint32_t thread, size_t size_class,
+                       const Entry& entry) {
+  entries.push_back(entry);
+  note({.change = Change::kCached,
+        .size_class = static_cast<uint8_t>(size_class),
+        .thread = thread});
+}
+
+void FreedChunks::put_fast(uint64_t address, size_t size_class) {
+  const uint32_t before = fast_.put(address / 16, static_cast<uint32_t>(size_class));
+  note({.change = Change::kFast, .stack = before, .address = address});
+}
+
+void FreedChunks::take_fast_key(uint64_t address) {
+  const uint32_t before = fast_.take(address / 16);
+  note({.change = Change::kFast, .stack = before, .address = address});
 }
 
 void FreedChunks::free_past_cache(uint32_t thread, const Block& block, const ChunkPlace& place) {
@@ -120,17 +141,18 @@ void FreedChunks::allocate_past_cache(uint32_t thread, const Block& block,
 // The bin's other chunks go to the cache until it is full.
 void FreedChunks::take_fast(uint32_t thread, const Block& block, uint64_t arena) {
   const size_t size_class = class_of(chunk_bytes_of(block));
-  if (fast_.take(block.address / 16) == FlatMap::kNone) return;
+  if (fast_.find(block.address / 16) == FlatMap::kNone) return;
+  take_fast_key(block.address);
   std::vector<FastEntry>& list = fast_lists_[arena][size_class];
   std::vector<Entry>& entries = cache_list(thread, size_class);
   while (!list.empty()) {
     const bool is_there = is_in_fast(list.back(), size_class);
     if (is_there && entries.size() >= rules_.cache_count) return;
     if (is_there) {
-      entries.push_back({list.back().address, list.back().stack});
-      fast_.take(list.back().address / 16);
+      push(entries, thread, size_class, {list.back().address, list.back().stack});
+      take_fast_key(list.back().address);
     }
-    list.pop_back();
+    unlist(arena, size_class, list);
   }
 }
 
@@ -138,11 +160,19 @@ void FreedChunks::consolidate(uint64_t arena) {
   const auto found = fast_lists_.find(arena);
   if (found == fast_lists_.end()) return;
   for (size_t size_class = 0; size_class < kFastClasses; ++size_class) {
-    for (const FastEntry& entry : found->second[size_class]) {
-      if (is_in_fast(entry, size_class)) fast_.take(entry.address / 16);
+    std::vector<FastEntry>& list = found->second[size_class];
+    while (!list.empty()) {
+      if (is_in_fast(list.back(), size_class)) take_fast_key(list.back().address);
+      unlist(arena, size_class, list);
     }
-    found->second[size_class].clear();
   }
+}
+
+void FreedChunks::unlist(uint64_t arena, size_t size_class, std::vector<FastEntry>& list) {
+  const FastEntry& last = list.back();
+  note({Change::kUnlisted, static_cast<uint8_t>(size_class), 0, last.thread, last.stack,
+        last.address, arena});
+  list.pop_back();
 }
 
 void FreedChunks::end_thread(uint32_t thread) {
@@ -156,7 +186,76 @@ void FreedChunks::end_thread(uint32_t thread) {
       push_fast(last_arena(thread), {entry.address, thread, entry.stack}, bytes);
     }
   }
+  for (size_t size_class = 0; size_class < kClasses; ++size_class) {
+    const std::vector<Entry>& entries = (*own)[size_class];
+    for (size_t i = entries.size(); i-- > 0;) {
+      note({Change::kUncached, static_cast<uint8_t>(size_class), static_cast<uint16_t>(i), thread,
+            entries[i].stack, entries[i].address});
+    }
+  }
   caches_[thread].reset();
+}
+
+void FreedChunks::keep(size_t moment) {
+  kept_[moment] = {true, undo_.size(), nullptr};
+  undoes_ = true;
+  for (const Kept& kept : kept_) {
+    if (kept.undoes && kept.from != undo_.size()) return;
+  }
+  undo_.clear();
+  for (Kept& kept : kept_) kept.from = 0;
+}
+
+FreedChunks FreedChunks::at(size_t moment) const {
+  const Kept& kept = kept_[moment];
+  FreedChunks then(kept.undoes ? *this : *kept.copy);
+  if (kept.undoes) then.undo_to(std::span(undo_).subspan(kept.from));
+  return then;
+}
+
+// Copies the moments that are still to be undone: the notes are as many as they should be.
+void FreedChunks::settle() {
+  for (size_t moment = 0; moment < kKeptMoments; ++moment) {
+    if (!kept_[moment].undoes) continue;
+    kept_[moment].copy = std::make_unique<FreedChunks>(at(moment));
+    kept_[moment].undoes = false;
+  }
+  undo_.clear();
+  undoes_ = false;
+}
+
+void FreedChunks::undo_to(std::span<const Undo> changes) {
+  for (size_t i = changes.size(); i-- > 0;) undo(changes[i]);
+}
+
+void FreedChunks::undo(const Undo& change) {
+  const auto put_back = [this](uint64_t address, uint32_t before) {
+    if (before == FlatMap::kNone) {
+      fast_.take(address / 16);
+    } else {
+      fast_.put(address / 16, before);
+    }
+  };
+  switch (change.change) {
+    case Change::kCached:
+      cache_list(change.thread, change.size_class).pop_back();
+      break;
+    case Change::kUncached: {
+      std::vector<Entry>& entries = cache_list(change.thread, change.size_class);
+      entries.insert(entries.begin() + change.place, {change.address, change.stack});
+      break;
+    }
+    case Change::kFast:
+      put_back(change.address, change.stack);
+      break;
+    case Change::kListed:
+      fast_lists_[change.arena][change.size_class].pop_back();
+      break;
+    case Change::kUnlisted:
+      fast_lists_[change.arena][change.size_class].push_back(
+          {change.address, change.thread, change.stack});
+      break;
+  }
 }
 
 void FreedChunks::for_each(const std::function<void(const FreedChunk&)>& visit) const {

@@ -2,6 +2,7 @@
 #include "analyzer/replay/heap_chunks.h"
 
 #include <algorithm>
+#include <tuple>
 
 namespace heapledger::analyzer {
 
@@ -23,21 +24,27 @@ ChunkState chunk_state_of(std::string_view name) {
                             : ChunkState::kFast;
 }
 
-std::vector<HeapChunk> chunks_in_use(const Replay& replay) {
+std::vector<HeapChunk> chunks_in_use(const HeapState& heap) {
   std::vector<HeapChunk> chunks;
-  chunks.reserve(replay.live().blocks());
-  replay.live().for_each([&](const Block& block) {
+  size_t live = 0;
+  heap.each_live([&](const Block&) { ++live; });
+  chunks.reserve(live);
+  heap.each_live([&](const Block& block) {
     chunks.push_back({block.address, block.address + block.usable, block.time_ns,
                       policy_bytes_of(block), block.stack, block.thread, ChunkState::kLive});
   });
-  replay.freed_chunks().for_each([&](const FreedChunk& chunk) {
+  heap.freed_chunks().for_each([&](const FreedChunk& chunk) {
     chunks.push_back({chunk.address, chunk.address - kHeaderBytes + chunk.bytes, 0, chunk.bytes,
                       chunk.stack, chunk.thread,
                       chunk.in_fastbin ? ChunkState::kFast : ChunkState::kCached});
   });
+  // Every tie is broken: a freed chunk may be known twice, and the result must not be chance.
   std::sort(chunks.begin(), chunks.end(), [](const HeapChunk& a, const HeapChunk& b) {
-    if (a.block != b.block) return a.block < b.block;
-    return a.state != b.state ? a.state < b.state : a.time_ns < b.time_ns;
+    const auto key = [](const HeapChunk& chunk) {
+      return std::tuple(chunk.block, chunk.state, chunk.time_ns, chunk.end, chunk.thread,
+                        chunk.stack);
+    };
+    return key(a) < key(b);
   });
   size_t kept = 0;
   uint64_t live_end = 0;

@@ -32,6 +32,6 @@ struct HeapChunk {
   bool is_live() const { return state == ChunkState::kLive; }
 };
 
-std::vector<HeapChunk> chunks_in_use(const Replay& replay);
+std::vector<HeapChunk> chunks_in_use(const HeapState& heap);
 
 }  // namespace heapledger::analyzer

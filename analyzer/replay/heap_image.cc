@@ -11,26 +11,28 @@ namespace {
 
 class ImageBuilder {
  public:
-  ImageBuilder(const Replay& replay, bool resident_known)
-      : replay_(replay),
-        memory_(replay.memory()),
+  ImageBuilder(const HeapState& heap, bool resident_known)
+      : heap_(heap),
+        memory_(heap.memory()),
         resident_known_(resident_known),
-        chunks_(chunks_in_use(replay)) {}
+        chunks_(chunks_in_use(heap)) {}
 
   HeapImage build(int64_t at_ns, const TrimSettings& trim) {
     image_.at_ns = at_ns;
     image_.held_bytes = memory_.held_bytes();
-    image_.live_blocks = replay_.live().blocks();
-    image_.live_bytes = replay_.live().usable_bytes();
-    image_.requested_bytes = replay_.live().requested_bytes();
+    heap_.each_live([this](const Block& block) {
+      ++image_.live_blocks;
+      image_.live_bytes += block.usable;
+      image_.requested_bytes += block.size;
+    });
     for (const auto& [start, range] : memory_.held().ranges()) walk(start, range);
     for (size_t i = 0; i < buckets_.size(); ++i) {
       if (buckets_[i].chunks != 0) image_.free_histogram.push_back(buckets_[i]);
     }
-    image_.pinners = find_pinners(replay_, chunks_, trim, at_ns, resident_known_);
+    image_.pinners = find_pinners(heap_, chunks_, trim, at_ns, resident_known_);
     if (resident_known_) {
       image_.free_resident_bytes = free_resident_;
-      image_.page_holders = find_page_holders(replay_, chunks_);
+      image_.page_holders = find_page_holders(heap_, chunks_);
     }
     return std::move(image_);
   }
@@ -87,7 +89,7 @@ class ImageBuilder {
     row.bytes += bytes;
   }
 
-  const Replay& replay_;
+  const HeapState& heap_;
   const MemoryMap& memory_;
   bool resident_known_;
   std::vector<HeapChunk> chunks_;
@@ -112,9 +114,9 @@ double HeapImage::internal() const {
                        static_cast<double>(live_bytes));
 }
 
-HeapImage make_heap_image(const Replay& replay, int64_t at_ns, const TrimSettings& trim,
+HeapImage make_heap_image(const HeapState& heap, int64_t at_ns, const TrimSettings& trim,
                           bool resident_known) {
-  return ImageBuilder(replay, resident_known).build(at_ns, trim);
+  return ImageBuilder(heap, resident_known).build(at_ns, trim);
 }
 
 }  // namespace heapledger::analyzer

@@ -49,7 +49,7 @@ struct HeapImage {
 };
 
 // `resident_known`: the replay knows which pages are resident.
-HeapImage make_heap_image(const Replay& replay, int64_t at_ns, const TrimSettings& trim,
+HeapImage make_heap_image(const HeapState& heap, int64_t at_ns, const TrimSettings& trim,
                           bool resident_known);
 
 }  // namespace heapledger::analyzer

@@ -5,75 +5,148 @@
 
 namespace heapledger::analyzer {
 
-bool LiveSet::insert(const Block& block) {
-  const auto index = unused_.empty() ? static_cast<uint32_t>(pool_.size()) : unused_.back();
-  if (const uint32_t old = by_id_.put(block.id, index); old != FlatMap::kNone) {
-    by_id_.put(block.id, old);
-    return false;
-  }
-  if (unused_.empty()) {
-    pool_.push_back(block);
-  } else {
+namespace {
+
+constexpr uint32_t kNone = BlockIndex::kNone;
+
+// Others are no addresses of blocks, and granule 0 is where a missing one lies.
+bool can_be_indexed(uint64_t address) { return address >= 16; }
+
+}  // namespace
+
+uint32_t LiveSet::take_place() {
+  if (!unused_.empty()) {
+    const uint32_t place = unused_.back();
     unused_.pop_back();
-    pool_[index] = block;
+    return place;
   }
+  if (made_ / kSegmentBlocks >= segments_.size()) segments_.push_back(std::make_unique<Segment>());
+  return made_++;
+}
+
+bool LiveSet::insert(const Block& block) {
+  const uint32_t before = can_be_indexed(block.address) ? starts_.find(block.address) : kNone;
+  if (before != kNone && at(before).id == block.id) return false;
+  if (by_id_ && by_id_->find(block.id) != FlatMap::kNone) return false;
+  const uint32_t place = take_place();
+  Block& kept = at(place);
+  kept = block;
+  kept.live = true;
+  kept.kept = 0;
+  ++blocks_;
   requested_bytes_ += block.size;
   usable_bytes_ += block.usable;
-  // Keys are granules: addresses are multiples of 16, and a table of multiples would hash badly.
-  if (index_addresses_ && block.address >= 16) {
-    by_address_.put(block.address / 16, index);
-    starts_.insert(block.address);
+  if (can_be_indexed(block.address)) {
+    starts_.put(block.address, place);
+    if (before != kNone && at(before).id != 0) displaced_.put(at(before).id, before);
+  } else if (block.id != 0) {
+    displaced_.put(block.id, place);
   }
+  if (by_id_ && block.id != 0) by_id_->put(block.id, place);
   return true;
 }
 
-bool LiveSet::take(uint64_t id, Block& block) {
-  const uint32_t index = by_id_.take(id);
-  if (index == FlatMap::kNone) return false;
-  block = pool_[index];
+// The live block of this id that is not where it was said to be.
+uint32_t LiveSet::take_elsewhere(uint64_t id) {
+  if (const uint32_t place = displaced_.take(id); place != FlatMap::kNone) return place;
+  if (!by_id_) {
+    by_id_.emplace();
+    for (uint32_t place = 0; place < made_; ++place) {
+      if (at(place).live && at(place).id != 0) by_id_->put(at(place).id, place);
+    }
+  }
+  return by_id_->find(id);
+}
+
+uint32_t LiveSet::place_of(uint64_t id, uint64_t address) {
+  if (id == 0) return kNone;
+  if (can_be_indexed(address)) {
+    const uint32_t place = starts_.find(address);
+    if (place != kNone && at(place).id == id) return place;
+  }
+  return take_elsewhere(id);
+}
+
+bool LiveSet::take(uint64_t id, uint64_t address, Block& block) {
+  const uint32_t place = place_of(id, address);
+  if (place == kNone) return false;
+  block = at(place);
+  --blocks_;
   requested_bytes_ -= block.size;
   usable_bytes_ -= block.usable;
-  if (index_addresses_ && by_address_.find(block.address / 16) == index) {
-    by_address_.take(block.address / 16);
+  if (can_be_indexed(block.address) && starts_.find(block.address) == place) {
     starts_.erase(block.address);
   }
-  pool_[index].id = 0;
-  unused_.push_back(index);
+  if (by_id_) by_id_->take(id);
+  retire(place);
   return true;
 }
 
-const Block* LiveSet::find(uint64_t id) const {
-  const uint32_t index = by_id_.find(id);
-  return index == FlatMap::kNone ? nullptr : &pool_[index];
+// Its block ended: free for another one, unless it was live at a kept moment.
+void LiveSet::retire(uint32_t place) {
+  Block& block = at(place);
+  block.live = false;
+  unsigned kept = 0;
+  for (size_t moment = 0; moment < kKeptMoments; ++moment) {
+    if (!kept_[moment].step || block.step > *kept_[moment].step) continue;
+    kept |= 1u << moment;
+    kept_[moment].ended.push_back(place);
+  }
+  set_kept(block, kept);
+  if (kept == 0) unused_.push_back(place);
+}
+
+void LiveSet::keep(size_t moment, uint64_t step) {
+  forget(moment);
+  kept_[moment].step = step;
+}
+
+void LiveSet::forget(size_t moment) {
+  Kept& kept = kept_[moment];
+  kept.step.reset();
+  for (const uint32_t place : kept.ended) {
+    Block& block = at(place);
+    set_kept(block, block.kept & ~(1u << moment));
+    if (block.kept == 0) unused_.push_back(place);
+  }
+  kept.ended.clear();
+}
+
+void LiveSet::move(size_t moment, size_t to) {
+  forget(to);
+  std::swap(kept_[moment], kept_[to]);
+  for (const uint32_t place : kept_[to].ended) {
+    Block& block = at(place);
+    set_kept(block, (block.kept & ~(1u << moment)) | 1u << to);
+  }
 }
 
 const Block* LiveSet::covering(uint64_t address) const {
   // A header belongs to the block that follows it.
   const auto start = starts_.at_or_before(address + kHeaderBytes);
   if (!start) return nullptr;
-  const Block* block = &pool_[by_address_.find(*start / 16)];
+  const Block* block = &at(start->block);
   if (address + kHeaderBytes >= block->address && address < block->address + block->usable) {
     return block;
   }
   const auto before = starts_.at_or_before(address);
-  if (!before || *before == *start) return nullptr;
-  block = &pool_[by_address_.find(*before / 16)];
+  if (!before || before->address == start->address) return nullptr;
+  block = &at(before->block);
   return address < block->address + block->usable ? block : nullptr;
 }
 
 const Block* LiveSet::first_in(uint64_t start, uint64_t end) const {
   if (const Block* block = covering(start)) return block;
   const auto next = starts_.at_or_after(start);
-  if (!next || *next >= end) return nullptr;
-  return &pool_[by_address_.find(*next / 16)];
+  return next && next->address < end ? &at(next->block) : nullptr;
 }
 
 uint64_t LiveSet::gap_around(uint64_t address, uint64_t start, uint64_t end) const {
-  if (const auto before = starts_.at_or_before(address - 1); before && *before >= start) {
-    const Block& block = pool_[by_address_.find(*before / 16)];
+  if (const auto before = starts_.at_or_before(address - 1); before && before->address >= start) {
+    const Block& block = at(before->block);
     start = std::max(start, std::min(address, block.address + block.usable));
   }
-  if (const auto next = starts_.at_or_after(address + 1)) end = std::min(end, *next);
+  if (const auto next = starts_.at_or_after(address + 1)) end = std::min(end, next->address);
   return end - std::min(start, end);
 }
 
@@ -82,7 +155,10 @@ void LiveSet::copy_from(const LiveSet& other) {
 }
 
 void LiveSet::mark_inherited() {
-  for (Block& block : pool_) block.inherited = true;
+  for (uint32_t place = 0; place < made_; ++place) {
+    at(place).inherited = true;
+    at(place).step = 0;
+  }
 }
 
 }  // namespace heapledger::analyzer

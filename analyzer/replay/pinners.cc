@@ -30,8 +30,8 @@ struct Segment {
 // One heap that gives back at its end: its memory in order of age, mostly one piece.
 class HeapEnd {
  public:
-  HeapEnd(const Replay& replay, std::vector<Segment> segments, const TrimSettings& trim)
-      : replay_(replay), segments_(std::move(segments)), trim_(trim) {}
+  HeapEnd(const HeapState& state, std::vector<Segment> segments, const TrimSettings& trim)
+      : state_(state), segments_(std::move(segments)), trim_(trim) {}
 
   // Calls visit(start, end) for the memory that goes back if everything in use ends at `floor`,
   // which lies in (or at the start of) segment `at`.
@@ -57,7 +57,7 @@ class HeapEnd {
   uint64_t resident_bytes(size_t at, uint64_t floor) const {
     uint64_t bytes = 0;
     each_returned(at, floor, [&](uint64_t start, uint64_t end) {
-      bytes += replay_.memory().resident().bytes(start, end);
+      bytes += state_.memory().resident().bytes(start, end);
     });
     return bytes;
   }
@@ -73,7 +73,7 @@ class HeapEnd {
     return room >= trim_.top_pad + kChunkBytesMin + kPageBytes;
   }
 
-  const Replay& replay_;
+  const HeapState& state_;
   std::vector<Segment> segments_;
   const TrimSettings& trim_;
 };
@@ -81,9 +81,9 @@ class HeapEnd {
 // Walks down from a heap's end.
 class PinnerSearch {
  public:
-  PinnerSearch(const Replay& replay, std::span<const HeapChunk> all, const HeapEnd& heap,
+  PinnerSearch(const HeapState& state, std::span<const HeapChunk> all, const HeapEnd& heap,
                int64_t at_ns, bool resident_known)
-      : replay_(replay), heap_(heap), at_ns_(at_ns), resident_known_(resident_known) {
+      : state_(state), heap_(heap), at_ns_(at_ns), resident_known_(resident_known) {
     for (size_t i = 0; i < heap.segments().size(); ++i) {
       const auto [start, end] = heap.segments()[i];
       auto it = std::lower_bound(all.begin(), all.end(), start,
@@ -178,7 +178,7 @@ class PinnerSearch {
       pinner.cached_blocks = members.size();
       return 0;
     }
-    const FreedChunks& rules = replay_.freed_chunks();
+    const FreedChunks& rules = state_.freed_chunks();
     std::map<std::pair<uint32_t, uint64_t>, size_t> room;
     size_t cached = 0;
     size_t fast = 0;
@@ -207,7 +207,7 @@ class PinnerSearch {
     return merges ? cached : std::max(cached, fast);
   }
 
-  const Replay& replay_;
+  const HeapState& state_;
   const HeapEnd& heap_;
   int64_t at_ns_;
   bool resident_known_;
@@ -247,18 +247,17 @@ void add_holders(std::span<const PageHolder> page, uint64_t free_bytes,
 
 }  // namespace
 
-std::vector<Pinner> find_pinners(const Replay& replay, std::span<const HeapChunk> chunks,
+std::vector<Pinner> find_pinners(const HeapState& state, std::span<const HeapChunk> chunks,
                                  const TrimSettings& trim, int64_t at_ns, bool resident_known) {
   std::vector<Pinner> pinners;
   const auto search = [&](std::vector<Segment> segments, uint64_t address, size_t rows_max) {
-    const HeapEnd heap(replay, std::move(segments), trim);
-    for (Pinner& pinner :
-         PinnerSearch(replay, chunks, heap, at_ns, resident_known).find(rows_max)) {
+    const HeapEnd heap(state, std::move(segments), trim);
+    for (Pinner& pinner : PinnerSearch(state, chunks, heap, at_ns, resident_known).find(rows_max)) {
       pinner.heap = address;
       pinners.push_back(pinner);
     }
   };
-  const MemoryMap& memory = replay.memory();
+  const MemoryMap& memory = state.memory();
   if (const auto segment = break_segment(memory)) search({*segment}, 0, kRowsMax);
   for (const std::vector<uint64_t>& chain : trim.heap_chains) {
     std::vector<Segment> segments;
@@ -270,11 +269,12 @@ std::vector<Pinner> find_pinners(const Replay& replay, std::span<const HeapChunk
   return pinners;
 }
 
-std::vector<PageHolder> find_page_holders(const Replay& replay, std::span<const HeapChunk> chunks) {
+std::vector<PageHolder> find_page_holders(const HeapState& state,
+                                          std::span<const HeapChunk> chunks) {
   std::unordered_map<uint32_t, PageHolder> holders;
   std::vector<PageHolder> page;  // Who is on the page at hand.
   uint64_t current = UINT64_MAX;
-  const MemoryMap& memory = replay.memory();
+  const MemoryMap& memory = state.memory();
   const HeldRange* range = nullptr;
   uint64_t used = 0;  // Bytes of chunks in use on it, freed ones not counted.
   const auto finish = [&] {

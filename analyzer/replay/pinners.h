@@ -52,7 +52,7 @@ struct Pinner {
   int64_t age_ns = 0;          // Of the oldest; 0 where freed.
 };
 
-std::vector<Pinner> find_pinners(const Replay& replay, std::span<const HeapChunk> chunks,
+std::vector<Pinner> find_pinners(const HeapState& heap, std::span<const HeapChunk> chunks,
                                  const TrimSettings& trim, int64_t at_ns, bool resident_known);
 
 struct PageHolder {
@@ -63,6 +63,6 @@ struct PageHolder {
 };
 
 // By free bytes, most first.
-std::vector<PageHolder> find_page_holders(const Replay& replay, std::span<const HeapChunk> chunks);
+std::vector<PageHolder> find_page_holders(const HeapState& heap, std::span<const HeapChunk> chunks);
 
 }  // namespace heapledger::analyzer

@@ -18,10 +18,26 @@ using schema::CallRow;
 constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 constexpr uint64_t kAddressMax = std::numeric_limits<uint64_t>::max();
 
-constexpr uint32_t kCallColumns = schema::kColumnTime | schema::kColumnThread |
-                                  schema::kColumnKind | schema::kColumnId | schema::kColumnAddress |
-                                  schema::kColumnSize | schema::kColumnUsable |
-                                  schema::kColumnEndedId | schema::kColumnStack;
+constexpr uint32_t kCallColumns =
+    schema::kColumnTime | schema::kColumnThread | schema::kColumnKind | schema::kColumnId |
+    schema::kColumnAddress | schema::kColumnSize | schema::kColumnUsable | schema::kColumnEndedId |
+    schema::kColumnOldAddress | schema::kColumnStack;
+
+CallRow call_row(const schema::CallBatch& batch, size_t row) {
+  CallRow call;
+  call.time_ns = call.ended_ns = batch.time_ns[row];
+  call.thread = batch.thread[row];
+  call.kind = batch.kind[row];
+  call.flags = batch.flags[row];
+  call.id = batch.id[row];
+  call.address = batch.address[row];
+  call.size = batch.size[row];
+  call.usable = batch.usable[row];
+  call.ended_id = batch.ended_id[row];
+  call.old_address = batch.old_address[row];
+  call.stack = batch.stack[row];
+  return call;
+}
 
 struct SnapshotEntry {
   int64_t id;
@@ -124,11 +140,19 @@ struct Replay::Streams {
                   [&](const SnapshotEntry& entry) { return entry.end_ns > time_max_ns; });
     std::erase_if(forks, [&](int64_t time) { return time > time_max_ns; });
     std::erase_if(thread_ends, [&](const ThreadEnd& end) { return end.time_ns > time_max_ns; });
-    next_call();
+    seek_call();
     next_syscall();
   }
 
-  void next_call() { call_time = calls.next(call) ? call.time_ns : kNever; }
+  CallRow call() const { return call_row(*run.batch, run.begin); }
+  void next_call() {
+    ++run.begin;
+    seek_call();
+  }
+  void seek_call() {
+    const bool found = run.begin < run.end || calls.next_run(run);
+    call_time = found ? run.batch->time_ns[run.begin] : kNever;
+  }
   void next_syscall() { syscall_time = syscalls.next(syscall) ? syscall.time_ns : kNever; }
   // When the next snapshot begins or, once it has, ends.
   int64_t snapshot_time() const {
@@ -141,7 +165,7 @@ struct Replay::Streams {
   }
 
   schema::CallReader calls;
-  CallRow call;
+  schema::CallRun run;
   int64_t call_time = kNever;
   SyscallReader syscalls;
   SyscallRow syscall;
@@ -161,7 +185,6 @@ Replay::Replay(schema::Database& db, const TraceInfo& info, int64_t process, Rep
       info_(info),
       process_(info.process(process)),
       options_(std::move(options)),
-      live_(options_.faults),
       memory_(process_.heap_start, info.syscalls_are_all()),
       freed_(recorded_cache_rules(db, info, process)) {
   if (options_.parent_at_fork != nullptr) {
@@ -207,10 +230,10 @@ void Replay::run(uint64_t step_max, int64_t time_max_ns) {
   ReplayObserver* observer = own_ ? options_.observer : nullptr;
   while (step_ < step_max) {
     const int64_t acquisition = memory_.next_acquisition();
-    const int64_t rare = std::min(
-        {acquisition, in.syscall_time, in.snapshot_time(), in.fork_time(), in.thread_end_time()});
     const int64_t fault = in.faults.next_time();
-    const int64_t next = std::min({rare, in.call_time, fault});
+    const int64_t other = std::min(
+        {in.syscall_time, fault, in.snapshot_time(), in.fork_time(), in.thread_end_time()});
+    const int64_t next = std::min({acquisition, in.call_time, other});
     if (next == kNever || next > time_max_ns) {
       if (next == kNever) give_up_waiting(0, kAddressMax);
       return;
@@ -218,12 +241,10 @@ void Replay::run(uint64_t step_max, int64_t time_max_ns) {
     now_ns_ = next;
     // At one and the same time: memory that was got, then calls, then what they led to.
     if (acquisition == next) {
-      memory_.acquire_next();
+      change_memory([](MemoryMap& memory) { memory.acquire_next(); });
     } else if (in.call_time == next) {
-      if (observer != nullptr) observer->on_call(in.call);
-      play_call(in.call);
-      in.next_call();
-      ++step_;
+      play_calls(std::min(other, time_max_ns), acquisition, step_max);
+      continue;
     } else if (in.syscall_time == next) {
       play_syscall(in.syscall);
       in.next_syscall();
@@ -238,13 +259,13 @@ void Replay::run(uint64_t step_max, int64_t time_max_ns) {
       if (in.in_snapshot) {
         end_snapshot();
       } else {
-        memory_.begin_window(now_ns_);
+        change_memory([now_ns = now_ns_](MemoryMap& memory) { memory.begin_window(now_ns); });
         in.in_snapshot = true;
       }
       continue;
     } else if (in.fork_time() == next) {
       ++in.fork;
-      memory_.share_pages();
+      change_memory([](MemoryMap& memory) { memory.share_pages(); });
       continue;
     } else {
       freed_.end_thread(in.thread_ends[in.thread_end++].thread);
@@ -253,6 +274,49 @@ void Replay::run(uint64_t step_max, int64_t time_max_ns) {
     note_resident_peak();
     if (observer != nullptr) observer->on_step(*this);
   }
+}
+
+// As many calls as come before anything else. They change nothing about pages.
+void Replay::play_calls(int64_t until_ns, int64_t before_ns, uint64_t step_max) {
+  Streams& in = *streams_;
+  ReplayObserver* observer = own_ ? options_.observer : nullptr;
+  note_resident_peak();
+  while (in.call_time <= until_ns && in.call_time < before_ns && step_ < step_max) {
+    const CallRow row = in.call();
+    now_ns_ = row.time_ns;
+    if (observer != nullptr) observer->on_call(row);
+    play_call(row);
+    in.next_call();
+    ++step_;
+    if (observer != nullptr) observer->on_step(*this);
+  }
+}
+
+template <typename Change>
+void Replay::change_memory(Change change) {
+  change(memory_);
+  past_maps_.note(std::move(change));
+}
+
+void Replay::keep(size_t moment) {
+  live_.keep(moment, step_);
+  freed_.keep(moment);
+  past_maps_.keep(moment, memory_);
+}
+
+void Replay::forget(size_t moment) {
+  live_.forget(moment);
+  freed_.forget(moment);
+}
+
+void Replay::move(size_t moment, size_t to) {
+  live_.move(moment, to);
+  freed_.move(moment, to);
+  past_maps_.move(moment, to);
+}
+
+HeapState Replay::kept(size_t moment) {
+  return {past_maps_.at(moment), freed_.at(moment), live_, moment};
 }
 
 void Replay::note_resident_peak() {
@@ -272,7 +336,8 @@ void Replay::play_call(const CallRow& row) {
 }
 
 bool Replay::end_block(const CallRow& row, Block& block) {
-  if (!live_.take(row.ended_id, block)) {
+  const bool released = row.kind < schema::EventKind::kRealloc && row.id == 0;
+  if (!live_.take(row.ended_id, released ? row.address : row.old_address, block)) {
     ++unmatched_ends_;
     return false;
   }
@@ -281,7 +346,8 @@ bool Replay::end_block(const CallRow& row, Block& block) {
 }
 
 bool Replay::begin_block(const CallRow& row, Block& block) {
-  block = {row.id, row.address, row.size, row.usable, row.time_ns, row.stack, row.thread, false};
+  block = {row.id, row.address, row.size, row.usable, row.time_ns, row.stack, row.thread};
+  block.step = (step_ + 1) & Block::kStepMask;
   if (!live_.insert(block)) return false;
   if (options_.faults && block.usable != 0) {
     memory_.note_used(block.address, block.address + block.usable);
@@ -298,14 +364,18 @@ void Replay::follow_chunks(const CallRow& row, const Block* ended, const Block* 
     Block rest = *begun;
     rest.address += begun->usable + kHeaderBytes;
     rest.usable = rest.size = ended->usable - begun->usable - kHeaderBytes;
-    freed_.free(row.thread, rest, [&] { return place_of(rest); });
+    freed_.free(row.thread, rest, [&] { return place_of(rest, Placing::kFreed); });
     return;
   }
-  if (begun != nullptr) freed_.allocate(row.thread, *begun, [&] { return place_of(*begun); });
-  if (ended != nullptr) freed_.free(row.thread, *ended, [&] { return place_of(*ended); });
+  if (begun != nullptr) {
+    freed_.allocate(row.thread, *begun, [&] { return place_of(*begun, Placing::kAllocated); });
+  }
+  if (ended != nullptr) {
+    freed_.free(row.thread, *ended, [&] { return place_of(*ended, Placing::kFreed); });
+  }
 }
 
-ChunkPlace Replay::place_of(const Block& block) const {
+ChunkPlace Replay::place_of(const Block& block, Placing placing) const {
   const RangeMap::Map& ranges = memory_.held().ranges();
   const auto next = ranges.upper_bound(block.address);
   if (next == ranges.begin()) return {};
@@ -315,7 +385,10 @@ ChunkPlace Replay::place_of(const Block& block) const {
   ChunkPlace place;
   place.is_mapped = range.kind == RangeKind::kMapped;
   place.arena = range.kind == RangeKind::kHeap ? block.address >> kHeapBits : 0;
-  if (freed_.has_fast()) place.merged_bytes = live_.gap_around(block.address, start, range.end);
+  // Asked for only where it decides: looking around is the dearest part.
+  if (placing == Placing::kFreed && freed_.has_fast() && !freed_.is_fast(policy_bytes_of(block))) {
+    place.merged_bytes = live_.gap_around(block.address, start, range.end);
+  }
   return place;
 }
 
@@ -323,7 +396,7 @@ void Replay::play_syscall(const SyscallRow& call) {
   if (waiting_count_ != 0 && !call.failed() && call.name == schema::SyscallName::kMunmap) {
     give_up_waiting(call.args[0], call.args[0] + call.args[1]);
   }
-  memory_.enter(call);
+  change_memory([call](MemoryMap& memory) { memory.enter(call); });
   if (own_ && options_.observer != nullptr) options_.observer->on_syscall(call);
 }
 
@@ -331,6 +404,7 @@ void Replay::play_fault(const schema::FaultRow& row, FaultStream::Place place) {
   WaitingFault fault;
   fault.fact.row = row;
   fault.fact.touch = memory_.fault(row.address);
+  past_maps_.note([address = row.address](MemoryMap& memory) { memory.fault(address); });
   if (fault.fact.touch == schema::Touch::kRepeat) {
     fault.fact.after = memory_.last_release(row.address);
   }
@@ -373,6 +447,7 @@ void Replay::give_up_waiting(uint64_t start, uint64_t end) {
 void Replay::settle(WaitingFault& waiting, const Block* block) {
   if (block != nullptr) {
     waiting.fact.block_id = block->id;
+    waiting.fact.block = block;
     waiting.fact.site = block->stack;
   }
   FaultStream::attribute(waiting.place,
@@ -388,6 +463,7 @@ void Replay::end_snapshot() {
   SnapshotMoment moment{
       entry.id,         entry.begin_ns, entry.end_ns, memory_.end_window(), resident_peak_bytes_,
       resident_peak_ns_};
+  past_maps_.note([](MemoryMap& memory) { memory.end_window(); });
   const uint64_t resident = memory_.held_resident_bytes();
   if (resident > moment.resident_peak_bytes) {
     moment.resident_peak_bytes = resident;
@@ -413,7 +489,8 @@ void Replay::show_residency(int64_t snapshot) {
       if (page > range_end || pages > (range_end - page) / kPageBytes) break;  // Damaged.
       const uint64_t end = page + pages * kPageBytes;
       if (info_.faults_have_addresses()) {
-        memory_.correct(page, end, resident);
+        change_memory(
+            [page, end, resident](MemoryMap& memory) { memory.correct(page, end, resident); });
       } else {
         show_run(page, end, resident);
       }
@@ -424,12 +501,14 @@ void Replay::show_residency(int64_t snapshot) {
 
 void Replay::show_run(uint64_t start, uint64_t end, bool resident) {
   if (!resident) {
-    memory_.seen_absent(start, end);
+    change_memory([start, end](MemoryMap& memory) { memory.seen_absent(start, end); });
     return;
   }
   for (uint64_t page = start; page < end; page += kPageBytes) {
     const bool again = memory_.was_ever_resident(page);
-    if (!memory_.seen_resident(page) || !own_) continue;
+    const bool is_new = memory_.seen_resident(page);
+    past_maps_.note([page](MemoryMap& memory) { memory.seen_resident(page); });
+    if (!is_new || !own_) continue;
     FaultFact fact;
     fact.row.time_ns = now_ns_;
     fact.row.address = page;
@@ -439,6 +518,7 @@ void Replay::show_run(uint64_t start, uint64_t end, bool resident) {
     fact.from_snapshot = true;
     if (const Block* block = live_.first_in(page, page + kPageBytes)) {
       fact.block_id = block->id;
+      fact.block = block;
       fact.site = block->stack;
     }
     if (options_.observer != nullptr) options_.observer->on_fault(fact);

@@ -7,7 +7,8 @@
 // played first, unobserved, and what is live then is `inherited`.
 //
 // A *step* is a call or a system call of the process itself. Two replays of one process take the
-// same steps, so a moment found by a first pass (the peak) is where a second pass can stop.
+// same steps. A moment that only later turns out to be of interest (the peak) can be kept: what
+// changes afterwards is noted, and the heap as it was then is there at the end of the one pass.
 //
 // Faults. A fault belongs to the live block whose chunk covers its address. Where none does, it was
 // made inside an allocation call that has no event yet (calloc's clearing, realloc's copying, the
@@ -20,13 +21,16 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "analyzer/replay/fault_stream.h"
 #include "analyzer/replay/freed_chunks.h"
 #include "analyzer/replay/live_set.h"
 #include "analyzer/replay/memory_map.h"
+#include "analyzer/replay/past_maps.h"
 #include "analyzer/trace_info.h"
 #include "schema/event_reader.h"
 
@@ -38,7 +42,8 @@ struct FaultFact {
   schema::Touch touch = schema::Touch::kUnknown;
   Release after = Release::kNone;  // Of a repeat touch: what had released the page.
   Region region = Region::kOther;
-  uint64_t block_id = 0;  // 0: in no block.
+  uint64_t block_id = 0;         // 0: in no block.
+  const Block* block = nullptr;  // That one, while an observer is told.
   uint32_t site = 0;
   bool from_snapshot = false;
 };
@@ -59,13 +64,13 @@ class ReplayObserver {
  public:
   virtual ~ReplayObserver() = default;
   // The process's own part begins; inherited blocks are in place.
-  virtual void on_begin(const Replay&) {}
+  virtual void on_begin(Replay&) {}
   virtual void on_call(const schema::CallRow&) {}  // Before its effects.
   virtual void on_alloc(const schema::CallRow&, const Block&) {}
   virtual void on_end(const schema::CallRow&, const Block&) {}  // By free or realloc.
   virtual void on_syscall(const SyscallRow&) {}
   virtual void on_fault(const FaultFact&) {}
-  virtual void on_step(const Replay&) {}  // After a step's effects, and after acquisitions.
+  virtual void on_step(Replay&) {}  // After a step's effects, and after acquisitions.
 };
 
 struct ReplayOptions {
@@ -80,6 +85,36 @@ struct ReplayOptions {
   schema::DamageSink damage;
 };
 
+// The heap at one moment: now, or at one that was kept.
+class HeapState {
+ public:
+  HeapState(const Replay& now);  // NOLINT: a replay is a heap, as it is now.
+  HeapState(const MemoryMap& memory, FreedChunks freed, const LiveSet& live, size_t moment)
+      : memory_(memory),
+        kept_freed_(std::make_shared<FreedChunks>(std::move(freed))),
+        freed_(*kept_freed_),
+        live_(live),
+        moment_(moment) {}
+
+  const MemoryMap& memory() const { return memory_; }
+  const FreedChunks& freed_chunks() const { return freed_; }
+  template <typename Visit>
+  void each_live(Visit visit) const {
+    if (moment_) {
+      live_.for_each_at(*moment_, visit);
+    } else {
+      live_.for_each(visit);
+    }
+  }
+
+ private:
+  const MemoryMap& memory_;
+  std::shared_ptr<const FreedChunks> kept_freed_;
+  const FreedChunks& freed_;
+  const LiveSet& live_;
+  std::optional<size_t> moment_;  // Nothing: now.
+};
+
 class Replay {
  public:
   Replay(schema::Database& db, const TraceInfo& info, int64_t process, ReplayOptions options);
@@ -89,6 +124,14 @@ class Replay {
   void run_to_step(uint64_t step);
   void run_to_time(int64_t time_ns);
   void run_to_end();
+
+  // Keeps the heap as it is now as number `moment`, below kKeptMoments, in place of what was.
+  void keep(size_t moment);
+  // It is not wanted any more, or is number `to` from now on.
+  void forget(size_t moment);
+  void move(size_t moment, size_t to);
+  // It must have been kept. Valid until something is played or kept.
+  HeapState kept(size_t moment);
 
   const LiveSet& live() const { return live_; }
   const MemoryMap& memory() const { return memory_; }
@@ -112,11 +155,15 @@ class Replay {
   void play_ancestors(const ProcessInfo& process);
   void open(int64_t process, int64_t time_max_ns, bool own);
   void run(uint64_t step_max, int64_t time_max_ns);
+  void play_calls(int64_t until_ns, int64_t before_ns, uint64_t step_max);
   void play_call(const schema::CallRow& row);
   bool end_block(const schema::CallRow& row, Block& block);
   bool begin_block(const schema::CallRow& row, Block& block);
   void follow_chunks(const schema::CallRow& row, const Block* ended, const Block* begun);
-  ChunkPlace place_of(const Block& block) const;
+  enum class Placing : uint8_t { kAllocated, kFreed };
+  ChunkPlace place_of(const Block& block, Placing placing) const;
+  template <typename Change>
+  void change_memory(Change change);
   void play_syscall(const SyscallRow& call);
   void play_fault(const schema::FaultRow& row, FaultStream::Place place);
   void end_snapshot();
@@ -134,6 +181,7 @@ class Replay {
   LiveSet live_;
   MemoryMap memory_;
   FreedChunks freed_;
+  PastMaps past_maps_;
   std::unique_ptr<Streams> streams_;
   bool own_ = false;  // Playing the process itself, not an ancestor.
   int64_t now_ns_ = 0;
@@ -144,6 +192,9 @@ class Replay {
   uint64_t resident_peak_bytes_ = 0;
   int64_t resident_peak_ns_ = 0;
 };
+
+inline HeapState::HeapState(const Replay& now)
+    : memory_(now.memory()), freed_(now.freed_chunks()), live_(now.live()) {}
 
 // Reads the rows of table `syscall` of a process in order of entry.
 class SyscallReader {

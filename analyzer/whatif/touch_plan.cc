@@ -28,7 +28,7 @@ class TouchPlan::Observer : public ReplayObserver {
  public:
   Observer(TouchPlan& plan, RecorderShare recorder) : plan_(plan), recorder_(std::move(recorder)) {}
 
-  void on_begin(const Replay& replay) override { replay_ = &replay; }
+  void on_begin(Replay& replay) override { replay_ = &replay; }
 
   void on_alloc(const schema::CallRow&, const Block& block) override {
     if (block.size < kWideBytes) return;
@@ -55,8 +55,8 @@ class TouchPlan::Observer : public ReplayObserver {
       return;
     }
     if (fault.touch != schema::Touch::kFirst && fault.touch != schema::Touch::kRepeat) return;
-    const Block* block = replay_->live().find(fault.block_id);
-    if (block == nullptr || block->size < kWideBytes || block->inherited) return;
+    const Block* block = fault.block;
+    if (block->size < kWideBytes || block->inherited) return;
     if (fault.row.address >= block->address + block->size) return;
     if (fault.row.time_ns <= block->time_ns) return;  // Inside the call.
     const uint32_t front = plan_.recycled_front_.find(block->id);

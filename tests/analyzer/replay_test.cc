@@ -40,35 +40,41 @@ TEST(FlatMap, BehavesAsAMap) {
   for (const auto& [key, value] : model) ASSERT_EQ(value, map.find(key));
 }
 
-// Goal: the block before and after any address is found. Method: beside std::set, addresses near
+// Goal: the block before and after any address is found. Method: beside std::map, addresses near
 // each other and far apart, over leaf borders.
-TEST(BlockIndex, FindsNeighboursAsASetDoes) {
+TEST(BlockIndex, FindsNeighboursAsAMapDoes) {
   std::mt19937_64 random(kSeed);
   BlockIndex index;
-  std::set<uint64_t> model;
+  std::map<uint64_t, uint32_t> model;
   const uint64_t bases[] = {0x1000, 0x3fff000, 0x7f0000000000, 0x7f00fffff000};
   const auto address = [&] { return bases[random() % 4] + random() % 0x4000 / 16 * 16; };
   for (int step = 0; step < 50000; ++step) {
     const uint64_t at = address();
     if (random() % 2 == 0) {
-      index.insert(at);
-      model.insert(at);
+      const auto block = static_cast<uint32_t>(random() % 1000);
+      index.put(at, block);
+      model[at] = block;
     } else {
       index.erase(at);
       model.erase(at);
     }
+    const uint64_t known = address();
+    const auto exact = model.find(known);
+    ASSERT_EQ(exact == model.end() ? BlockIndex::kNone : exact->second, index.find(known));
     const uint64_t asked = address() + random() % 16;
     const auto after = model.upper_bound(asked);
     const auto before = index.at_or_before(asked);
     ASSERT_EQ(after != model.begin(), before.has_value());
     if (before) {
-      ASSERT_EQ(*std::prev(after), *before);
+      ASSERT_EQ(std::prev(after)->first, before->address);
+      ASSERT_EQ(std::prev(after)->second, before->block);
     }
     const auto next = model.lower_bound(asked);
     const auto found = index.at_or_after(asked);
     ASSERT_EQ(next != model.end(), found.has_value());
     if (found) {
-      ASSERT_EQ(*next, *found);
+      ASSERT_EQ(next->first, found->address);
+      ASSERT_EQ(next->second, found->block);
     }
   }
 }
