@@ -21,7 +21,7 @@ enum class RecipeType : uint8_t {
   kEnd = 5,      // The return address is undefined: the outermost frame, the only root.
   kOther = 6,    // There is information, but it says something that no recipe can.
   kNoCfi = 7,    // No unwind information covers this address.
-  kWide = 8,     // In a packed recipe only: its numbers do not fit, ask wide_recipe().
+  kWide = 8,     // Of a packed recipe only: its numbers do not fit, ask wide_recipe().
 };
 
 struct Recipe {
@@ -38,9 +38,10 @@ inline constexpr size_t kSignalRbp = 0x78;
 inline constexpr size_t kSignalRsp = 0xa0;
 inline constexpr size_t kSignalRip = 0xa8;
 
-// A recipe in 27 bits, from the lowest: type 4, rbp_offset / 8 10, cfa_offset / 8 13 (both signed,
-// but the latter negative for kAligned only: one shift gives it, and each step of a walk waits for
-// it).
+// A recipe in 27 bits, from the lowest: type 3 (0: kWide), cfa_offset / 8 13 (signed, but negative
+// for kAligned only), -rbp_offset / 8 11 (1: it is in rbp still; nothing is ever saved there, that
+// is where the return address lies). Each step of a walk waits for them, so both offsets come in
+// bytes by one operation.
 class PackedRecipe {
  public:
   static constexpr unsigned kBits = 27;
@@ -49,29 +50,37 @@ class PackedRecipe {
   // kWide where the numbers do not fit.
   static constexpr PackedRecipe pack(const Recipe& recipe) {
     const int32_t cfa = recipe.cfa_offset / 8;
-    const int32_t rbp = recipe.rbp_offset / 8;
+    const int32_t rbp = recipe.rbp_offset == 0 ? kNotSaved : -recipe.rbp_offset / 8;
     const int32_t least = recipe.type == RecipeType::kAligned ? -(1 << 12) : 0;
-    const bool fits = cfa * 8 == recipe.cfa_offset && rbp * 8 == recipe.rbp_offset &&
-                      cfa >= least && cfa < 1 << 12 && rbp >= -(1 << 9) && rbp < 1 << 9;
-    if (!fits) return PackedRecipe(static_cast<uint64_t>(RecipeType::kWide));
+    const bool fits = cfa * 8 == recipe.cfa_offset && cfa >= least && cfa < 1 << 12 &&
+                      recipe.rbp_offset % 8 == 0 && recipe.rbp_offset != -8 && rbp >= 1 &&
+                      rbp < 1 << 11;
+    if (!fits) return PackedRecipe(0);
     return PackedRecipe(static_cast<uint64_t>(recipe.type) |
-                        uint64_t{static_cast<uint32_t>(rbp) & 0x3ffU} << 4 |
-                        uint64_t{static_cast<uint32_t>(cfa) & 0x1fffU} << 14);
+                        uint64_t{static_cast<uint32_t>(cfa) & 0x1fffU} << 3 |
+                        static_cast<uint64_t>(rbp) << 16);
   }
 
-  constexpr RecipeType type() const { return static_cast<RecipeType>(bits_ & 15); }
-  constexpr int32_t cfa_offset() const {
-    return (static_cast<int32_t>(static_cast<uint32_t>(bits_) << 5) >> 19) * 8;
+  constexpr RecipeType type() const {
+    return (bits_ & 7) == 0 ? RecipeType::kWide : static_cast<RecipeType>(bits_ & 7);
   }
-  constexpr int32_t rbp_offset() const {
-    return (static_cast<int32_t>(static_cast<uint32_t>(bits_) << 18) >> 22) * 8;
+  // kRsp or kRbp: one of nearly all frames. Then the following three hold.
+  constexpr bool is_common() const { return (bits_ & 7) - 1 < 2; }
+  constexpr bool is_by_rbp() const { return (bits_ & 2) != 0; }
+  constexpr uint64_t cfa_positive() const { return bits_ & 0xfff8; }
+  // From the CFA down to the saved rbp; where it is not saved, to the return address.
+  constexpr uint64_t rbp_below() const { return bits_ >> 13 & ~uint64_t{7}; }
+  constexpr bool saves_rbp() const { return bits_ >> 16 != kNotSaved; }
+
+  constexpr Recipe unpacked() const {
+    const int32_t cfa = (static_cast<int32_t>(static_cast<uint32_t>(bits_) << 16) >> 19) * 8;
+    return {type(), cfa, saves_rbp() ? -static_cast<int32_t>(rbp_below()) : 0};
   }
-  // The same but for kAligned.
-  constexpr uint64_t cfa_positive() const { return (bits_ >> 14) * 8; }
-  constexpr Recipe unpacked() const { return {type(), cfa_offset(), rbp_offset()}; }
   constexpr uint64_t bits() const { return bits_; }
 
  private:
+  static constexpr int32_t kNotSaved = 1;
+
   uint64_t bits_;
 };
 

@@ -55,12 +55,11 @@ void RecipeTable::attach(void* memory, Compile compile) noexcept {
 // ---- Lookup.
 
 PackedRecipe RecipeTable::find_slow(uintptr_t at) noexcept {
-  if (at >> 48 != 0) return PackedRecipe(static_cast<uint64_t>(RecipeType::kNoCfi));
-  const uint64_t hash = hash_of(at);
-  const std::atomic<uint64_t>* bucket = first_ + (hash >> 52) * kBucketEntries;
+  if (at >> 48 != 0) return PackedRecipe::pack({RecipeType::kNoCfi, 0, 0});
+  const std::atomic<uint64_t>* bucket = first_ + home_of(at) / kBucketEntries * kBucketEntries;
   for (size_t i = 0; i < kBucketEntries; ++i) {
     // Acquire: see find().
-    const uint64_t bits = bucket[i].load(std::memory_order_acquire) ^ hash << kTagShift;
+    const uint64_t bits = bucket[i].load(std::memory_order_acquire) ^ tag_of(at);
     if (is_live(bits)) return PackedRecipe(bits);
   }
   Recipe recipe = find_second(at);
@@ -73,10 +72,10 @@ Recipe RecipeTable::find_wide(uintptr_t at) noexcept {
   return recipe.type == RecipeType::kNone ? compile_and_keep(at) : recipe;
 }
 
-// Not the bits that chose the bucket: those of a full bucket would all begin at one place.
+// Mixed: those of a full bucket would all begin at one place.
 size_t RecipeTable::second_home(uintptr_t at) noexcept {
-  const uint64_t hash = hash_of(at);
-  return (hash >> 46 ^ hash >> 28) % kSecondEntries;
+  constexpr uint64_t kFactor = 0x9e3779b97f4a7c15;  // Odd; its bits look like chance.
+  return (at * kFactor >> 40) % kSecondEntries;
 }
 
 Recipe RecipeTable::find_second(uintptr_t at) const noexcept {
@@ -101,11 +100,11 @@ uint64_t RecipeTable::take_ticket() noexcept {
 }
 
 RecipeTable::Place RecipeTable::insert_first(uintptr_t at, PackedRecipe recipe) noexcept {
-  const uint64_t hash = hash_of(at);
-  const uint64_t live = recipe.bits() ^ hash << kTagShift;
-  const uint64_t pending = take_ticket() ^ kPending ^ hash << kTagShift;
-  std::atomic<uint64_t>* bucket = first_ + (hash >> 52) * kBucketEntries;
-  const size_t home = hash >> 49;
+  const uint64_t tag = tag_of(at);
+  const uint64_t live = recipe.bits() | tag;
+  const uint64_t pending = take_ticket() | kPending | tag;
+  const size_t home = home_of(at);
+  std::atomic<uint64_t>* bucket = first_ + home / kBucketEntries * kBucketEntries;
   for (size_t i = 0; i < kBucketEntries; ++i) {
     std::atomic<uint64_t>& word = bucket[(home + i) % kBucketEntries];
     uint64_t found = 0;
@@ -190,11 +189,9 @@ void RecipeTable::for_each(Visit visit) const noexcept {
   for (size_t i = 0; i < kFirstEntries; ++i) {
     const uint64_t word = first_[i].load(std::memory_order_seq_cst);
     if (word == 0) continue;
-    // 12 bits of the bucket, 36 of the tag.
-    const uint64_t tag = word & ~(kPending | kRecipeMask);
-    const uint64_t hash = uint64_t{i / kBucketEntries} << 52 | tag >> kTagShift;
+    const uintptr_t address = address_of(i, word & ~(kPending | kRecipeMask));
     const bool pending = (word & kPending) != 0;
-    if (!visit(first_[i], address_of_hash(hash), pending, word & kRecipeTypes)) return;
+    if (!visit(first_[i], address, pending, word & kRecipeTypes)) return;
   }
   constexpr size_t kPerPage = base::kPageBytes / sizeof(Second);
   for (size_t page = 0; page < kPageWords * 64; ++page) {

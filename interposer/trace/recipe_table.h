@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The recipes of the code addresses that were met so far, for all threads of the process.
 //
-// First level: 32768 words in buckets of 8, one cache line each. An odd factor modulo 2^48 turns an
-// address into 12 bits of bucket and 36 bits of tag, of which the upper 3 say where in the bucket
-// to begin; a bijection, so that a tag that matches is the address itself. Word: tag 36, pending 1,
-// recipe 27 (while pending: its maker's ticket); 0 is empty. Second level, for recipes that do not
-// fit and for full buckets: entries of two words, address and recipe. Where that is full as well,
-// recipes are compiled each time.
+// First level: 32768 words in buckets of 8, one cache line each. Bits 6 to 17 of an address are its
+// bucket, bits 3 to 5 where in the bucket to begin, and all but the bucket's the tag, so that a tag
+// that matches is the address itself. No mixing: it would stand between one return address and the
+// next (stack_walk.cc), and as it is the calls of one function share a line. Word: tag 36,
+// pending 1, recipe 27 (while pending: its maker's ticket); 0 is empty. Second level, for recipes
+// that do not fit and for full buckets: entries of two words, address and recipe. Where that is
+// full as well, recipes are compiled each time.
 //
 // Invariants. 1. A word of the first level goes from empty to pending to live to empty, each by one
 // atomic operation; readers see live ones only. 2. An entry becomes live only if the generation is
@@ -29,13 +30,6 @@
 
 namespace heapledger::trace {
 
-// Of an odd factor, modulo 2^64, and so modulo any smaller power of two.
-constexpr uint64_t inverse_of(uint64_t factor) {
-  uint64_t inverse = factor;  // Newton: each step doubles the bits that are right, from 3.
-  for (int i = 0; i < 5; ++i) inverse *= 2 - factor * inverse;
-  return inverse;
-}
-
 class RecipeTable {
  public:
   using Compile = Recipe (*)(uintptr_t at) noexcept;
@@ -55,11 +49,10 @@ class RecipeTable {
 
   // The recipe for the code at `at`: a return address - 1, or an interrupted frame's rip.
   PackedRecipe find(uintptr_t at) noexcept {
-    const uint64_t hash = hash_of(at);
     // Acquire: nothing hangs on an entry's word, but an answer must not be older than the
     // generation its reader has seen.
-    const uint64_t word = first_[hash >> 49].load(std::memory_order_acquire);
-    const uint64_t bits = word ^ hash << kTagShift;
+    const uint64_t word = first_[home_of(at)].load(std::memory_order_acquire);
+    const uint64_t bits = word ^ tag_of(at);
     if (__builtin_expect(is_live(bits) & (at >> 48 == 0), 1)) return PackedRecipe(bits);
     return find_slow(at);
   }
@@ -90,10 +83,13 @@ class RecipeTable {
   size_t count_first() const noexcept;
   size_t count_second() const noexcept;
 
-  static uint64_t hash_of(uintptr_t at) noexcept { return at * (kFactor << 16); }
-  // The address whose hash is hash_of(result).
-  static uintptr_t address_of_hash(uint64_t hash) noexcept {
-    return (hash >> 16) * kInverse & kAddressMask;
+  // The word of the first level where the search for `at` begins.
+  static size_t home_of(uintptr_t at) noexcept { return at >> 3 & (kFirstEntries - 1); }
+  // Bits 0 to 5 and 18 to 47 of an address, above an entry's pending bit.
+  static uint64_t tag_of(uintptr_t at) noexcept { return at << 58 | at >> 18 << 28; }
+  // The address of the entry in word `index` of the first level that begins with `tag`.
+  static uintptr_t address_of(size_t index, uint64_t tag) noexcept {
+    return tag >> 58 | (index / kBucketEntries) << 6 | tag << 6 >> 34 << 18;
   }
 
  private:
@@ -102,15 +98,10 @@ class RecipeTable {
     std::atomic<uint64_t> recipe;   // 0: none. Type 3, pending 1, offsets 30 bits each.
   };
 
-  static constexpr uint64_t kAddressMask = (uint64_t{1} << 48) - 1;
   static constexpr uint64_t kRecipeMask = (uint64_t{1} << PackedRecipe::kBits) - 1;
   static constexpr uint64_t kRecipeTypes = 7;  // The type's bits, of what is kept at all.
   static constexpr uint64_t kPending = uint64_t{1} << PackedRecipe::kBits;
   static constexpr uint64_t kSecondPending = 8;
-  static constexpr unsigned kTagShift = 12;  // From a hash to its tag, above the pending bit.
-  static constexpr uint64_t kFactor = 0x9e3779b97f4b;  // Odd; its bits look like chance.
-  static constexpr uint64_t kInverse = inverse_of(kFactor) & kAddressMask;
-  static_assert((kFactor * kInverse & kAddressMask) == 1);
   static constexpr size_t kSecondProbes = 64;
 
   // Whether `bits`, an entry's word less the tag that was looked for, is that entry's recipe.

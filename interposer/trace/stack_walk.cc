@@ -120,8 +120,9 @@ __attribute__((noinline, cold)) StackWalk::Stepped StackWalk::step(Cursor& curso
   const uintptr_t at = cursor.exact ? cursor.at.ip : cursor.at.ip - 1;
   Recipe recipe = recipe_at(at).unpacked();
   if (recipe.type == RecipeType::kWide) recipe = wide_recipe(at);
-  const bool aligned = recipe.type == RecipeType::kAligned;
-  *step = {cursor.at.sp, cursor.at.bp, aligned ? recipe.cfa_offset : recipe.rbp_offset, recipe.type,
+  const int32_t saved = recipe.rbp_offset == 0 ? kNotSaved : recipe.rbp_offset;
+  *step = {cursor.at.sp, cursor.at.bp,
+           recipe.type == RecipeType::kAligned ? recipe.cfa_offset : saved, recipe.type,
            cursor.exact};
   switch (recipe.type) {
     case RecipeType::kRsp:
@@ -192,29 +193,18 @@ inline __attribute__((always_inline)) StackWalk::Stepped StackWalk::go(Cursor& c
     ips[count] = ip;
     if (__builtin_expect(!exact, 1)) {
       const PackedRecipe recipe = recipe_at(ip - 1);
-      const RecipeType type = recipe.type();
-      const auto saved = static_cast<uintptr_t>(intptr_t{recipe.rbp_offset()});
-      uintptr_t cfa = 0;  // An address that no frame has.
-      uintptr_t bp_place = 0;
-      if (__builtin_expect(type == RecipeType::kRsp || type == RecipeType::kRbp, 1)) {
-        cfa = (type == RecipeType::kRsp ? sp : bp) + recipe.cfa_positive();
-        // Where rbp is not saved this reads the return address, for nothing.
-        bp_place = cfa + (saved == 0 ? -sizeof(uintptr_t) : saved);
-      } else if (type == RecipeType::kAligned) {
-        const uintptr_t place = bp + static_cast<uintptr_t>(intptr_t{recipe.cfa_offset()});
-        if (place >= sp && place < bp && bp <= high - sizeof(uintptr_t)) {
-          cfa = load(place);
-          bp_place = bp;
-        }
-      }
-      if (__builtin_expect(cfa >= sp + sizeof(uintptr_t) && cfa <= high, 1)) {
+      const uintptr_t cfa = (recipe.is_by_rbp() ? bp : sp) + recipe.cfa_positive();
+      const bool inside = cfa >= sp + sizeof(uintptr_t) && cfa <= high;
+      if (__builtin_expect(recipe.is_common() & inside, 1)) {
+        const auto below = static_cast<uintptr_t>(recipe.rbp_below());
         if constexpr (kJoins) {
-          const bool aligned = type == RecipeType::kAligned;
-          steps[count] = {sp, bp, aligned ? recipe.cfa_offset() : recipe.rbp_offset(), type, false};
+          steps[count] = {sp, bp, -static_cast<int32_t>(below), recipe.type(), false};
         }
         ip = load(cfa - sizeof(uintptr_t));
-        const uintptr_t word = load(bp_place);
-        bp = saved == 0 && type != RecipeType::kAligned ? bp : word;
+        // Where rbp is not saved this reads the return address, for nothing.
+        uintptr_t word = load(cfa - below);
+        asm("" : "+r"(word));  // No branch around it, please.
+        bp = recipe.saves_rbp() ? word : bp;
         sp = cfa;
         if (__builtin_expect(ip != 0, 1)) continue;
         ++count;
@@ -368,7 +358,7 @@ void StackWalk::append(size_t keep, size_t fresh) noexcept {
     for (; i < keep + fresh && is_common((step - 1)->type); ++i) {
       --step;
       const bool live = (caller.flags & kBpLive) != 0;
-      const bool saved = step->offset != 0;
+      const bool saved = step->offset != kNotSaved;
       Read* read = reads_ + caller.reads_end;
       read[0] = {word_at(caller.sp - sizeof(uintptr_t)), caller_ip};
       read[1] = {word_at(caller.sp + static_cast<uintptr_t>(intptr_t{step->offset})), caller.bp};
@@ -416,11 +406,11 @@ void StackWalk::note_reads(size_t index, const Step& step) noexcept {
     if (step.type == RecipeType::kAligned) {
       if (bp_wanted) add(step.bp, caller.bp);
       add(step.bp + static_cast<uintptr_t>(intptr_t{step.offset}), caller.sp);
-    } else if (bp_wanted && step.offset != 0) {
+    } else if (bp_wanted && step.offset != kNotSaved) {
       add(caller.sp + static_cast<uintptr_t>(intptr_t{step.offset}), caller.bp);
     }
     const bool by_bp = step.type != RecipeType::kRsp;
-    if (by_bp || (bp_wanted && step.offset == 0)) frame.flags |= kBpLive;
+    if (by_bp || (bp_wanted && step.offset == kNotSaved)) frame.flags |= kBpLive;
   }
   frame.reads_end = end;
 }

@@ -108,11 +108,12 @@ class StackWalk {
   struct Step {
     uintptr_t sp;
     uintptr_t bp;
-    int32_t offset;  // Of the place where the caller's rbp is saved, from its CFA, 0: nowhere;
-                     // kAligned: of the place where the CFA is, from rbp.
+    int32_t offset;  // Of the place where the caller's rbp is saved, from its CFA, kNotSaved:
+                     // nowhere; kAligned: of the place where the CFA is, from rbp.
     RecipeType type;
     bool exact;
   };
+  static constexpr int32_t kNotSaved = -8;  // The return address lies there.
   // Where a walk is.
   struct Cursor {
     Registers at;
