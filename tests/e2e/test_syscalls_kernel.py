@@ -101,7 +101,9 @@ class KernelSyscalls(recording.RecordingTest):
 
     def test_nothing_is_counted_twice(self):
         """The allocator's and the wrappers' calls are those of a run without; the others come on top, with who made them."""
-        kernel = self.record([recording.victim("syscall_paths")], ["--syscalls", "kernel"], name="kernel.db")
+        native = self.native([recording.victim("syscall_paths")])
+        kernel = self.record([recording.victim("syscall_paths")], ["--syscalls", "kernel", "--quiet"], name="kernel.db")
+        self.assertEqual((kernel.run.returncode, kernel.run.stdout, kernel.run.stderr), (native.returncode, native.stdout, native.stderr))
         wrappers = self.record([recording.victim("syscall_paths")], name="wrappers.db")
         self.assert_all_seen(kernel)
         self.assertEqual(wrappers.meta("syscall_source"), "wrappers")
