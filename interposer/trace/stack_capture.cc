@@ -10,6 +10,7 @@
 #include "interposer/base/bits.h"
 #include "interposer/base/env.h"
 #include "interposer/base/sys.h"
+#include "interposer/trace/ring_producer.h"
 #include "interposer/trace/stack_walk.h"
 #include "interposer/trace/thread_local.h"
 
@@ -93,8 +94,9 @@ bool is_root(uintptr_t ip) {
 class UnwinderScope {
  public:
   explicit UnwinderScope(std::atomic<uint32_t>* busy) : busy_(busy) {
+    // It makes system calls that a filter may kill for.
     if (!g_usable.load(std::memory_order_acquire) || t_local.own != 0 ||
-        t_local.loader_depth != 0) {
+        t_local.loader_depth != 0 || is_sandboxed()) {
       return;
     }
     for (int tries = 0; tries < 50; ++tries) {

@@ -71,6 +71,16 @@ class Verify(recording.RecordingTest):
                 self.assertEqual((check["mismatched"], notes), (0, []))
                 self.assertGreater(check["compared"], 0)
 
+    def test_in_a_sandbox(self):
+        # Goal: nobody is killed for what libunwind asks of the kernel. Method: processes that allow themselves what malloc and fork need.
+        command = [recording.victim("process_trees"), "in_a_sandbox"]
+        native = self.native([*command, self.path("native.truth")])
+        trace = self.record([*command, self.path("truth")], ["--quiet", "--wait", "--no-faults", "--verify-stacks", "--free-stacks"])
+        self.assertEqual((trace.run.returncode, trace.run.stdout, trace.run.stderr), (0, native.stdout, b""))
+        check = trace.report("summary")["stack_check"]
+        self.assertEqual(check["mismatched"], 0)
+        self.assertGreater(check["compared"], 10)  # Before the filter.
+
     def test_shapes(self):
         self.check_victim("stack_shapes")
 
