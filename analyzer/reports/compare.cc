@@ -10,6 +10,7 @@
 
 #include "analyzer/render/units.h"
 #include "analyzer/reports/all.h"
+#include "analyzer/reports/compare_sites.h"
 #include "analyzer/reports/fault_counts.h"
 #include "analyzer/reports/settings.h"
 #include "schema/error.h"
@@ -31,7 +32,10 @@ struct Side {
   std::array<int64_t, std::size(schema::kSyscallNames)> counts{};
   int64_t syscalls = 0, syscall_ns = 0, faults = 0, fault_ns = 0;
   int64_t held_bytes_peak = 0, rss_bytes_peak = 0, wall_ns = 0;
+  int64_t live_bytes_peak = 0;  // Of its sites.
   double external = 0;
+
+  int64_t cost_ns() const { return syscall_ns + fault_ns; }
 };
 
 Side measure(Trace& trace) {
@@ -65,6 +69,8 @@ Side measure(Trace& trace) {
     side.held_bytes_peak = peak.column_int(0);
     side.external = peak.column_double(1);
   }
+  side.live_bytes_peak =
+      trace.db.query_int("SELECT sum(live_bytes_peak) FROM site WHERE " + where).value_or(0);
   for (const ProcessInfo* process : selected_processes(input)) {
     side.rss_bytes_peak = std::max(side.rss_bytes_peak, process->rss_peak_bytes.value_or(0));
   }
@@ -280,6 +286,21 @@ nlohmann::ordered_json side_json(const Side& side, const std::string& path) {
   return row;
 }
 
+// The costliest setting against the cheapest; of each, its first run.
+void add_sites(const ReportInput& input, const std::vector<Side>& all,
+               const std::vector<Side>& sides, Document& document) {
+  if (sides.size() < 2) return;
+  const auto costs_less = [](const Side& a, const Side& b) { return a.cost_ns() < b.cost_ns(); };
+  const auto [least, most] = std::minmax_element(sides.begin(), sides.end(), costs_less);
+  const auto of = [&](std::vector<Side>::const_iterator side) {
+    const size_t run = static_cast<size_t>(side - sides.begin()) * input.options.runs;
+    return CostSide{&input.traces[run], side->short_name, all[run].cost_ns(),
+                    all[run].live_bytes_peak};
+  };
+  document.json["sites_of"] = {{"more", most->label}, {"less", least->label}};
+  document.add_table(site_cost_table(of(most), of(least)));
+}
+
 }  // namespace
 
 Document run_compare(const ReportInput& input) {
@@ -299,6 +320,7 @@ Document run_compare(const ReportInput& input) {
   document.add_table(cost_table(sides));
   document.add_table(memory_table(sides));
   document.add_table(call_table(sides));
+  add_sites(input, all, sides, document);
   add_notes(input, document);
   return document;
 }

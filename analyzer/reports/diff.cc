@@ -2,8 +2,7 @@
 // Two recordings, stack by stack: what the second one allocates, holds at its peak and leaves at
 // exit beyond the first.
 //
-// Stacks are the same where their functions are, frame by frame: addresses and lines change with
-// every build. A frame without a name is known by its module and offset.
+// Stacks are the same where stack_key() says so.
 #include <fmt/format.h>
 
 #include <map>
@@ -25,19 +24,6 @@ struct Entry {
   StackText stack;  // Of the second trace, where it is there.
 };
 
-std::string key_of(const StackText& stack) {
-  std::string key;
-  for (const FrameText& frame : stack) {
-    if (frame.function.empty()) {
-      key += fmt::format("{}+{:x}", frame.module.substr(frame.module.rfind('/') + 1), frame.offset);
-    } else {
-      key += frame.function;
-    }
-    key += '\n';
-  }
-  return key;
-}
-
 Values collect(Trace& trace, bool is_after, std::map<std::string, Entry>& entries) {
   Values total;
   schema::Statement select = trace.db.prepare(
@@ -45,7 +31,7 @@ Values collect(Trace& trace, bool is_after, std::map<std::string, Entry>& entrie
       " sum(live_bytes_end - inherited_bytes_end) FROM site GROUP BY stack");
   while (select.step()) {
     StackText stack = trace.stacks->stack(select.column_int(0));
-    Entry& entry = entries[key_of(stack)];
+    Entry& entry = entries[stack_key(stack)];
     if (is_after || entry.stack.empty()) entry.stack = std::move(stack);
     const Values more{select.column_int(1), select.column_int(2), select.column_int(3),
                       select.column_int(4)};

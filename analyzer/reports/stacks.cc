@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "analyzer/reports/stacks.h"
 
+#include <fmt/format.h>
+
 #include <string_view>
 
 namespace heapledger::analyzer {
@@ -68,6 +70,19 @@ StackText Stacks::stack(int64_t id) {
     node = parent;
   }
   return texts;
+}
+
+std::string stack_key(const StackText& stack) {
+  std::string key;
+  for (const FrameText& frame : stack) {
+    if (frame.function.empty()) {
+      key += fmt::format("{}+{:x}", frame.module.substr(frame.module.rfind('/') + 1), frame.offset);
+    } else {
+      key += frame.function;
+    }
+    key += '\n';
+  }
+  return key;
 }
 
 }  // namespace heapledger::analyzer

@@ -33,4 +33,8 @@ class Stacks {
   std::unordered_map<int64_t, StackText> frames_;
 };
 
+// A stack by its functions, frame by frame, the same in another recording: addresses and lines
+// change with every build. A frame without a name is known by its module and offset.
+std::string stack_key(const StackText& stack);
+
 }  // namespace heapledger::analyzer

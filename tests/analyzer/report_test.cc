@@ -284,6 +284,57 @@ TEST_F(ReportTest, FinalPassIsMadeOnce) {
   EXPECT_GT(db.query_int("SELECT max(calls) FROM site").value_or(0), 1000000);
 }
 
+class CompareTest : public AnalyzerTest {};
+
+// Goal: the stacks that explain why one setting costs more, and what no stack explains. Method: one
+// stack's blocks are mapped and faulted anew in the first recording and kept in the second, another
+// stack does the same in both; a trim that a free made belongs to no stack.
+TEST_F(CompareTest, SitesThatExplainTheDifferenceAreNamed) {
+  constexpr uint64_t kMapped = 0x7f0000000000;
+  const auto record = [](bool is_mapped) {
+    TraceBuilder trace;
+    trace.set("mmap_threshold", is_mapped ? 128 << 10 : 32 << 20);
+    const uint32_t same = trace.stack({"remember names.cc:7", "main main.cc:1"});
+    const uint32_t frame = trace.stack({"decode video.cc:12", "main main.cc:2"});
+    trace.grow(0x80000, same).alloc(kHeap + 16, 1000, same).fault(kHeap);
+    for (int i = 0; i < 50; ++i) {
+      if (is_mapped) trace.map(kMapped, 0x40000, frame);
+      const uint64_t block = (is_mapped ? kMapped : kHeap + 0x10000) + 16;
+      trace.alloc(block, 0x40000 - 32, frame);
+      if (is_mapped || i == 0) trace.touch(block & ~uint64_t{4095}, 0x10000);
+      trace.free(block);
+      if (is_mapped) trace.unmap(kMapped, 0x40000, 0);
+    }
+    if (is_mapped) trace.trim(0x10000, 0);
+    return trace.meta("ns_per_fault", "1000");
+  };
+  std::vector<Trace> traces;
+  traces.push_back(open(record(false), "kept.db"));
+  traces.push_back(open(record(true), "mapped.db"));
+  Document document = run(*find_report("compare"), traces);
+  document.limit({});
+  const auto json = nlohmann::ordered_json::parse(render_json(document));
+  EXPECT_EQ("mmap 128K", json["sites_of"]["more"]);
+  EXPECT_EQ("mmap 32M", json["sites_of"]["less"]);
+  ASSERT_EQ(1u, json["sites"].size()) << "the other stack is the same in both";
+  const auto& site = json["sites"][0];
+  EXPECT_EQ("decode", site["stack"][0]["function"]);
+  EXPECT_EQ(800, site["faults_more"]);
+  EXPECT_EQ(16, site["faults_less"]);
+  EXPECT_EQ(50, site["mapped_blocks_more"]);
+  EXPECT_EQ(0, site["mapped_blocks_less"]);
+  // 784 faults, and 50 times mapping and unmapping, 500 ns each.
+  EXPECT_EQ(784 * 1000 + 100 * 500, site["difference_ns"]);
+  EXPECT_EQ(784 * 1000 + 101 * 500, json["sites_total"]["difference_ns"]);
+  EXPECT_EQ(500, json["sites_not_attributed"]["difference_ns"]);
+  // Recordings of the same have nothing to name.
+  std::vector<Trace> alike;
+  alike.push_back(open(record(true), "one.db"));
+  alike.push_back(open(record(true), "two.db"));
+  EXPECT_NE(render_text(run(*find_report("compare"), alike)).find("no stack differs"),
+            std::string::npos);
+}
+
 class DiffTest : public AnalyzerTest {};
 
 // Goal: a stack is the same in two builds though its addresses and lines moved, and the change is
