@@ -44,6 +44,7 @@ class AdviceText {
     }
     document.json["settings"] = advice_.recorded.choice.tunables_text();
     document.json["run_ns"] = advice_.run_ns;
+    document.json["ns_per_fault"] = advice_.sweep.ns_per_fault;
     document.json["syscall_ns"] = static_cast<int64_t>(advice_.recorded.syscall_ns);
     document.json["fault_ns"] = static_cast<int64_t>(advice_.recorded.fault_ns);
     document.json["faults"] = advice_.recorded.faults + advice_.sweep.other_faults;
@@ -133,7 +134,13 @@ Document run_advise(Trace& trace, const ReportOptions& options) {
       advise(trace.db, trace.info, process, fault_cost_ns(trace.db), sweep_options);
   Document document = AdviceText(advice).document();
   for (std::string& note : sweep_notes(advice.sweep)) document.notes.push_back(std::move(note));
-  add_notes(input, document);
+  // Why the recording may not be the whole truth: for whoever uses the figures elsewhere, too.
+  Document trace_notes;
+  add_notes(input, trace_notes);
+  std::vector<std::string> doubts = trace_notes.notes;
+  if (!advice.sweep.touches_known) doubts.push_back(touches_unknown_note());
+  document.json["doubts"] = doubts;
+  for (std::string& note : trace_notes.notes) document.notes.push_back(std::move(note));
   return document;
 }
 

@@ -188,11 +188,15 @@ class SweepReport {
 
 }  // namespace
 
+std::string touches_unknown_note() {
+  return "recorded without page faults' addresses: every block is taken to be touched in full, "
+         "faults outside the heap are not known";
+}
+
 std::vector<std::string> sweep_notes(const SweepResult& result) {
   std::vector<std::string> notes;
   if (!result.touches_known) {
-    notes.push_back(
-        "recorded without page faults' addresses: every block is taken to be touched in full");
+    notes.push_back(touches_unknown_note());
   } else if (const uint64_t known = result.fresh_pages + result.recycled_pages; known != 0) {
     notes.push_back(fmt::format(
         "of blocks from {} on, {} of the pages were fresh when allocated, their touches are "

@@ -18,6 +18,8 @@ namespace heapledger::analyzer {
 Document run_sweep(Trace& trace, const std::array<std::string, kAxes>& lists,
                    const ReportOptions& options);
 
+// Said where SweepResult::touches_known is false.
+std::string touches_unknown_note();
 // What the numbers of a sweep rest on, in words.
 std::vector<std::string> sweep_notes(const SweepResult& result);
 

@@ -92,11 +92,37 @@ class Adviser {
     }
     for (size_t axis = 0; axis < words.size(); ++axis) options.axes[axis] = words[axis];
     SweepResult more = sweep(db_, info_, process_.id, ns_per_fault_, options);
+    warn_of_caps(more.rows);
     // The recorded settings are there already.
     for (size_t i = 1; i < more.rows.size(); ++i) {
       advice_.sweep.rows.push_back(std::move(more.rows[i]));
     }
   }
+
+  // Helpful under some thresholds, harmful under others: whoever sets both must know.
+  void warn_of_caps(const std::vector<SweepRow>& rows) {
+    constexpr auto kArenas = static_cast<size_t>(Axis::kArenaMax);
+    const SweepRow* low = nullptr;
+    const SweepRow* high = nullptr;
+    double low_change = 0, high_change = 0;
+    for (const SweepRow& free : rows) {
+      if (free.choice.words[kArenas] != "auto") continue;
+      auto words = free.choice.words;
+      words[kArenas] = "1";
+      const auto capped = std::find_if(
+          rows.begin(), rows.end(), [&](const SweepRow& row) { return row.choice.words == words; });
+      if (capped == rows.end()) continue;
+      const double change = (bytes(*capped) - bytes(free)) / rss_of(free);
+      if (low == nullptr || change < low_change) low = &free, low_change = change;
+      if (high == nullptr || change > high_change) high = &free, high_change = change;
+    }
+    if (high == nullptr || high_change - low_change < kNoise) return;
+    advice_.warnings.push_back(fmt::format(
+        "what an arena cap does depends on the thresholds: one arena changes the peak RSS by "
+        "{:+.1f} % under {}, by {:+.1f} % under {}",
+        low_change * 100, low->choice.label, high_change * 100, high->choice.label));
+  }
+
   double rss_of(const SweepRow& row) const {
     return bytes(row) + static_cast<double>(advice_.sweep.other_rss_bytes);
   }

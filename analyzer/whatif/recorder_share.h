@@ -18,7 +18,8 @@ class RecorderShare {
  public:
   static RecorderShare of(schema::Database& db, int64_t process);
 
-  // In the library, or in libunwind, which it loads: code that runs, or data that is touched.
+  // In the library, or in libunwind, which it loads, or what that one needs and the program does
+  // not: code that runs, or data that is touched.
   bool has(uint64_t address) const;
 
  private:
@@ -26,7 +27,10 @@ class RecorderShare {
 };
 
 // RSS at the largest recorded one that is neither heap nor the recorder's. Of anonymous memory the
-// program's pages are those that it was seen to touch: `touched`.
-uint64_t other_rss_bytes(schema::Database& db, int64_t process, const PageSet& touched);
+// program's pages are those that it was seen to touch: `touched`. Of files they are those that are
+// resident but for what only the recorder's own touches brought in: it reads every module's unwind
+// tables.
+uint64_t other_rss_bytes(schema::Database& db, int64_t process, const RecorderShare& recorder,
+                         const PageSet& touched, const PageSet& touched_by_recorder);
 
 }  // namespace heapledger::analyzer

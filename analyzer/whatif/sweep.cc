@@ -277,7 +277,8 @@ class Sweep {
     result.fresh_pages = plan_.fresh_pages();
     result.recycled_pages = plan_.recycled_pages();
     result.other_faults = plan_.other_faults();
-    result.other_rss_bytes = other_rss_bytes(db_, process_, plan_.other_pages());
+    result.other_rss_bytes = other_rss_bytes(db_, process_, RecorderShare::of(db_, process_),
+                                             plan_.other_pages(), plan_.recorder_pages());
     std::vector<SettingChoice> grid =
         setting_grid(recorded_settings(db_, info_, process_), options_.axes);
     first_jitter_ = grid.size();

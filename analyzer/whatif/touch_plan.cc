@@ -47,8 +47,10 @@ class TouchPlan::Observer : public ReplayObserver {
 
   void on_fault(const FaultFact& fault) override {
     if (fault.block_id == 0) {
-      if (fault.region == Region::kOther && !recorder_.has(fault.row.ip) &&
-          !recorder_.has(fault.row.address)) {
+      if (fault.region != Region::kOther || recorder_.has(fault.row.address)) return;
+      if (recorder_.has(fault.row.ip)) {
+        plan_.recorder_pages_.add(fault.row.address);
+      } else {
         ++plan_.other_faults_;
         plan_.other_pages_.add(fault.row.address);
       }

@@ -50,6 +50,8 @@ class TouchPlan {
   // Faults that neither touched the heap nor came from the recorder's code, and their pages.
   uint64_t other_faults() const { return other_faults_; }
   const PageSet& other_pages() const { return other_pages_; }
+  // That came from the recorder's code, outside its own memory.
+  const PageSet& recorder_pages() const { return recorder_pages_; }
 
   bool is_known() const { return known_; }
   // Pages of wide blocks: what part of them was fresh, and so is known.
@@ -74,7 +76,7 @@ class TouchPlan {
   Share all_;
   uint64_t fresh_pages_ = 0, recycled_pages_ = 0;
   uint64_t other_faults_ = 0;
-  PageSet other_pages_;
+  PageSet other_pages_, recorder_pages_;
 };
 
 }  // namespace heapledger::analyzer

@@ -2,8 +2,12 @@
 // Settings as lists, what a call costs, which pages were touched, and the sweep that joins them.
 #include "analyzer/whatif/sweep.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "analyzer/advise_command.h"
+#include "analyzer/render/render.h"
+#include "analyzer/sweep_command.h"
 #include "analyzer/whatif/advice.h"
 #include "analyzer/whatif/model.h"
 #include "schema/error.h"
@@ -188,6 +192,93 @@ TEST_F(SweepTest, CallsCostWhatTheRecordedOnesOfTheirLengthDid) {
   EXPECT_GE(cost.line(CallCost::kMremap).base_ns, 50);
 }
 
+// Goal: of what is resident besides the heap, the recorder's part is left out: its own library,
+// what came with libunwind, what only its reading of unwind tables brought in. Method: a program
+// with a library, seen at one look; libunwind and what it needs at the next; a library that the
+// program loads later.
+TEST_F(SweepTest, WhatTheRecorderBringsInIsNotTheProgramsRss) {
+  TraceBuilder trace;
+  trace.meta("fault_source", "perf").alloc(kHeap + 16, 100, 0);
+  trace.write("trace.db");
+  constexpr uint64_t kPages = 4096;
+  {
+    schema::Database db = schema::open_trace("trace.db", schema::OpenMode::kReadWrite);
+    db.exec("DELETE FROM snapshot; DELETE FROM region; DELETE FROM module");
+    const auto module = [&](const char* path, uint64_t start, int64_t start_ns) {
+      db.exec(
+          fmt::format("INSERT INTO module (process, path, base, start_address, end_address,"
+                      " start_ns) VALUES (1, '{}', {}, {}, {}, {})",
+                      path, start, start, start + 0x40000, start_ns));
+    };
+    module("/usr/bin/program", 0x10000000, 1'000'000);
+    module("/opt/libheapledger.so", 0x20000000, 1'000'100);
+    module("/lib/libz.so.1", 0x30000000, 1'000'200);
+    module("/lib/libunwind.so.8", 0x40000000, 3'000'000);
+    module("/lib/liblzma.so.5", 0x50000000, 3'000'500);
+    module("/lib/libplugin.so", 0x60000000, 9'000'000);
+    db.exec(
+        "INSERT INTO snapshot (id, process, time_ns, end_ns, reason, rss_bytes)"
+        " VALUES (1, 1, 10000000, 10000100, 'exit', 1)");
+    const auto region = [&](uint64_t start, const char* kind, uint64_t pages) {
+      db.exec(fmt::format(
+          "INSERT INTO region (snapshot, start, end, kind, permissions, size_bytes, rss_bytes,"
+          " swap_bytes, private_dirty_bytes, anonymous_bytes, huge_bytes)"
+          " VALUES (1, {}, {}, '{}', 'r--p', {}, {}, 0, 0, 0, 0)",
+          start, start + 0x40000, kind, 0x40000, pages * kPages));
+    };
+    region(0x10000000, "file", 40);  // 16 of them only the recorder's touch brought in.
+    region(0x20000000, "text", 7);
+    region(0x30000000, "text", 16);  // Touched by both.
+    region(0x40000000, "text", 3);
+    region(0x50000000, "text", 5);
+    region(0x60000000, "text", 11);
+    region(0x70000000, "anonymous", 20);  // The program touched two.
+    region(0x80000000, "recorder", 50);
+    region(kHeap, "heap", 33);
+  }
+  schema::Database db = schema::open_trace("trace.db", schema::OpenMode::kReadOnly);
+  const RecorderShare recorder = RecorderShare::of(db, 1);
+  EXPECT_TRUE(recorder.has(0x20000010));
+  EXPECT_TRUE(recorder.has(0x50000010));
+  EXPECT_FALSE(recorder.has(0x30000010));
+  EXPECT_FALSE(recorder.has(0x60000010));
+  PageSet program;
+  PageSet ours;
+  program.add(0x10000000);
+  program.add(0x30003000);
+  program.add(0x70000000);
+  program.add(0x70004000);
+  ours.add(0x10021000);
+  ours.add(0x3000f000);
+  EXPECT_EQ(other_rss_bytes(db, 1, recorder, program, ours), (40 - 16 + 16 + 11 + 2) * kPages);
+}
+
+TEST_F(SweepTest, RecordingsThatAreNotTheWholeTruthSaySo) {
+  // Goal: losses, a cut, and unknown touches are on every sweep and advice. Method: the sample with
+  // losses, one without faults' addresses, and a whole one.
+  const auto notes_of = [](const char* sample) {
+    Trace trace = open(sample_trace(sample));
+    ReportOptions options;
+    const std::string swept = render_text(run_sweep(trace, {}, options));
+    const Document advised = run_advise(trace, options);
+    return std::pair(swept, render_text(advised) + advised.json["doubts"].dump());
+  };
+  const auto [lossy_sweep, lossy_advice] = notes_of("lossy");
+  for (const char* words : {"7 calls were lost", "3 page faults were lost", "cut short"}) {
+    EXPECT_NE(lossy_sweep.find(words), std::string::npos) << words;
+    EXPECT_NE(lossy_advice.find(words), std::string::npos) << words;
+  }
+  const auto [blind_sweep, blind_advice] = notes_of("by_snapshot");
+  EXPECT_NE(blind_sweep.find("without page faults' addresses"), std::string::npos);
+  EXPECT_NE(blind_advice.find("without page faults' addresses"), std::string::npos);
+  const auto [whole_sweep, whole_advice] = notes_of("pinned");
+  for (const char* words : {"lost", "cut short", "without page faults"}) {
+    EXPECT_EQ(whole_sweep.find(words), std::string::npos) << words;
+    EXPECT_EQ(whole_advice.find(words), std::string::npos) << words;
+  }
+  EXPECT_NE(whole_advice.find("[]"), std::string::npos) << "no doubts";
+}
+
 class AdviceTest : public SweepTest {
  protected:
   Advice advice(const TraceBuilder& trace) {
@@ -227,6 +318,11 @@ TEST_F(AdviceTest, BuffersThatAreMappedAnewAreKept) {
   // Most that keep it do as well; which is the cheapest hangs on what brk costs here.
   EXPECT_LE(time.row.choice.tunables.size(), 1U) << time.row.choice.label;
   EXPECT_FALSE(warns_of(result, "fixes all four")) << "nothing was dynamic";
+  EXPECT_FALSE(warns_of(result, "more than one mode")) << "nothing was dynamic";
+  EXPECT_FALSE(warns_of(result, "arena")) << "one thread";
+  Trace again = open(trace.meta("ns_per_fault", "1000"));
+  const std::string text = render_text(run_advise(again, {}));
+  EXPECT_NE(text.find("GLIBC_TUNABLES="), std::string::npos) << text;
 }
 
 TEST_F(AdviceTest, WhatIsWellIsLeftAlone) {
@@ -238,6 +334,11 @@ TEST_F(AdviceTest, WhatIsWellIsLeftAlone) {
   const Advice result = advice(trace);
   for (const Choice& choice : result.choices) EXPECT_FALSE(choice.is_worth_it);
   EXPECT_TRUE(result.warnings.empty());
+  Trace again = open(trace.meta("ns_per_fault", "1000"));
+  const std::string text = render_text(run_advise(again, {}));
+  EXPECT_NE(text.find("For time: leave it as it is"), std::string::npos) << text;
+  EXPECT_NE(text.find("gains more than runs differ by (1 %)"), std::string::npos) << text;
+  EXPECT_EQ(text.find("GLIBC_TUNABLES="), std::string::npos) << text;
 }
 
 TEST_F(AdviceTest, SizesALittleOffShowAnotherMode) {
@@ -265,6 +366,53 @@ TEST_F(AdviceTest, SizesALittleOffShowAnotherMode) {
       [](const SweepRow& a, const SweepRow& b) { return a.call_count() < b.call_count(); });
   ASSERT_EQ(result.sweep.jittered.size(), 7U);
   EXPECT_NE(low->call_count(), high->call_count());
+}
+
+TEST_F(AdviceTest, AThresholdOnTheEdgeIsTwoModesAndAnyOptionFixesAllFour) {
+  // Goal: both warnings of the dynamic threshold, where they are due. Method: a mapped block of
+  // 1 MiB is freed, which makes the threshold that size and the trim threshold twice that; then
+  // three blocks that together are as large as that are made and freed over and over. A little
+  // less, and the heap is kept; a little more, and it goes back and is faulted in again each time.
+  TraceBuilder trace;
+  trace.meta("fault_source", "getrusage");
+  const uint32_t stack = trace.stack({"fill main.cc:1"});
+  trace.map(0x10000000, 257 * 4096).alloc(0x10000010, 1 << 20, stack);
+  trace.free(0x10000010).unmap(0x10000000, 257 * 4096);
+  trace.grow(4 << 20);
+  constexpr uint64_t kPart = 641 << 10;
+  for (int round = 0; round < 60; ++round) {
+    for (uint64_t i = 0; i < 3; ++i) trace.alloc(kHeap + 16 + i * kPart, kPart - 32, stack);
+    for (uint64_t i = 3; i-- > 0;) trace.free(kHeap + 16 + i * kPart);
+  }
+  const Advice result = advice(trace);
+  EXPECT_TRUE(warns_of(result, "under the dynamic threshold it has more than one mode"))
+      << result.sweep.jittered.front().cost_ns();
+  EXPECT_TRUE(warns_of(result,
+                       "setting any of mmap_threshold, trim_threshold, top_pad and mmap_max "
+                       "fixes all four"));
+  EXPECT_FALSE(warns_of(result, "arena")) << "one thread";
+}
+
+TEST_F(AdviceTest, WhatAnArenaCapDoesHangsOnTheThresholds) {
+  // Goal: the warning where one arena saves memory under one setting and none under another.
+  // Method: two threads, one after the other, fill 2 MiB with blocks that are below the threshold,
+  // free them, over and over: where the heap is kept, each arena keeps its own.
+  const auto threads = [](int count) {
+    TraceBuilder trace;
+    trace.meta("fault_source", "getrusage");
+    const uint32_t stack = trace.stack({"fill main.cc:1"});
+    trace.grow(8 << 20);
+    constexpr uint64_t kPart = 100 << 10;
+    for (int round = 0; round < 40; ++round) {
+      trace.thread(1 + round % count);
+      for (uint64_t i = 0; i < 20; ++i) trace.alloc(kHeap + 16 + i * kPart, kPart - 32, stack);
+      for (uint64_t i = 20; i-- > 0;) trace.free(kHeap + 16 + i * kPart);
+    }
+    return trace;
+  };
+  constexpr const char* kWords = "what an arena cap does depends on the thresholds";
+  EXPECT_TRUE(warns_of(advice(threads(2)), kWords));
+  EXPECT_FALSE(warns_of(advice(threads(1)), kWords));
 }
 
 TEST(Mallopt, TakesWhatAnIntHolds) {
