@@ -305,7 +305,8 @@ PlainRun run_plain(const Words& command, const Words& environment, ChildOutput o
   while (wait4(pid, &run.status, 0, &usage) < 0 && errno == EINTR) {
   }
   run.wall_ns = now_ns() - start_ns;
-  run.cpu_ns = ns_of(usage.ru_utime) + ns_of(usage.ru_stime);
+  run.kernel_ns = ns_of(usage.ru_stime);
+  run.cpu_ns = ns_of(usage.ru_utime) + run.kernel_ns;
   run.minor_faults = static_cast<uint64_t>(usage.ru_minflt);
   return run;
 }

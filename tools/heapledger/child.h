@@ -30,6 +30,7 @@ struct PlainRun {
   int status = 0;  // As wait() gives it.
   int64_t wall_ns = 0;
   int64_t cpu_ns = 0;
+  int64_t kernel_ns = 0;  // Of it.
   uint64_t minor_faults = 0;
 };
 // Runs a program, found by PATH, with `environment` (NAME=value) and nothing of ours. Throws

@@ -27,6 +27,11 @@ using Json = nlohmann::ordered_json;
 using Words = std::vector<std::string>;
 
 constexpr int kRunsMax = 1000;
+// The price of a page fault is taken from the runs under the current settings where the heap's
+// calls and faults are so much of their time in the kernel, and within these bounds of the
+// recording's estimate.
+constexpr double kKernelShareMin = 0.5;
+constexpr double kPriceLow = 0.5, kPriceHigh = 4;
 
 struct Plan {
   std::string trace;
@@ -138,16 +143,23 @@ class Verification {
     const auto of_runs = [&](const char* name, const char* key, Figure::Kind kind, auto field) {
       return Figure{name, key, kind, now_.spread(field), advised_.spread(field), 0};
     };
-    Figure wall = of_runs("wall time", "wall_ns", Figure::kTime, &PlainRun::wall_ns);
-    wall.predicted = std::max(0.0, wall.now.median - number(choice_, "gain_ns"));
-    Figure cpu = of_runs("processor time", "cpu_ns", Figure::kTime, &PlainRun::cpu_ns);
-    cpu.predicted = std::max(0.0, cpu.now.median - number(choice_, "gain_ns"));
+    const double gain_ns = number(advice_, "syscall_ns") - number(choice_, "syscall_ns") +
+                           (number(advice_, "faults") - number(choice_, "faults")) * ns_per_fault();
+    const auto time_of = [&](const char* name, const char* key, auto field) {
+      Figure figure = of_runs(name, key, Figure::kTime, field);
+      figure.predicted = std::max(0.0, figure.now.median - gain_ns);
+      return figure;
+    };
+    const Figure wall = time_of("wall time", "wall_ns", &PlainRun::wall_ns);
+    const Figure cpu = time_of("processor time", "cpu_ns", &PlainRun::cpu_ns);
+    const Figure kernel = time_of("of it in kernel", "kernel_ns", &PlainRun::kernel_ns);
     Figure faults = of_runs("page faults", "faults", Figure::kCount, &PlainRun::minor_faults);
     faults.predicted = number(choice_, "faults");
     const Spread calls = once(now_.counted.total());
     std::vector<Figure> figures = {
         wall,
         cpu,
+        kernel,
         faults,
         {"system calls", "syscalls", Figure::kCount, calls, once(advised_.counted.total()),
          calls.median + number(choice_, "syscalls") - number(advice_, "syscalls")}};
@@ -172,7 +184,9 @@ class Verification {
                           amount(figure.kind, figure.predicted),
                           fmt::format("{:+.1f} %", figure.error() * 100));
     }
-    return text + "\n" + verdict() + "\n";
+    text += "\n" + price_text() + "\n" + verdict() + "\n";
+    for (const std::string& doubt : doubts()) text += "note: " + doubt + "\n";
+    return text;
   }
 
   Json json() const {
@@ -193,6 +207,9 @@ class Verification {
             {"now", now_.label},
             {"advised", advised_.label},
             {"rows", std::move(rows)},
+            {"ns_per_fault", ns_per_fault()},
+            {"ns_per_fault_recorded", advice_["ns_per_fault"]},
+            {"doubts", doubts()},
             {"verdict", verdict()}};
   }
 
@@ -206,6 +223,33 @@ class Verification {
   }
   void tell(const std::string& what) const {
     if (!plan_.quiet) write_all(STDERR_FILENO, "heapledger: verify: " + what + "\n");
+  }
+  Words doubts() const { return advice_["doubts"].get<Words>(); }
+
+  // The estimate is of a page touched for the first time, alone. What one costs this program, with
+  // what its neighbours on the machine take, the runs under the current settings tell, if they
+  // spend their time in the kernel on the heap.
+  double ns_per_fault() const {
+    const auto estimate = advice_["ns_per_fault"].get<double>();
+    const auto syscall_ns = advice_["syscall_ns"].get<double>();
+    const double heap_ns = syscall_ns + advice_["fault_ns"].get<double>();
+    const double kernel_ns = now_.spread(&PlainRun::kernel_ns).median;
+    const double faults = now_.spread(&PlainRun::minor_faults).median;
+    if (faults == 0 || heap_ns < kKernelShareMin * kernel_ns) return estimate;
+    return std::clamp((kernel_ns - syscall_ns) / faults, kPriceLow * estimate,
+                      kPriceHigh * estimate);
+  }
+  std::string price_text() const {
+    const auto estimate = advice_["ns_per_fault"].get<double>();
+    const double used = ns_per_fault();
+    if (used == estimate) {
+      return fmt::format("Times are predicted with {:.2f} us per page fault, an estimate.",
+                         estimate / 1e3);
+    }
+    return fmt::format(
+        "Times are predicted with {:.2f} us per page fault, what the runs under the current "
+        "settings spent\nin the kernel (estimate of the recording: {:.2f} us).",
+        used / 1e3, estimate / 1e3);
   }
   // A difference counts where the two ranges of times do not meet.
   std::string verdict() const {
