@@ -94,11 +94,12 @@ class Replayer {
   }
 
   void run() {
+    own_rss_bytes_ = run_once(plain_side("glibc", ""), {"empty"}).rss_start_bytes;
     // Round by round, so that a machine that grows slower or faster does so for all.
     for (int round = 0; round < plan_.runs; ++round) {
       for (Side& side : sides_) {
         tell(fmt::format("run {} of {}, {}", round + 1, plan_.runs, side.label));
-        side.runs.push_back(run_once(side));
+        side.runs.push_back(run_once(side, {}));
       }
     }
     for (Side& side : sides_) {
@@ -168,21 +169,29 @@ class Replayer {
     }
   }
 
-  void add_side(std::string label, const std::string& library, const std::string& tunables) {
+  // Under the system's malloc.
+  static Side plain_side(std::string label, const std::string& tunables) {
     Side side{std::move(label), malloc_environment(tunables), {}, 0};
     std::erase_if(side.environment,
                   [](const std::string& word) { return word.starts_with("LD_PRELOAD="); });
+    return side;
+  }
+
+  void add_side(std::string label, const std::string& library, const std::string& tunables) {
+    Side side = plain_side(std::move(label), tunables);
     if (!library.empty()) side.environment.push_back("LD_PRELOAD=" + library);
     side.environment.emplace_back("HEAPLEDGER_RECORD=off");
     sides_.push_back(std::move(side));
   }
 
-  ReplayResult run_once(const Side& side) const {
+  ReplayResult run_once(const Side& side, const Words& arguments) const {
     std::string output;
     ChildOutput streams;
     streams.show_stderr = true;
     streams.text = &output;
-    const PlainRun run = run_plain({find_replayer(), file()}, side.environment, streams);
+    Words command = {find_replayer(), file()};
+    command.insert(command.end(), arguments.begin(), arguments.end());
+    const PlainRun run = run_plain(command, side.environment, streams);
     ReplayResult result;
     if (!WIFEXITED(run.status) || WEXITSTATUS(run.status) != 0 || output.size() != sizeof result) {
       throw CommandError(side.label, "the replay did not come to its end");
@@ -207,10 +216,10 @@ class Replayer {
     return values;
   }
   static double median(const std::vector<double>& sorted) { return sorted[sorted.size() / 2]; }
-  // What the calls added to what the replayer had.
-  static double rss(const Side& side) {
+  // What the calls and their allocator added to what the replayer has by itself.
+  double rss(const Side& side) const {
     const double peak = median(values(side, &ReplayResult::rss_peak_bytes));
-    return std::max(0.0, peak - median(values(side, &ReplayResult::rss_start_bytes)));
+    return std::max(0.0, peak - static_cast<double>(own_rss_bytes_));
   }
 
   Words notes() const {
@@ -235,6 +244,7 @@ class Replayer {
   ScratchFolder folder_;
   Json facts_;
   std::vector<Side> sides_;
+  uint64_t own_rss_bytes_ = 0;  // Of the replayer, before its first call, without any library.
 };
 
 }  // namespace
@@ -247,7 +257,8 @@ int run_replay(const Words& arguments) {
   app.footer(
       "The calls keep their threads and the order of what happens to each block; the pages that "
       "the "
-      "program\ntouched are touched. Heap RSS is what the calls add to the replayer's own memory.");
+      "program\ntouched are touched. Heap RSS is what the calls and the allocator add to the "
+      "replayer's own memory.");
   app.add_option("TRACE", plan.trace, "trace file")->required();
   app.add_option("--allocator", plan.allocators,
                  "glibc, heapledger, jemalloc, tcmalloc, mimalloc, or a library's path; again for "
