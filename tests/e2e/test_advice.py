@@ -4,17 +4,29 @@
 With HEAPLEDGER_TEST_BRUTE=1 also: the advised setting is as good as the best of forty, each really run.
 """
 
+import contextlib
 import json
 import os
+import sqlite3
 import statistics
 import subprocess
-import time
 import unittest
 
 import recording
 
 ROUNDS = "3000"
 FIXED = ["--mmap-threshold", "128K"]  # The documented default, written down: glibc no longer moves it.
+
+
+def processor_s(command, environment):
+    """Seconds of processor time of one run: the clock's are shared with whatever else runs here."""
+    with open(os.devnull, "wb") as null:
+        child = subprocess.Popen(command, env=environment, stdout=null)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode != 0:
+        raise AssertionError(f"{command[0]} ended with {child.returncode}")
+    return usage.ru_utime + usage.ru_stime
 
 
 class Advice(recording.RecordingTest):
@@ -79,6 +91,58 @@ class Advice(recording.RecordingTest):
         self.assertEqual((done.returncode, done.stdout), (2, ""))
         self.assertIn("--mmap-threshold", done.stderr)
 
+    def test_blocks_that_go_back_and_forth_are_kept(self):
+        # The program at its full length by hand, with HEAPLEDGER_TEST_BRUTE=1; a third of it gains a little less.
+        full = "HEAPLEDGER_TEST_BRUTE" in os.environ
+        command = [recording.victim("big_blocks"), "60000" if full else "20000"]
+        trace = self.record(command, ["--quiet"])
+        self.assertEqual((trace.run.returncode, trace.run.stderr), (0, b""))
+        done = subprocess.run([recording.HEAPLEDGER, "verify", "--json", "--quiet", "--goal", "time", "--runs", "3", trace.path, "--", *command],
+                              capture_output=True, text=True, timeout=recording.TIMEOUT_S)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        verified = json.loads(done.stdout)
+        rows = {row["name"]: row for row in verified["rows"]}
+        if full:
+            print(verified["advised"], {name: (row["now"], row["advised"], row["predicted"]) for name, row in rows.items()})
+        # Processor time: the clock's is shared with whatever else runs here.
+        self.assertLess(rows["cpu_ns"]["advised"], rows["cpu_ns"]["now"] / (4 if full else 3))
+        self.assertLess(rows["faults"]["advised"], rows["faults"]["now"] / 5)
+        self.assertLess(abs(rows["faults"]["predicted"] - rows["faults"]["advised"]), 0.02 * rows["faults"]["advised"])
+        self.assertEqual(rows["syscalls"]["predicted"], rows["syscalls"]["advised"])
+        for figure in ("advised", "predicted"):
+            self.assertLess(abs(rows["rss_bytes_peak"][figure] - rows["rss_bytes_peak"]["now"]), 0.05 * rows["rss_bytes_peak"]["now"])
+        # What is predicted to go is most of the time in the kernel; so much of it did go.
+        gained = rows["kernel_ns"]["now"] - rows["kernel_ns"]["advised"]
+        self.assertLess(abs(rows["kernel_ns"]["predicted"] - rows["kernel_ns"]["advised"]), 0.25 * gained)
+        self.assertEqual(verified["doubts"], [])
+
+    def test_recordings_that_are_not_whole_say_so(self):
+        for options, rounds, words in ((["--no-faults"], ROUNDS, "without page faults' addresses"),
+                                       (["--max-size", "1M", *FIXED], "30000", "cut short")):
+            trace = self.record([recording.victim("refill"), rounds], ["--quiet", *options], name=f"after{rounds}.db")
+            self.assertEqual(trace.run.returncode, 0, trace.run.stderr)
+            for report in ("sweep", "advise"):
+                self.assertIn(words, " ".join(trace.report(report)["notes"]), report)
+            self.assertIn(words, " ".join(trace.report("advise")["doubts"]))
+            self.assertIn(words, " ".join(self.replay(trace)["notes"]))
+        whole = self.recorded()
+        for words in ("without page faults", "cut short"):
+            self.assertNotIn(words, " ".join(whole.report("advise")["notes"] + self.replay(whole)["notes"]))
+
+    def test_lost_events_are_on_every_page(self):
+        trace = self.recorded(FIXED)
+        with contextlib.closing(sqlite3.connect(trace.path)) as database:
+            database.execute("UPDATE process SET events_lost = 7")
+            database.commit()
+        words = "7 calls were lost"
+        for report in ("sweep", "advise"):
+            self.assertIn(words, " ".join(trace.report(report)["notes"]), report)
+        self.assertIn(words, " ".join(self.replay(trace)["notes"]))
+        done = subprocess.run([recording.HEAPLEDGER, "verify", "--quiet", "--goal", "time", "--runs", "1", trace.path, "--", recording.victim("refill"),
+                               ROUNDS], capture_output=True, text=True, timeout=recording.TIMEOUT_S)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertIn("note: " + words, done.stdout)
+
     def replay(self, trace, *options):
         done = subprocess.run([recording.HEAPLEDGER, "replay", "--json", "--quiet", "--runs", "1", *options, trace.path], capture_output=True,
                               text=True, timeout=recording.TIMEOUT_S)
@@ -126,15 +190,12 @@ class Advice(recording.RecordingTest):
         times = {text: [] for text in settings}
         for _ in range(7):
             for text in settings:
-                environment = dict(os.environ, GLIBC_TUNABLES=text)
-                begin = time.monotonic()
-                subprocess.run([recording.victim("refill"), ROUNDS], env=environment, stdout=subprocess.DEVNULL, check=True)
-                times[text].append(time.monotonic() - begin)
+                times[text].append(processor_s([recording.victim("refill"), ROUNDS], dict(os.environ, GLIBC_TUNABLES=text)))
         medians = {text: statistics.median(runs) for text, runs in times.items()}
         best = min(medians, key=medians.get)
         print(f"best {best or 'defaults'} {medians[best] * 1000:.1f} ms; advised {choice['tunables'] or 'defaults'} "
               f"{medians[choice['tunables']] * 1000:.1f} ms; worst {max(medians.values()) * 1000:.1f} ms")
-        self.assertLessEqual(min(times[choice["tunables"]]), 1.03 * medians[best])
+        self.assertLessEqual(medians[choice["tunables"]], 1.03 * medians[best])
 
 
 if __name__ == "__main__":

@@ -45,6 +45,21 @@ DELETE FROM t WHERE id % 5 = 0;
 VACUUM;
 SELECT group_concat(name) FROM (SELECT name FROM t ORDER BY name LIMIT 5);
 """
+PYTHON_THREADS = """
+import threading, zlib
+def work(number):
+    rows = []
+    for i in range(ROWS):
+        text = (f"{number} {i} " * (1 + i % 400)).encode()
+        rows.append(zlib.compress(text))
+        if len(rows) > 50: del rows[i % 50]
+    out[number] = sum(map(len, rows))
+out = [0] * 4
+threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(out)
+"""
 NODE = """
 const rows = [];
 for (let i = 0; i < ROWS; i++) rows.push({id: i, name: 'n' + i, tags: ['t' + i % 7, 'u']});
@@ -138,6 +153,14 @@ def xz(folder, smoke):
     return ["/usr/bin/xz", "-kc", "-T1", "-3" if smoke else "-6", write(os.path.join(folder, "text"), words(5000 if smoke else 400000, 1))]
 
 
+def xz_threads(folder, smoke):
+    return ["/usr/bin/xz", "-kc", "-T4", "-3", "--block-size=256KiB", write(os.path.join(folder, "text"), words(50000 if smoke else 400000, 1))]
+
+
+def python3_threads(folder, smoke):
+    return ["/usr/bin/python3", write(os.path.join(folder, "load.py"), PYTHON_THREADS.replace("ROWS", "200" if smoke else "5000"))]
+
+
 def node(folder, smoke):
     return ["/usr/bin/node", "--single-threaded", write(os.path.join(folder, "load.js"), NODE.replace("ROWS", "1000" if smoke else "20000"))]
 
@@ -175,6 +198,26 @@ PROGRAMS = {
     "node": Program(node, "node", varies="threads, timers", threads=True),
     "redis": Program(redis, "redis-server", varies="threads, sockets, timers", threads=True, preload="/lib/x86_64-linux-gnu/libc.so.6"),
 }
+
+
+# With four threads each: which thread asks first is theirs to settle, so runs differ.
+THREADED = {
+    "xz-T4": Program(xz_threads, "xz", varies="four threads", threads=True),
+    "python3-threads": Program(python3_threads, "/usr/bin/python3", varies="four threads", threads=True),
+}
+
+
+def victims(folder, binaries):
+    """Small programs of our own, built in `folder` and among the demos: name -> Program."""
+    def command(path, full, small):
+        return lambda _, smoke: [path, *(small if smoke else full)]
+    return {
+        "churn": Program(command(os.path.join(binaries, "demos", "churn"), [], ["0.02"]), "sh"),
+        "refault": Program(command(os.path.join(binaries, "demos", "refault"), [], ["0.02"]), "sh"),
+        "refill": Program(command(os.path.join(folder, "refill"), ["3000"], ["300"]), "sh"),
+        "big_blocks": Program(command(os.path.join(folder, "big_blocks"), ["20000"], ["500"]), "sh"),
+        "four_threads": Program(command(os.path.join(folder, "four_threads"), ["1500"], ["600"]), "sh", varies="four threads", threads=True),
+    }
 
 
 # ---- One call: (name, bytes, bytes before), as the models print them.
