@@ -103,12 +103,12 @@ class Lane {
     sample(ops.back().time_ns);
   }
 
-  SweepRow finish(int64_t ns_per_fault) {
+  SweepRow finish(int64_t ns_per_fault, uint64_t second_faults) {
     const ModelCounts counts = model_->counts();
     row_.calls = counts.calls;
     row_.held_bytes_peak = counts.held_bytes_peak;
     row_.resident_bytes_peak = model_->space().resident_bytes_peak();
-    row_.faults = model_->space().faults() - inherited_faults_;
+    row_.faults = model_->space().faults() - inherited_faults_ + second_faults;
     row_.fault_ns = static_cast<double>(row_.faults) * static_cast<double>(ns_per_fault);
     const double lasted = static_cast<double>(last_ns_ - start_ns_);
     if (lasted > 0) {
@@ -329,7 +329,9 @@ class Sweep {
         crew.wait();
       }
     }
-    for (Lane& lane : lanes) result.rows.push_back(lane.finish(result.ns_per_fault));
+    for (Lane& lane : lanes) {
+      result.rows.push_back(lane.finish(result.ns_per_fault, plan_.second_faults()));
+    }
     result.operations = operations;
     result.unmatched_ends = reader.unmatched_ends();
   }

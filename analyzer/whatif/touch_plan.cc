@@ -56,6 +56,10 @@ class TouchPlan::Observer : public ReplayObserver {
       }
       return;
     }
+    if (fault.touch == schema::Touch::kZeroUpgrade || fault.touch == schema::Touch::kCow) {
+      ++plan_.second_faults_;
+      return;
+    }
     if (fault.touch != schema::Touch::kFirst && fault.touch != schema::Touch::kRepeat) return;
     const Block* block = fault.block;
     if (block->size < kWideBytes || block->inherited) return;

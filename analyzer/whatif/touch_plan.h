@@ -8,7 +8,8 @@
 // behind them was, else as far as the share of a block goes that the same stack's fresh blocks had
 // touched (without any, that of fresh blocks of the same power of two, then that of all). Only wide
 // blocks need this: in smaller ones the allocator's headers and a neighbour's data touch every page
-// anyhow; they count as touched in full.
+// anyhow; they count as touched in full. A write to a page that was only read until then, and so was
+// the zero page, is a second fault; there are taken to be as many of those as were recorded.
 // Thread safety: none while it is made, const afterwards.
 // Memory: 24 bytes per fault in a wide block, 16 per wide block with fresh pages. Cost: one replay.
 #pragma once
@@ -47,6 +48,9 @@ class TouchPlan {
   // block of `bytes`, allocated by `stack`.
   uint64_t assumed_bytes(uint64_t id, uint64_t bytes, uint32_t stack) const;
 
+  // Second faults on pages of blocks.
+  uint64_t second_faults() const { return second_faults_; }
+
   // Faults that neither touched the heap nor came from the recorder's code, and their pages.
   uint64_t other_faults() const { return other_faults_; }
   const PageSet& other_pages() const { return other_pages_; }
@@ -75,7 +79,7 @@ class TouchPlan {
   std::array<Share, 64> by_size_{};  // By the power of two.
   Share all_;
   uint64_t fresh_pages_ = 0, recycled_pages_ = 0;
-  uint64_t other_faults_ = 0;
+  uint64_t other_faults_ = 0, second_faults_ = 0;
   PageSet other_pages_, recorder_pages_;
 };
 

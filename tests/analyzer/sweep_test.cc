@@ -154,6 +154,27 @@ TEST_F(SweepTest, FaultsAreOfThePagesThatTheProgramTouches) {
   EXPECT_NEAR(static_cast<double>(mapped.fault_ns), 1000.0 * static_cast<double>(mapped.faults), 1);
 }
 
+TEST_F(SweepTest, AWriteToTheZeroPageIsASecondFault) {
+  // Goal: pages that are read before they are written fault twice, under every setting. Method: a
+  // block with and without ten such pages.
+  const auto faults = [this](bool reads_first) {
+    TraceBuilder trace;
+    const uint32_t stack = trace.stack({"buffer main.cc:1"});
+    trace.meta("fault_source", "perf").grow(80 * 4096);
+    trace.alloc(kHeap + 16, 64 * 4096, stack).touch(kHeap, 16 * 4096);
+    if (reads_first) trace.touch(kHeap, 10 * 4096);
+    SweepOptions options;
+    options.axes = axes({{Axis::kMmapThreshold, "32M,64K"}});
+    std::vector<uint64_t> counts;
+    for (const SweepRow& row : run(trace, options).rows) counts.push_back(row.faults);
+    return counts;
+  };
+  const std::vector<uint64_t> once = faults(false);
+  const std::vector<uint64_t> twice = faults(true);
+  ASSERT_EQ(once.size(), twice.size());
+  for (size_t i = 0; i < once.size(); ++i) EXPECT_EQ(twice[i], once[i] + 10) << i;
+}
+
 TEST_F(SweepTest, WithoutAddressesEveryPageCounts) {
   TraceBuilder trace;
   trace.meta("fault_source", "getrusage").grow(80 * 4096);
