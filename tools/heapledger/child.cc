@@ -307,6 +307,7 @@ PlainRun run_plain(const Words& command, const Words& environment, ChildOutput o
   run.wall_ns = now_ns() - start_ns;
   run.kernel_ns = ns_of(usage.ru_stime);
   run.cpu_ns = ns_of(usage.ru_utime) + run.kernel_ns;
+  run.waits = static_cast<uint64_t>(usage.ru_nvcsw);
   run.minor_faults = static_cast<uint64_t>(usage.ru_minflt);
   return run;
 }

@@ -32,6 +32,7 @@ struct PlainRun {
   int64_t cpu_ns = 0;
   int64_t kernel_ns = 0;  // Of it.
   uint64_t minor_faults = 0;
+  uint64_t waits = 0;  // Voluntary switches: it had nothing to do until something happened.
 };
 // Runs a program, found by PATH, with `environment` (NAME=value) and nothing of ours. Throws
 // CommandError where it cannot be started.

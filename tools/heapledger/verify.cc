@@ -32,6 +32,9 @@ constexpr int kRunsMax = 1000;
 // recording's estimate.
 constexpr double kKernelShareMin = 0.5;
 constexpr double kPriceLow = 0.5, kPriceHigh = 4;
+// Of a program that waits less often than that per second of its processor time, what the clock
+// shows beyond it is others' doing.
+constexpr double kWaitsMax = 100;
 
 struct Plan {
   std::string trace;
@@ -77,9 +80,11 @@ struct Figure {
   Spread now, advised;
   double predicted;
 
-  // Of the prediction against what was measured.
+  // Of the prediction against what was measured. What is left of a time may be next to nothing: its
+  // error is a share of the time now, of which most is predicted to go.
   double error() const {
-    return advised.median == 0 ? 0 : (predicted - advised.median) / advised.median;
+    const double whole = kind == kTime ? now.median : advised.median;
+    return whole == 0 ? 0 : (predicted - advised.median) / whole;
   }
 };
 
@@ -145,14 +150,15 @@ class Verification {
     };
     const double gain_ns = number(advice_, "syscall_ns") - number(choice_, "syscall_ns") +
                            (number(advice_, "faults") - number(choice_, "faults")) * ns_per_fault();
-    const auto time_of = [&](const char* name, const char* key, auto field) {
+    const auto time_of = [&](const char* name, const char* key, auto field, double gain) {
       Figure figure = of_runs(name, key, Figure::kTime, field);
-      figure.predicted = std::max(0.0, figure.now.median - gain_ns);
+      figure.predicted = std::max(0.0, figure.now.median - gain);
       return figure;
     };
-    const Figure wall = time_of("wall time", "wall_ns", &PlainRun::wall_ns);
-    const Figure cpu = time_of("processor time", "cpu_ns", &PlainRun::cpu_ns);
-    const Figure kernel = time_of("of it in kernel", "kernel_ns", &PlainRun::kernel_ns);
+    const Figure wall =
+        time_of("wall time", "wall_ns", &PlainRun::wall_ns, gain_ns * clock_per_processor());
+    const Figure cpu = time_of("processor time", "cpu_ns", &PlainRun::cpu_ns, gain_ns);
+    const Figure kernel = time_of("of it in kernel", "kernel_ns", &PlainRun::kernel_ns, gain_ns);
     Figure faults = of_runs("page faults", "faults", Figure::kCount, &PlainRun::minor_faults);
     faults.predicted = number(choice_, "faults");
     const Spread calls = once(now_.counted.total());
@@ -239,16 +245,26 @@ class Verification {
     return std::clamp((kernel_ns - syscall_ns) / faults, kPriceLow * estimate,
                       kPriceHigh * estimate);
   }
+  // How much the clock goes on per processor time: 1, unless others keep the program from it.
+  double clock_per_processor() const {
+    const double cpu_ns = now_.spread(&PlainRun::cpu_ns).median;
+    const double waits = now_.spread(&PlainRun::waits).median;
+    if (cpu_ns == 0 || waits > kWaitsMax * cpu_ns / 1e9 + 1) return 1;
+    return std::max(1.0, now_.spread(&PlainRun::wall_ns).median / cpu_ns);
+  }
   std::string price_text() const {
     const auto estimate = advice_["ns_per_fault"].get<double>();
     const double used = ns_per_fault();
     if (used == estimate) {
-      return fmt::format("Times are predicted with {:.2f} us per page fault, an estimate.",
-                         estimate / 1e3);
+      return fmt::format(
+          "Times are predicted with {:.2f} us per page fault, an estimate; their errors are shares "
+          "of the\ntime now.",
+          estimate / 1e3);
     }
     return fmt::format(
         "Times are predicted with {:.2f} us per page fault, what the runs under the current "
-        "settings spent\nin the kernel (estimate of the recording: {:.2f} us).",
+        "settings spent\nin the kernel (estimate of the recording: {:.2f} us); their errors are "
+        "shares of the time now.",
         used / 1e3, estimate / 1e3);
   }
   // A difference counts where the two ranges of times do not meet.
