@@ -7,6 +7,7 @@ With HEAPLEDGER_TEST_BRUTE=1 also: the advised setting is as good as the best of
 import contextlib
 import json
 import os
+import pty
 import sqlite3
 import statistics
 import subprocess
@@ -142,6 +143,18 @@ class Advice(recording.RecordingTest):
                                ROUNDS], capture_output=True, text=True, timeout=recording.TIMEOUT_S)
         self.assertEqual((done.returncode, done.stderr), (0, ""))
         self.assertIn("note: " + words, done.stdout)
+
+    def test_progress_is_for_terminals(self):
+        trace = self.recorded()
+        ours, theirs = pty.openpty()
+        with os.fdopen(ours, "rb", buffering=0) as terminal:
+            for report in ("sweep", "advise"):
+                subprocess.run([recording.HEAPLEDGER, report, trace.path], stdout=subprocess.DEVNULL, stderr=theirs, check=True,
+                               timeout=recording.TIMEOUT_S)
+                self.assertRegex(terminal.read(4096).decode(), f"^\\r{report}: +[0-9]+ %")
+                piped = subprocess.run([recording.HEAPLEDGER, report, trace.path], capture_output=True, check=True, timeout=recording.TIMEOUT_S)
+                self.assertEqual(piped.stderr, b"")
+        os.close(theirs)
 
     def replay(self, trace, *options):
         done = subprocess.run([recording.HEAPLEDGER, "replay", "--json", "--quiet", "--runs", "1", *options, trace.path], capture_output=True,

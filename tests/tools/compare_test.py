@@ -13,20 +13,31 @@ CHURN = os.path.join(BIN, "demos", "churn")
 
 
 class Compare(RecordingTest):
-    def rows(self, *arguments):
+    def compared(self, *arguments):
         result = self.heapledger("compare", "--json", "--quiet", *arguments)
         self.assertEqual((result.returncode, result.stderr), (0, b""))
-        return json.loads(result.stdout)["rows"]
+        return json.loads(result.stdout)
+
+    def rows(self, *arguments):
+        return self.compared(*arguments)["rows"]
 
     def test_documented_default_written_down(self):
         # Goal: the difference that the demo plants is seen: 128K written down costs many times the
         # faults and munmaps of 32M without trim. Method: a twentieth of the demo.
-        rows = self.rows("--mmap-threshold", "128K,32M", "--trim-threshold", "512M", "--", CHURN, "0.05")
+        compared = self.compared("--mmap-threshold", "128K,32M", "--trim-threshold", "512M", "--", CHURN, "0.05")
+        rows = compared["rows"]
         self.assertEqual([row["settings"]["mmap_threshold"] for row in rows], [131072, 33554432])
         self.assertEqual([row["settings"]["trim_threshold"] for row in rows], [536870912] * 2)
         self.assertGreater(rows[0]["faults"], 5 * rows[1]["faults"])
         self.assertGreater(rows[0]["munmap"], 300)
         self.assertEqual(rows[1]["munmap"], 0)
+        # And the stack that makes it is the first one named.
+        self.assertEqual(compared["sites_of"]["less"], rows[1]["label"])
+        site = compared["sites"][0]
+        self.assertEqual(site["stack"][0]["function"], "read_message")
+        self.assertGreater(site["faults_more"], 5 * site["faults_less"])
+        self.assertGreater(site["mapped_blocks_more"], 300)
+        self.assertGreater(site["difference_ns"], 0.9 * compared["sites_total"]["difference_ns"])
 
     def test_every_combination(self):
         # Goal: the cartesian product, the first list slowest; "default" leaves a setting alone.
