@@ -88,7 +88,9 @@ struct CallBatch {
   std::vector<uint64_t> id, address, size, usable, alignment, ended_id, old_address;
   std::vector<uint32_t> stack;
 
-  void clear();  // Keeps the memory.
+  // Empties it, but for columns that a decoder is about to overwrite: to give them their length
+  // again would write them twice. Keeps the memory.
+  void clear_except(uint32_t kept);
   // Row `index`; columns that are not there keep their default values.
   CallRow row(size_t index) const;
 };

@@ -215,8 +215,11 @@ void CallDecoder::State::decode_stack(CallBatch& batch) {
 void CallDecoder::State::decode_optional(CallSection section, uint32_t source,
                                          std::vector<uint64_t>& values) {
   VarintReader in = packed.section(section);
-  values.resize(rows);  // With zeros: the batch was cleared.
-  if ((sources_used & source) == 0) return in.finish();
+  if ((sources_used & source) == 0) {
+    values.assign(rows, 0);
+    return in.finish();
+  }
+  values.resize(rows);
   for (size_t i = 0; i < rows; ++i) values[i] = in.take_if((sources(i) & source) != 0);
   in.finish();
 }
@@ -246,7 +249,7 @@ void CallDecoder::decode(std::span<const uint8_t> blob, uint32_t columns, CallBa
   if (columns & kAddresses) columns |= kAddresses;
   columns &= kColumnsAll;
 
-  batch.clear();
+  batch.clear_except(columns);
   state.rows = batch.events = state.packed.open(blob, kCallMagic, kCallSections, kBatchEventsMax);
   batch.columns = columns;
   if (columns & ~uint32_t{kColumnTime | kColumnThread}) state.read_shapes();
@@ -280,12 +283,24 @@ void CallDecoder::decode(std::span<const uint8_t> blob, uint32_t columns, CallBa
   if (columns & kColumnStack) state.decode_stack(batch);
 }
 
-void CallBatch::clear() {
+void CallBatch::clear_except(uint32_t kept) {
   events = 0;
   columns = 0;
-  const auto empty = [](auto&... vectors) { (vectors.clear(), ...); };
-  empty(time_ns, ended_ns, thread, kind, flags, id, address, size, usable, alignment, ended_id,
-        old_address, stack);
+  const auto empty = [kept](uint32_t column, auto&... vectors) {
+    if ((kept & column) == 0) (vectors.clear(), ...);
+  };
+  empty(kColumnTime, time_ns);
+  empty(kColumnEndedTime, ended_ns);
+  empty(kColumnThread, thread);
+  empty(kColumnKind, kind, flags);
+  empty(kColumnId, id);
+  empty(kColumnAddress, address);
+  empty(kColumnSize, size);
+  empty(kColumnUsable, usable);
+  empty(kColumnAlignment, alignment);
+  empty(kColumnEndedId, ended_id);
+  empty(kColumnOldAddress, old_address);
+  empty(kColumnStack, stack);
 }
 
 CallRow CallBatch::row(size_t index) const {

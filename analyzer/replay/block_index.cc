@@ -100,6 +100,12 @@ uint32_t BlockIndex::find(uint64_t address) const {
   return number == 0 ? kNone : cell(number)[(address >> kGranuleBits) % kCellStarts] - 1;
 }
 
+void BlockIndex::prefetch(uint64_t address) const {
+  const Leaf* found = leaf(address >> kLeafBits);
+  if (found == nullptr) return;
+  __builtin_prefetch(&cell(found->cells.get()[(address >> kCellBits) % kLeafCells]), 1);
+}
+
 // The last used cell before `place`.
 std::optional<size_t> BlockIndex::last_cell(const Leaf& leaf, size_t place) {
   size_t word = place / 64;

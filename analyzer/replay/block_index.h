@@ -35,6 +35,7 @@ class BlockIndex {
   void put(uint64_t address, uint32_t block);
   void erase(uint64_t address);
   uint32_t find(uint64_t address) const;
+  void prefetch(uint64_t address) const;
   // The greatest start <= address, the smallest >= address.
   std::optional<Start> at_or_before(uint64_t address) const;
   std::optional<Start> at_or_after(uint64_t address) const;

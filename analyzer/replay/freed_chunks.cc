@@ -25,10 +25,15 @@ uint64_t policy_bytes_of(const Block& block) {
 }
 
 FreedChunks::FreedChunks(const FreedChunks& other)
-    : rules_(other.rules_),
-      arenas_(other.arenas_),
-      fast_(other.fast_),
-      fast_lists_(other.fast_lists_) {
+    : rules_(other.rules_), arenas_(other.arenas_), fast_lists_(other.fast_lists_) {
+  // What is in a fastbin is in a list, too.
+  for (const auto& [arena, lists] : fast_lists_) {
+    for (uint32_t size_class = 0; size_class < kFastClasses; ++size_class) {
+      for (const FastEntry& entry : lists[size_class]) {
+        if (other.is_in_fast(entry, size_class)) set_fast(entry.address, size_class);
+      }
+    }
+  }
   caches_.resize(other.caches_.size());
   for (size_t i = 0; i < caches_.size(); ++i) {
     if (other.caches_[i]) caches_[i] = std::make_unique<Cache>(*other.caches_[i]);
@@ -42,6 +47,7 @@ FreedChunks& FreedChunks::operator=(const FreedChunks& other) {
   caches_.swap(copy.caches_);
   arenas_.swap(copy.arenas_);
   std::swap(fast_, copy.fast_);
+  fast_count_ = copy.fast_count_;
   fast_lists_.swap(copy.fast_lists_);
   return *this;
 }
@@ -106,14 +112,25 @@ void FreedChunks::push(std::vector<Entry>& entries, uint32_t thread, size_t size
         .thread = thread});
 }
 
+void FreedChunks::set_fast(uint64_t address, uint32_t size_class) {
+  const bool was = fast_.find(address) != BlockIndex::kNone;
+  const bool is = size_class != BlockIndex::kNone;
+  if (is) {
+    fast_.put(address, size_class);
+  } else if (was) {
+    fast_.erase(address);
+  }
+  fast_count_ += is == was ? 0 : is ? 1 : uint64_t{0} - 1;
+}
+
 void FreedChunks::put_fast(uint64_t address, size_t size_class) {
-  const uint32_t before = fast_.put(address / 16, static_cast<uint32_t>(size_class));
-  note({.change = Change::kFast, .stack = before, .address = address});
+  note({.change = Change::kFast, .stack = fast_.find(address), .address = address});
+  set_fast(address, static_cast<uint32_t>(size_class));
 }
 
 void FreedChunks::take_fast_key(uint64_t address) {
-  const uint32_t before = fast_.take(address / 16);
-  note({.change = Change::kFast, .stack = before, .address = address});
+  note({.change = Change::kFast, .stack = fast_.find(address), .address = address});
+  set_fast(address, BlockIndex::kNone);
 }
 
 void FreedChunks::free_past_cache(uint32_t thread, const Block& block, const ChunkPlace& place) {
@@ -141,7 +158,7 @@ void FreedChunks::allocate_past_cache(uint32_t thread, const Block& block,
 // The bin's other chunks go to the cache until it is full.
 void FreedChunks::take_fast(uint32_t thread, const Block& block, uint64_t arena) {
   const size_t size_class = class_of(chunk_bytes_of(block));
-  if (fast_.find(block.address / 16) == FlatMap::kNone) return;
+  if (fast_.find(block.address) == BlockIndex::kNone) return;
   take_fast_key(block.address);
   std::vector<FastEntry>& list = fast_lists_[arena][size_class];
   std::vector<Entry>& entries = cache_list(thread, size_class);
@@ -229,13 +246,6 @@ void FreedChunks::undo_to(std::span<const Undo> changes) {
 }
 
 void FreedChunks::undo(const Undo& change) {
-  const auto put_back = [this](uint64_t address, uint32_t before) {
-    if (before == FlatMap::kNone) {
-      fast_.take(address / 16);
-    } else {
-      fast_.put(address / 16, before);
-    }
-  };
   switch (change.change) {
     case Change::kCached:
       cache_list(change.thread, change.size_class).pop_back();
@@ -246,7 +256,7 @@ void FreedChunks::undo(const Undo& change) {
       break;
     }
     case Change::kFast:
-      put_back(change.address, change.stack);
+      set_fast(change.address, change.stack);
       break;
     case Change::kListed:
       fast_lists_[change.arena][change.size_class].pop_back();

@@ -23,7 +23,7 @@
 #include <utility>
 #include <vector>
 
-#include "analyzer/replay/flat_map.h"
+#include "analyzer/replay/block_index.h"
 #include "analyzer/replay/live_set.h"
 
 namespace heapledger::analyzer {
@@ -76,7 +76,7 @@ class FreedChunks {
   void end_thread(uint32_t thread);
 
   // Whether there are chunks in fastbins.
-  bool has_fast() const { return fast_.size() != 0; }
+  bool has_fast() const { return fast_count_ != 0; }
   // Room for chunks of this size in a thread's cache.
   size_t cache_room(uint32_t thread, uint64_t chunk_bytes) const;
   bool is_cacheable(uint64_t policy_bytes) const { return policy_bytes <= rules_.cache_policy_max; }
@@ -140,6 +140,8 @@ class FreedChunks {
   void unlist(uint64_t arena, size_t size_class, std::vector<FastEntry>& list);
   void push(std::vector<Entry>& entries, uint32_t thread, size_t size_class, const Entry& entry);
   void put_fast(uint64_t address, size_t size_class);
+  // kNone: in none.
+  void set_fast(uint64_t address, uint32_t size_class);
   void take_fast_key(uint64_t address);
   void note(const Undo& undo) {
     if (undoes_) undo_.push_back(undo);
@@ -149,15 +151,16 @@ class FreedChunks {
   void undo(const Undo& change);
   uint64_t& last_arena(uint32_t thread);
   bool is_in_fast(const FastEntry& entry, size_t size_class) const {
-    return fast_.find(entry.address / 16) == size_class;
+    return fast_.find(entry.address) == size_class;
   }
 
   FreedChunkRules rules_;
   std::vector<std::unique_ptr<Cache>> caches_;  // By thread.
   std::vector<uint64_t> arenas_;                // Of each thread, where it got memory last.
-  FlatMap fast_;                                // Address / 16 -> class: what is in fastbins now.
-  std::map<uint64_t, FastLists> fast_lists_;    // By arena. Some are gone; see is_in_fast().
-  bool undoes_ = false;                         // Somebody may want changes undone.
+  BlockIndex fast_;                             // Address -> class: what is in fastbins now.
+  size_t fast_count_ = 0;
+  std::map<uint64_t, FastLists> fast_lists_;  // By arena. Some are gone; see is_in_fast().
+  bool undoes_ = false;                       // Somebody may want changes undone.
   std::vector<Undo> undo_;
   std::array<Kept, kKeptMoments> kept_;
 };

@@ -64,6 +64,13 @@ class LiveSet {
   // Takes the block out into `block`; false if there is none of this id. `address`: where it should
   // be; anything if that is not known.
   bool take(uint64_t id, uint64_t address, Block& block);
+  // Has the caches get what finding the block at `address` will need: first one, and when that is
+  // there the other.
+  void prefetch_start(uint64_t address) const { starts_.prefetch(address); }
+  void prefetch_block(uint64_t address) const {
+    const uint32_t place = starts_.find(address);
+    if (place != BlockIndex::kNone) __builtin_prefetch(&at(place), 1);
+  }
   // The live block whose chunk (header and usable bytes) holds `address`, or nullptr.
   const Block* covering(uint64_t address) const;
   // The first block that has a byte in [start, end), or nullptr.

@@ -145,6 +145,12 @@ struct Replay::Streams {
   }
 
   CallRow call() const { return call_row(*run.batch, run.begin); }
+  // Of a row further on in the same run: where the block it ends or begins starts.
+  uint64_t address_ahead(size_t rows) const {
+    const size_t row = std::min(run.begin + rows, run.end - 1);
+    const uint64_t old = run.batch->old_address[row];
+    return old != 0 ? old : run.batch->address[row];
+  }
   void next_call() {
     ++run.begin;
     seek_call();
@@ -282,6 +288,10 @@ void Replay::play_calls(int64_t until_ns, int64_t before_ns, uint64_t step_max) 
   ReplayObserver* observer = own_ ? options_.observer : nullptr;
   note_resident_peak();
   while (in.call_time <= until_ns && in.call_time < before_ns && step_ < step_max) {
+    constexpr size_t kAheadStart = 12;
+    constexpr size_t kAheadBlock = 6;
+    live_.prefetch_start(in.address_ahead(kAheadStart));
+    live_.prefetch_block(in.address_ahead(kAheadBlock));
     const CallRow row = in.call();
     now_ns_ = row.time_ns;
     if (observer != nullptr) observer->on_call(row);

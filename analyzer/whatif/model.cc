@@ -35,7 +35,9 @@ class ModelOf : public Model {
 
   void run(std::span<const Op> ops) override {
     position_ = 0;
+    constexpr size_t kAhead = 8;
     for (const Op& op : ops) {
+      if (position_ + kAhead < ops.size()) prefetch(ops[position_ + kAhead]);
       if (op.failed) [[unlikely]] {
         refusing_ = true;
         run_one(op);
@@ -145,6 +147,13 @@ class ModelOf : public Model {
     if (!residency_ || at == nullptr) return;
     touch_headers(static_cast<const std::byte*>(at));
     if (op.size < touched_below_) machine_.space.touch(at, op.size);
+  }
+
+  // The header of the block that an operation will end.
+  void prefetch(const Op& op) const {
+    const uint32_t number = op.kind == OpKind::kRelease ? op.block : op.old_block;
+    if (number >= blocks_.size() || blocks_[number] == nullptr) return;
+    __builtin_prefetch(static_cast<const std::byte*>(blocks_[number]) - Heap::kHeaderBytes, 1);
   }
 
   // The allocator wrote to the chunk's own header, and in an arena to the next one's: a neighbour's

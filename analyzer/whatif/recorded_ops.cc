@@ -158,6 +158,7 @@ bool RecordedOps::open_next_part(std::vector<Op>& ops) {
 
 bool RecordedOps::next_chunk(std::vector<Op>& ops) {
   ops.clear();
+  ops.reserve(kChunkOps);
   while (ops.size() < kChunkOps) {
     if (part_ == nullptr || !part_->fill()) {
       // What follows the last call waits for its time, too.
@@ -214,7 +215,7 @@ void RecordedOps::add_touches(int64_t time_ns, std::vector<Op>& ops) {
     op.kind = OpKind::kTouch;
     op.time_ns = touch.time_ns;
     op.block = blocks_.find(touch.id);
-    if (op.block == FlatMap::kNone) continue;
+    if (op.block == IdTable::kNone) continue;
     op.alignment = touch.offset;
     op.size = 1;
     op.thread = last_thread_;
@@ -298,7 +299,7 @@ uint32_t RecordedOps::begin_block(uint64_t id) {
 
 uint32_t RecordedOps::end_block(uint64_t id) {
   const uint32_t block = blocks_.take(id);
-  if (block == FlatMap::kNone) {
+  if (block == IdTable::kNone) {
     ++unmatched_;
     return Op::kNoBlock;
   }

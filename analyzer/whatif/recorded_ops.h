@@ -18,7 +18,7 @@
 #include <string>
 #include <vector>
 
-#include "analyzer/replay/flat_map.h"
+#include "analyzer/replay/id_table.h"
 #include "analyzer/trace_info.h"
 #include "analyzer/whatif/touch_plan.h"
 #include "schema/event_reader.h"
@@ -93,7 +93,7 @@ class RecordedOps {
   size_t next_touch_ = 0;
   std::vector<std::pair<int64_t, int64_t>> line_;  // Process and end; oldest ancestor last.
   std::unique_ptr<Part> part_;
-  FlatMap blocks_;  // Id -> block.
+  IdTable blocks_;  // Id -> block.
   std::vector<uint32_t> free_blocks_;
   uint32_t blocks_made_ = 0;
   std::vector<uint32_t> threads_;  // Row of `thread` -> number + 1; 0: none yet.

@@ -10,6 +10,7 @@
 #include <set>
 
 #include "analyzer/replay/heap_image.h"
+#include "analyzer/replay/id_table.h"
 #include "tests/analyzer/analyzer_fixture.h"
 
 namespace heapledger::analyzer {
@@ -38,6 +39,41 @@ TEST(FlatMap, BehavesAsAMap) {
     ASSERT_EQ(model.size(), map.size());
   }
   for (const auto& [key, value] : model) ASSERT_EQ(value, map.find(key));
+}
+
+// Goal: IdTable is a map. Method: ids that count up in three threads, blocks that end at random,
+// mostly young ones, beside std::map; a copy is the same map.
+TEST(IdTable, BehavesAsAMap) {
+  std::mt19937_64 random(kSeed);
+  IdTable table;
+  std::map<uint64_t, uint32_t> model;
+  std::vector<uint64_t> live;
+  uint64_t next[] = {1, (uint64_t{1} << 40) + 1000, uint64_t{7} << 40};
+  for (int step = 0; step < 200000; ++step) {
+    if (random() % 100 < 51 || live.empty()) {
+      const uint64_t id = next[random() % 3]++;
+      const auto number = static_cast<uint32_t>(random() % 100000);
+      table.put(id, number);
+      model[id] = number;
+      live.push_back(id);
+    } else {
+      const size_t young = std::min<size_t>(live.size(), random() % 8 == 0 ? live.size() : 20);
+      std::swap(live[live.size() - 1 - random() % young], live.back());
+      ASSERT_EQ(model[live.back()], table.find(live.back()));
+      ASSERT_EQ(model[live.back()], table.take(live.back()));
+      ASSERT_EQ(IdTable::kNone, table.take(live.back())) << "it is gone";
+      model.erase(live.back());
+      live.pop_back();
+    }
+    ASSERT_EQ(model.size(), table.size());
+  }
+  IdTable copy(table);
+  for (const auto& [id, number] : model) {
+    ASSERT_EQ(number, table.find(id));
+    ASSERT_EQ(number, copy.take(id));
+  }
+  EXPECT_EQ(0u, copy.size());
+  EXPECT_EQ(model.size(), table.size());
 }
 
 // Goal: the block before and after any address is found. Method: beside std::map, addresses near
