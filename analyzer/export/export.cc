@@ -40,7 +40,22 @@ std::vector<ExportSample> export_samples(const ReportInput& input) {
   return samples;
 }
 
+namespace {
+
+// The whole text, or why not.
+std::string write_file(const std::string& path, const std::string& text) {
+  std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "wb"),
+                                                       &std::fclose);
+  if (!file) return std::strerror(errno);
+  const bool written = std::fwrite(text.data(), 1, text.size(), file.get()) == text.size() &&
+                       std::fflush(file.get()) == 0;
+  return written ? "" : std::strerror(errno);
+}
+
+}  // namespace
+
 void write_export(const std::string& path, const std::string& text) {
+  namespace fs = std::filesystem;
   const auto fail = [&](const std::string& why) {
     throw schema::Error(fmt::format("cannot write '{}'", path), why);
   };
@@ -48,20 +63,24 @@ void write_export(const std::string& path, const std::string& text) {
     if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size()) fail(std::strerror(errno));
     return;
   }
-  const std::string half = path + ".part";
-  std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(half.c_str(), "wb"),
-                                                       &std::fclose);
-  if (!file) fail(std::strerror(errno));
-  const bool written = std::fwrite(text.data(), 1, text.size(), file.get()) == text.size() &&
-                       std::fflush(file.get()) == 0;
-  const int error = errno;
-  file.reset();
   std::error_code code;
-  if (written) std::filesystem::rename(half, path, code);
-  if (written && !code) return;
-  std::error_code ignored;
-  std::filesystem::remove(half, ignored);
-  fail(written ? code.message() : std::strerror(error));
+  // A pipe or a device takes the text itself; a file of that name must not replace it.
+  const bool is_there = fs::exists(path, code);
+  if (is_there && !fs::is_regular_file(path, code)) {
+    if (const std::string why = write_file(path, text); !why.empty()) fail(why);
+    return;
+  }
+  // Half a file is never seen under the name; a link goes on pointing to its file.
+  const std::string target = is_there ? fs::canonical(path).string() : path;
+  const std::string half = target + ".part";
+  std::string why = write_file(half, text);
+  if (why.empty()) {
+    fs::rename(half, target, code);
+    if (!code) return;
+    why = code.message();
+  }
+  fs::remove(half, code);
+  fail(why);
 }
 
 }  // namespace heapledger::analyzer

@@ -43,7 +43,8 @@ std::vector<ExportSample> export_samples(const ReportInput& input);
 std::string export_folded(const ReportInput& input, size_t value);
 std::string export_pprof(const ReportInput& input);
 
-// Writes the file as a whole or not at all; "-" is standard output.
+// Writes the file as a whole or not at all; "-" is standard output. A pipe, a device or the file
+// behind a link gets the text itself.
 void write_export(const std::string& path, const std::string& text);
 
 }  // namespace heapledger::analyzer

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Reports over sample traces: expected text in golden/ (UPDATE_GOLDEN=1 rewrites it), totals that
 // add up, promised JSON keys, and what happens to damaged, unfinished and read-only traces.
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -444,6 +446,30 @@ TEST_F(ReportTest, ExportsCarryTheTotals) {
     if ((tag & 7) == 2) at += value;
   }
   EXPECT_EQ(pprof.size(), at);
+}
+
+// Goal: an export goes into what has the name, a device as well as a link's file. Method: a named
+// pipe and a link; both must be what they were, and `.part` gone.
+TEST_F(ReportTest, ExportsLeavePipesAndLinksInPlace) {
+  namespace fs = std::filesystem;
+  const fs::path pipe = "pipe";
+  ASSERT_EQ(mkfifo(pipe.c_str(), 0600), 0);
+  const int reader = ::open(pipe.c_str(), O_RDONLY | O_NONBLOCK);
+  write_export(pipe, "piped\n");
+  EXPECT_TRUE(fs::is_fifo(pipe));
+  char text[16] = {};
+  EXPECT_EQ(read(reader, text, sizeof(text)), 6);
+  EXPECT_STREQ(text, "piped\n");
+  close(reader);
+  const fs::path file = "file";
+  std::ofstream(file) << "old";
+  fs::create_symlink(file, "link");
+  write_export("link", "linked\n");
+  EXPECT_TRUE(fs::is_symlink("link"));
+  std::stringstream written;
+  written << std::ifstream(file).rdbuf();
+  EXPECT_EQ(written.str(), "linked\n");
+  EXPECT_FALSE(fs::exists("file.part"));
 }
 
 }  // namespace
