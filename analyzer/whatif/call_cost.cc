@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <string>
 #include <vector>
 
 namespace heapledger::analyzer {
@@ -116,7 +117,7 @@ std::array<std::vector<Sample>, CallCost::kKinds> recorded(schema::Database& db,
   select.bind_all(process);
   int64_t break_at = 0;
   while (select.step()) {
-    const std::string_view name = select.column_text(0);
+    const std::string name = select.column_text(0);
     const auto result = select.column_int(4);
     const double ns = select.column_double(5);
     if (result < 0 && result >= -4095) continue;
