@@ -158,7 +158,7 @@ def xz_threads(folder, smoke):
 
 
 def python3_threads(folder, smoke):
-    return ["/usr/bin/python3", write(os.path.join(folder, "load.py"), PYTHON_THREADS.replace("ROWS", "200" if smoke else "5000"))]
+    return ["/usr/bin/python3", write(os.path.join(folder, "load.py"), PYTHON_THREADS.replace("ROWS", "100" if smoke else "600"))]
 
 
 def node(folder, smoke):
