@@ -10,8 +10,13 @@
 // Source is one of the two kinds of batches; it says
 //     Batch                               with time_ns, sorted
 //     kIndexSql, kDataSql                 the queries
-//     decode(row of kDataSql, columns, batch, rows)   or throw Error
+//     decode(row of kDataSql, columns, batch)         or throw Error
+//     kDecodesAhead                       whether a batch can be decoded on another thread:
+//     decode_data(blob, columns, batch)   then
 //     rank(batch, row)                    order at equal times
+// Where the reader asks for it (ReadOptions::ahead), the batch that will be opened next is decoded
+// on a thread while the rows before it are read.
+//
 // Invariants: 1. Of every open batch [at, end) are the rows still to come, and it is not empty.
 // 2. Batches not yet open begin at or after the last row given. Thread safety: none.
 #pragma once
@@ -20,10 +25,12 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "schema/error.h"
 #include "schema/event_reader.h"
+#include "schema/worker.h"
 
 namespace heapledger::schema {
 
@@ -113,20 +120,29 @@ class BatchMerge {
   void open_reached() {
     while (next_ < index_.size() &&
            (open_.empty() || index_[next_].time_min_ns <= open_.front()->time())) {
-      open_batch(index_[next_++]);
+      open_batch(next_++);
+      decode_ahead();
     }
   }
 
-  void open_batch(const IndexEntry& entry) {
-    OpenPtr open;
-    if (spare_.empty()) {
-      open = std::make_unique<Open>();
-    } else {
-      open = std::move(spare_.back());
-      spare_.pop_back();
-    }
+  OpenPtr take_spare() {
+    if (spare_.empty()) return std::make_unique<Open>();
+    OpenPtr open = std::move(spare_.back());
+    spare_.pop_back();
+    return open;
+  }
+
+  void open_batch(size_t index) {
+    const IndexEntry& entry = index_[index];
+    const bool is_ahead = ahead_ != nullptr;
+    OpenPtr open = is_ahead ? std::move(ahead_) : take_spare();
     try {
-      load(entry, *open);
+      if (is_ahead) {
+        worker_.wait();
+      } else {
+        load(entry, *open);
+      }
+      check(entry, *open);
     } catch (Error& error) {
       data_.reset();
       spare_.push_back(std::move(open));
@@ -149,6 +165,36 @@ class BatchMerge {
     if (!data_.step()) throw Error("cannot read a batch", "it is gone");
     Source::decode(data_, options_.columns, open.batch);
     data_.reset();
+  }
+
+  // The batch after the one that was opened last. What is wrong with it comes out when it is
+  // opened.
+  void decode_ahead() {
+    if constexpr (Source::kDecodesAhead) {
+      if (!options_.ahead || next_ >= index_.size() || !read_data(index_[next_].id)) return;
+      ahead_ = take_spare();
+      worker_.start([this, open = ahead_.get()] {
+        Source::decode_data(ahead_data_, options_.columns, open->batch);
+      });
+    }
+  }
+
+  // False: load() will say what is wrong.
+  bool read_data(int64_t id) {
+    try {
+      data_.bind(1, id);
+      const bool found = data_.step();
+      const std::span<const uint8_t> blob = found ? data_.column_blob(0) : std::span<uint8_t>();
+      ahead_data_.assign(blob.begin(), blob.end());
+      data_.reset();
+      return found;
+    } catch (const Error&) {
+      data_.reset();
+      return false;
+    }
+  }
+
+  void check(const IndexEntry& entry, Open& open) {
     const std::vector<int64_t>& times = open.batch.time_ns;
     if (times.size() != static_cast<uint64_t>(entry.rows) ||
         (!times.empty() && times.front() < entry.time_min_ns)) {
@@ -168,6 +214,9 @@ class BatchMerge {
   std::vector<OpenPtr> open_;   // A heap by later(), without the current one.
   std::vector<OpenPtr> spare_;  // For their memory.
   OpenPtr current_;
+  OpenPtr ahead_;  // Of index_[next_]; null: not being decoded.
+  std::vector<uint8_t> ahead_data_;
+  Worker worker_;  // Last: it ends before what it works on.
 };
 
 }  // namespace heapledger::schema

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "schema/event_reader.h"
 
+#include <span>
+
 #include "schema/batch_merge.h"
 
 namespace heapledger::schema {
@@ -13,9 +15,14 @@ struct CallSource {
       "WHERE process = ? AND time_max_ns >= ? AND time_min_ns <= ? ORDER BY time_min_ns, id";
   static constexpr char kDataSql[] = "SELECT data FROM event_batch WHERE id = ?";
 
+  static constexpr bool kDecodesAhead = true;
+
   static void decode(Statement& row, uint32_t columns, Batch& batch) {
+    decode_data(row.column_blob(0), columns, batch);
+  }
+  static void decode_data(std::span<const uint8_t> data, uint32_t columns, Batch& batch) {
     thread_local CallDecoder decoder;
-    decoder.decode(row.column_blob(0), columns | kColumnTime | kColumnKind, batch);
+    decoder.decode(data, columns | kColumnTime | kColumnKind, batch);
   }
   static int rank(const Batch& batch, size_t row) { return call_rank(batch.kind[row]); }
 };
@@ -31,6 +38,8 @@ struct FaultSource {
       "SELECT id, faults, time_min_ns FROM fault_batch "
       "WHERE process = ? AND time_max_ns >= ? AND time_min_ns <= ? ORDER BY time_min_ns, id";
   static constexpr char kDataSql[] = "SELECT data, attribution FROM fault_batch WHERE id = ?";
+
+  static constexpr bool kDecodesAhead = false;
 
   static void decode(Statement& row, uint32_t columns, Batch& batch) {
     decode_faults(row.column_blob(0), columns | kFaultTime, batch);

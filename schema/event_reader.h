@@ -35,7 +35,8 @@ struct ReadOptions {
   uint32_t columns = ~0u;  // CallColumns or FaultColumns; time and kind always come along.
   int64_t time_min_ns = std::numeric_limits<int64_t>::min();  // Both inclusive.
   int64_t time_max_ns = std::numeric_limits<int64_t>::max();
-  DamageSink damage;  // Unset: damage is thrown as an Error.
+  DamageSink damage;   // Unset: damage is thrown as an Error.
+  bool ahead = false;  // Calls: decode the next batch on a thread of its own meanwhile.
 };
 
 // Rows `begin` to `end` (excluded) of a batch.

@@ -26,13 +26,11 @@ size_t lowest(uint64_t word) { return static_cast<size_t>(std::countr_zero(word)
 
 }  // namespace
 
-BlockIndex::Leaf* BlockIndex::leaf(uint64_t key) const {
-  Cached& cached = cached_[key % cached_.size()];
-  if (cached.key == key) return cached.leaf;
+BlockIndex::Leaf* BlockIndex::find_leaf(uint64_t key) const {
   const auto found = leaves_.find(key);
   if (found == leaves_.end()) return nullptr;
-  cached = {key, found->second.get()};
-  return cached.leaf;
+  cached_[key % kCached] = {key, found->second.get()};
+  return found->second.get();
 }
 
 BlockIndex::Leaf& BlockIndex::make_leaf(uint64_t key) {
@@ -70,16 +68,6 @@ void BlockIndex::drop_cell(Leaf& leaf, size_t place) {
   leaf.groups &= ~(uint64_t{1} << (word / 64));
 }
 
-void BlockIndex::put(uint64_t address, uint32_t block) {
-  const uint64_t key = address >> kLeafBits;
-  Leaf* found = leaf(key);
-  if (found == nullptr) found = &make_leaf(key);
-  const size_t place = (address >> kCellBits) % kLeafCells;
-  uint32_t number = found->cells.get()[place];
-  if (number == 0) number = make_cell(*found, place);
-  cell(number)[(address >> kGranuleBits) % kCellStarts] = block + 1;
-}
-
 void BlockIndex::erase(uint64_t address) {
   Leaf* found = leaf(address >> kLeafBits);
   if (found == nullptr) return;
@@ -91,19 +79,6 @@ void BlockIndex::erase(uint64_t address) {
   uint32_t any = 0;
   for (const uint32_t start : starts) any |= start;
   if (any == 0) drop_cell(*found, place);
-}
-
-uint32_t BlockIndex::find(uint64_t address) const {
-  const Leaf* found = leaf(address >> kLeafBits);
-  if (found == nullptr) return kNone;
-  const uint32_t number = found->cells.get()[(address >> kCellBits) % kLeafCells];
-  return number == 0 ? kNone : cell(number)[(address >> kGranuleBits) % kCellStarts] - 1;
-}
-
-void BlockIndex::prefetch(uint64_t address) const {
-  const Leaf* found = leaf(address >> kLeafBits);
-  if (found == nullptr) return;
-  __builtin_prefetch(&cell(found->cells.get()[(address >> kCellBits) % kLeafCells]), 1);
 }
 
 // The last used cell before `place`.

@@ -19,6 +19,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 namespace heapledger::analyzer {
@@ -32,10 +33,29 @@ class BlockIndex {
   };
 
   // Addresses are rounded down to 16. One block has an address: the last that was put there.
-  void put(uint64_t address, uint32_t block);
+  // Returns the one that had it, or kNone.
+  uint32_t put(uint64_t address, uint32_t block) {
+    const uint64_t key = address >> kLeafBits;
+    Leaf* found = leaf(key);
+    if (found == nullptr) found = &make_leaf(key);
+    const size_t place = (address >> kCellBits) % kLeafCells;
+    uint32_t number = found->cells.get()[place];
+    if (number == 0) number = make_cell(*found, place);
+    return std::exchange(cell(number)[(address >> kGranuleBits) % kCellStarts], block + 1) - 1;
+  }
   void erase(uint64_t address);
-  uint32_t find(uint64_t address) const;
-  void prefetch(uint64_t address) const;
+  uint32_t find(uint64_t address) const {
+    const Leaf* found = leaf(address >> kLeafBits);
+    if (found == nullptr) return kNone;
+    const uint32_t number = found->cells.get()[(address >> kCellBits) % kLeafCells];
+    return number == 0 ? kNone : cell(number)[(address >> kGranuleBits) % kCellStarts] - 1;
+  }
+  // Has the caches get what find() reads last.
+  void prefetch(uint64_t address) const {
+    const Leaf* found = leaf(address >> kLeafBits);
+    if (found == nullptr) return;
+    __builtin_prefetch(&cell(found->cells.get()[(address >> kCellBits) % kLeafCells]), 1);
+  }
   // The greatest start <= address, the smallest >= address.
   std::optional<Start> at_or_before(uint64_t address) const;
   std::optional<Start> at_or_after(uint64_t address) const;
@@ -65,7 +85,11 @@ class BlockIndex {
   Cell& cell(uint32_t number) const {
     return segments_[number / kSegmentCells]->cells[number % kSegmentCells];
   }
-  Leaf* leaf(uint64_t key) const;
+  Leaf* leaf(uint64_t key) const {
+    const Cached& cached = cached_[key % kCached];
+    return cached.key == key ? cached.leaf : find_leaf(key);
+  }
+  Leaf* find_leaf(uint64_t key) const;
   Leaf& make_leaf(uint64_t key);
   uint32_t make_cell(Leaf& leaf, size_t place);
   void drop_cell(Leaf& leaf, size_t place);
@@ -80,7 +104,8 @@ class BlockIndex {
     Leaf* leaf = nullptr;
   };
   // Arenas lie in leaves of their own: threads that take turns should not search for them.
-  mutable std::array<Cached, 64> cached_{};
+  static constexpr size_t kCached = 64;
+  mutable std::array<Cached, kCached> cached_{};
   std::vector<std::unique_ptr<Segment>> segments_;
   std::vector<uint32_t> free_cells_;
   uint32_t cells_made_ = 1;  // Number 0 stands for none.

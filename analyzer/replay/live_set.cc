@@ -25,10 +25,19 @@ uint32_t LiveSet::take_place() {
 }
 
 bool LiveSet::insert(const Block& block) {
-  const uint32_t before = can_be_indexed(block.address) ? starts_.find(block.address) : kNone;
-  if (before != kNone && at(before).id == block.id) return false;
   if (by_id_ && by_id_->find(block.id) != FlatMap::kNone) return false;
   const uint32_t place = take_place();
+  if (can_be_indexed(block.address)) {
+    const uint32_t before = starts_.put(block.address, place);
+    if (before != kNone && at(before).id == block.id) {
+      starts_.put(block.address, before);
+      unused_.push_back(place);
+      return false;
+    }
+    if (before != kNone && at(before).id != 0) displaced_.put(at(before).id, before);
+  } else if (block.id != 0) {
+    displaced_.put(block.id, place);
+  }
   Block& kept = at(place);
   kept = block;
   kept.live = true;
@@ -36,12 +45,6 @@ bool LiveSet::insert(const Block& block) {
   ++blocks_;
   requested_bytes_ += block.size;
   usable_bytes_ += block.usable;
-  if (can_be_indexed(block.address)) {
-    starts_.put(block.address, place);
-    if (before != kNone && at(before).id != 0) displaced_.put(at(before).id, before);
-  } else if (block.id != 0) {
-    displaced_.put(block.id, place);
-  }
   if (by_id_ && block.id != 0) by_id_->put(block.id, place);
   return true;
 }
@@ -58,25 +61,20 @@ uint32_t LiveSet::take_elsewhere(uint64_t id) {
   return by_id_->find(id);
 }
 
-uint32_t LiveSet::place_of(uint64_t id, uint64_t address) {
-  if (id == 0) return kNone;
-  if (can_be_indexed(address)) {
-    const uint32_t place = starts_.find(address);
-    if (place != kNone && at(place).id == id) return place;
-  }
-  return take_elsewhere(id);
-}
-
 bool LiveSet::take(uint64_t id, uint64_t address, Block& block) {
-  const uint32_t place = place_of(id, address);
-  if (place == kNone) return false;
+  if (id == 0) return false;
+  uint32_t place = can_be_indexed(address) ? starts_.find(address) : kNone;
+  bool is_indexed = place != kNone && at(place).id == id;
+  if (!is_indexed) {
+    place = take_elsewhere(id);
+    if (place == kNone) return false;
+    is_indexed = can_be_indexed(at(place).address) && starts_.find(at(place).address) == place;
+  }
   block = at(place);
   --blocks_;
   requested_bytes_ -= block.size;
   usable_bytes_ -= block.usable;
-  if (can_be_indexed(block.address) && starts_.find(block.address) == place) {
-    starts_.erase(block.address);
-  }
+  if (is_indexed) starts_.erase(block.address);
   if (by_id_) by_id_->take(id);
   retire(place);
   return true;

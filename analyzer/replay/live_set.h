@@ -120,7 +120,6 @@ class LiveSet {
     for (uint32_t place = 0; place < made_; ++place) visit(std::as_const(at(place)));
   }
   uint32_t take_place();
-  uint32_t place_of(uint64_t id, uint64_t address);
   uint32_t take_elsewhere(uint64_t id);
   void retire(uint32_t place);
   void set_kept(Block& block, unsigned moments) const {

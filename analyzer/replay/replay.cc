@@ -128,8 +128,9 @@ bool SyscallReader::next(SyscallRow& row) {
 struct Replay::Streams {
   Streams(schema::Database& db, const TraceInfo& info, int64_t process, int64_t time_max_ns,
           const ReplayOptions& options, bool own)
-      : calls(db, process,
-              {kCallColumns, std::numeric_limits<int64_t>::min(), time_max_ns, options.damage}),
+      : calls(
+            db, process,
+            {kCallColumns, std::numeric_limits<int64_t>::min(), time_max_ns, options.damage, true}),
         syscalls(db, process, time_max_ns, info.syscalls_are_all()),
         faults(db, process, options.faults ? time_max_ns : std::numeric_limits<int64_t>::min(),
                own ? options.attributions : nullptr, options.damage),

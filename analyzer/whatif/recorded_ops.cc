@@ -89,7 +89,7 @@ void load_admin(schema::Database& db, int64_t process, int64_t end_ns, std::vect
 struct RecordedOps::Part {
   Part(schema::Database& db, int64_t process, int64_t end_ns, uint32_t columns,
        const schema::DamageSink& damage)
-      : calls(db, process, {columns, std::numeric_limits<int64_t>::min(), end_ns, damage}) {
+      : calls(db, process, {columns, std::numeric_limits<int64_t>::min(), end_ns, damage, true}) {
     load_breaks(db, process, end_ns, side);
     load_thread_ends(db, process, end_ns, side);
     load_admin(db, process, end_ns, side);
