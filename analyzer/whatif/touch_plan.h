@@ -8,8 +8,8 @@
 // behind them was, else as far as the share of a block goes that the same stack's fresh blocks had
 // touched (without any, that of fresh blocks of the same power of two, then that of all). Only wide
 // blocks need this: in smaller ones the allocator's headers and a neighbour's data touch every page
-// anyhow; they count as touched in full. A write to a page that was only read until then, and so was
-// the zero page, is a second fault; there are taken to be as many of those as were recorded.
+// anyhow; they count as touched in full. A write to a page that was only read until then, and so
+// was the zero page, is a second fault; there are taken to be as many of those as were recorded.
 // Thread safety: none while it is made, const afterwards.
 // Memory: 24 bytes per fault in a wide block, 16 per wide block with fresh pages. Cost: one replay.
 #pragma once
