@@ -450,7 +450,7 @@ CREATE TABLE ledger_moment (
   process INTEGER NOT NULL REFERENCES process,  -- row of process
   at TEXT NOT NULL,                             -- peak | exit | model peak (of RSS, between snapshots too)
   at_ns INTEGER NOT NULL,                       -- when
-  rss_bytes INTEGER NOT NULL,                   -- smaps; of the model peak: the replay's heap and the rest of the snapshot before
+  rss_bytes INTEGER NOT NULL,                   -- smaps; of the model peak: between snapshots by faults and releases
   held_bytes INTEGER,                           -- by the allocator, from the system
   glibc_held_bytes INTEGER                      -- the model of glibc's layout over the same calls; NULL: not known
 );

@@ -67,11 +67,7 @@ LedgerPass::LedgerPass(schema::Database& db, MapNotes& notes, int64_t process)
 
 void LedgerPass::on_snapshot(const Replay& replay, const SnapshotMoment& moment) {
   Balance balance = balance_at(db_, replay, moment, notes_);
-  const uint64_t other = balance.kernel.rss_bytes - balance.kernel.heap_bytes;
-  if (!other_bytes_) other_bytes_ = other;
-  note_peak(moment.resident_peak_bytes, moment.resident_peak_ns);
-  other_bytes_ = other;
-  note_peak(balance.heap_bytes, moment.end_ns);
+  note_peak_before(balance, moment);
   for (const LedgerSnapshot& wanted : wanted_) {
     if (wanted.snapshot != moment.id) continue;
     Image image{wanted, balance, HeapLedger(replay, notes_.arenas_at(process_, moment.end_ns))};
@@ -84,14 +80,39 @@ void LedgerPass::on_snapshot(const Replay& replay, const SnapshotMoment& moment)
   balances_.push_back(std::move(balance));
 }
 
-void LedgerPass::note_peak(uint64_t heap_bytes, int64_t time_ns) {
-  if (heap_bytes + *other_bytes_ <= peak_bytes_) return;
-  peak_bytes_ = heap_bytes + *other_bytes_;
+// RSS between two snapshots: that of the first and what the replay saw come and go since. What it
+// did not see (neighbouring pages of files, the loader's calls) is known by the second, and taken
+// to have come evenly.
+void LedgerPass::note_peak_before(const Balance& balance, const SnapshotMoment& moment) {
+  const auto rss = static_cast<double>(static_cast<int64_t>(balance.kernel.rss_bytes) -
+                                       balance.residual_bytes());
+  const ResidencyPeak& peak = moment.before;
+  const auto moved = [](uint64_t from, uint64_t to) {
+    return static_cast<double>(to) - static_cast<double>(from);
+  };
+  const double by_this = rss + moved(moment.resident_bytes, peak.bytes);
+  if (!last_ || last_->end_ns >= moment.end_ns) {
+    note_peak(by_this, peak.at_ns);
+  } else {
+    const double by_last = last_->rss_bytes + moved(peak.bytes_at_first, peak.bytes);
+    const double share = static_cast<double>(peak.at_ns - last_->end_ns) /
+                         static_cast<double>(moment.end_ns - last_->end_ns);
+    note_peak(by_last + (by_this - by_last) * std::clamp(share, 0.0, 1.0), peak.at_ns);
+  }
+  note_peak(rss, moment.end_ns);
+  last_ = {moment.end_ns, rss};
+}
+
+void LedgerPass::note_peak(double rss_bytes, int64_t time_ns) {
+  if (rss_bytes <= peak_bytes_) return;
+  peak_bytes_ = rss_bytes;
   peak_ns_ = time_ns;
 }
 
 void LedgerPass::finish(const Replay& replay) {
-  if (other_bytes_) note_peak(replay.resident_peak_bytes(), replay.resident_peak_ns());
+  if (!last_) return;
+  const ResidencyPeak& peak = replay.resident_peak();
+  note_peak(last_->rss_bytes + static_cast<double>(peak.bytes - peak.bytes_at_first), peak.at_ns);
 }
 
 void LedgerPass::write(FidelityPass& models) {
@@ -107,7 +128,7 @@ void LedgerPass::write(FidelityPass& models) {
   for (Image& image : images_) write_image(image, models.moment(process_, image.at.end_ns));
   if (peak_bytes_ == 0) return;
   db_.prepare("INSERT INTO ledger_moment VALUES (?, 'model peak', ?, ?, NULL, NULL)")
-      .run_with(process_, peak_ns_, peak_bytes_);
+      .run_with(process_, peak_ns_, static_cast<int64_t>(peak_bytes_));
 }
 
 void LedgerPass::write_image(Image& image, const ModelMoment* model) {

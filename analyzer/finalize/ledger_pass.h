@@ -63,7 +63,8 @@ class LedgerPass {
     HeapLedger heap;
   };
 
-  void note_peak(uint64_t heap_bytes, int64_t time_ns);
+  void note_peak_before(const Balance& balance, const SnapshotMoment& moment);
+  void note_peak(double rss_bytes, int64_t time_ns);
   void write_image(Image& image, const ModelMoment* model);
 
   schema::Database& db_;
@@ -71,9 +72,13 @@ class LedgerPass {
   int64_t process_;
   std::vector<LedgerSnapshot> wanted_;
   std::vector<Image> images_;
-  std::vector<Balance> balances_;        // Without the kernel's lines.
-  std::optional<uint64_t> other_bytes_;  // Outside of the heap, at the last snapshot.
-  uint64_t peak_bytes_ = 0;
+  std::vector<Balance> balances_;  // Without the kernel's lines.
+  struct Known {
+    int64_t end_ns;
+    double rss_bytes;
+  };
+  std::optional<Known> last_;  // Snapshot.
+  double peak_bytes_ = 0;
   int64_t peak_ns_ = 0;
 };
 

@@ -59,6 +59,8 @@ void MemoryMap::enter(const SyscallRow& call) {
       }
       // The allocator's own tables are no heap; a reservation is held once it is made accessible.
       if (call.cause == "trim heap") release_by(call, got, got_end, false, Release::kTrim);
+      // What is new has no pages; those known here went by a call that nobody saw.
+      if (resident_.count(got, got_end) != 0) release(got, got_end, true, Release::kOther);
       if (call.cause == "registry" || call.args[2] == PROT_NONE) break;
       const bool block = call.cause.empty() || call.cause == "map block";
       queue({call.time_ns + call.duration_ns,
@@ -123,9 +125,7 @@ void MemoryMap::remap(const SyscallRow& call) {
     if (!kind || !all_calls_) return;
     foreign_.add(start, end, *kind, 0);
     for (const uint64_t offset : moved) {
-      if (start + offset >= end) continue;
-      resident_.add(start + offset);
-      ever_.add(start + offset);
+      if (start + offset < end) add_resident(start + offset);
     }
     return;
   }
@@ -145,12 +145,30 @@ void MemoryMap::protect(const SyscallRow& call) {
 
 void MemoryMap::release_by(const SyscallRow& call, uint64_t start, uint64_t end, bool keep_range,
                            Release by) {
-  const uint64_t before = held_resident_pages_;
+  end_releases_before(call.time_ns);
+  const uint64_t first_page = (start + kPageBytes - 1) / kPageBytes * kPageBytes;
+  const uint64_t page_end = end / kPageBytes * kPageBytes;
+  if (resident_.count(first_page, page_end) != 0) {
+    releasing_.push_back({call.time_ns + call.duration_ns, start, end});
+    releasing_pages_.add_common(resident_, first_page, page_end);
+  }
   release(start, end, keep_range, by);
-  if (before == held_resident_pages_) return;
-  std::erase_if(releasing_, [&](const Releasing& other) { return other.return_ns < call.time_ns; });
-  releasing_.push_back(
-      {call.time_ns + call.duration_ns, start, end, before - held_resident_pages_});
+}
+
+void MemoryMap::end_releases_before(int64_t now_ns) {
+  std::erase_if(releasing_, [&](const Releasing& other) {
+    if (other.return_ns >= now_ns) return false;
+    releasing_pages_.remove(other.start, other.end);
+    return true;
+  });
+}
+
+bool MemoryMap::add_resident(uint64_t address) {
+  if (!resident_.add(address)) return false;
+  ++resident_pages_;
+  if (window_open_) window_any_.add(address);
+  ever_.add(address);
+  return true;
 }
 
 void MemoryMap::release(uint64_t start, uint64_t end, bool keep_range, Release by) {
@@ -160,12 +178,15 @@ void MemoryMap::release(uint64_t start, uint64_t end, bool keep_range, Release b
   const uint64_t page_end = end / kPageBytes * kPageBytes;
   for (PageSet& released : released_) released.remove_common(resident_, first_page, page_end);
   released_[static_cast<size_t>(by)].add_common(resident_, first_page, page_end);
-  resident_.remove(start, end);
+  resident_pages_ -= resident_.remove(start, end);
   shared_.remove(start, end);
   unfaulted_.remove(start, end);
   touched_absent_.remove(start, end);
   used_.forget(start, end);
-  if (window_open_) window_changed_.add_range(start, end);
+  if (window_open_) {
+    window_all_.remove(start, end);
+    window_changed_.add_range(start, end);
+  }
   if (!keep_range) {
     held_.remove(start, end);
     foreign_.remove(start, end);
@@ -175,13 +196,15 @@ void MemoryMap::release(uint64_t start, uint64_t end, bool keep_range, Release b
 
 void MemoryMap::forget(uint64_t start, uint64_t end) {
   held_resident_pages_ -= held_resident_in(start, end);
-  resident_.remove(start, end);
+  resident_pages_ -= resident_.remove(start, end);
   ever_.remove(start, end);
   shared_.remove(start, end);
   unfaulted_.remove(start, end);
   touched_absent_.remove(start, end);
   for (PageSet& released : released_) released.remove(start, end);
-  if (window_open_) window_changed_.add_range(start, end);
+  if (!window_open_) return;
+  window_all_.remove(start, end);
+  window_changed_.add_range(start, end);
 }
 
 void MemoryMap::queue(Acquisition acquisition) {
@@ -201,10 +224,7 @@ void MemoryMap::acquire_next() {
   held_resident_pages_ -= held_resident_in(next.start, next.end);
   held_.add(next.start, next.end, next.kind, next.stack);
   foreign_.remove(next.start, next.end);
-  for (const uint64_t offset : next.moved_pages) {
-    resident_.add(next.start + offset);
-    ever_.add(next.start + offset);
-  }
+  for (const uint64_t offset : next.moved_pages) add_resident(next.start + offset);
   held_resident_pages_ += held_resident_in(next.start, next.end);
   if (!window_open_) return;
   window_.held.emplace_back(next.start, next.end);
@@ -224,8 +244,12 @@ uint64_t MemoryMap::held_resident_in(uint64_t start, uint64_t end) const {
 
 Touch MemoryMap::fault(uint64_t address) {
   const Region where = region(address);
-  if (window_open_) window_changed_.add(address);
+  if (window_open_) {
+    window_changed_.add(address);
+    window_any_.add(address);
+  }
   if (resident_.add(address)) {
+    ++resident_pages_;
     if (held_.find(address) != nullptr) ++held_resident_pages_;
     if (touched_absent_.contains(address)) {
       touched_absent_.remove_page(address);
@@ -254,8 +278,7 @@ Touch MemoryMap::foreign_touch(uint64_t address, bool resident) const {
 }
 
 bool MemoryMap::seen_resident(uint64_t address) {
-  if (!resident_.add(address)) return false;
-  ever_.add(address);
+  if (!add_resident(address)) return false;
   if (held_.find(address) != nullptr) ++held_resident_pages_;
   return true;
 }
@@ -274,20 +297,17 @@ Release MemoryMap::last_release(uint64_t address) const {
 // A release counts from its entry, but its pages go some time before its return.
 void MemoryMap::begin_window(int64_t now_ns) {
   window_open_ = true;
-  window_ = {held_resident_pages_, held_resident_pages_, {}};
+  window_any_ = resident_;
+  window_all_ = resident_;
+  window_.held.clear();
   window_changed_.clear();
-  std::erase_if(releasing_, [&](const Releasing& other) { return other.return_ns < now_ns; });
+  end_releases_before(now_ns);
   for (const Releasing& other : releasing_) {
-    window_.held_resident_max += other.pages;
+    window_any_.add_common(releasing_pages_, other.start, other.end);
     window_.held.emplace_back(other.start, other.end);
     window_changed_.add_range(other.start, other.end);
   }
   for (const auto& [start, range] : held_.ranges()) window_.held.emplace_back(start, range.end);
-}
-
-void MemoryMap::note_window() {
-  window_.held_resident_min = std::min(window_.held_resident_min, held_resident_pages_);
-  window_.held_resident_max = std::max(window_.held_resident_max, held_resident_pages_);
 }
 
 void MemoryMap::correct(uint64_t start, uint64_t end, bool resident) {
@@ -300,34 +320,34 @@ void MemoryMap::correct(uint64_t start, uint64_t end, bool resident) {
   } else {
     resident_.for_each(start, end, note);
   }
+  // It was so all the time.
   for (const uint64_t page : wrong) {
     const bool held = held_.find(page) != nullptr;
     if (resident) {
-      resident_.add(page);
-      ever_.add(page);
+      add_resident(page);
+      window_all_.add(page);
       touched_absent_.remove_page(page);
     } else {
       resident_.remove_page(page);
+      --resident_pages_;
+      window_any_.remove_page(page);
+      window_all_.remove_page(page);
       unfaulted_.remove_page(page);
     }
     if (!held) continue;
     (resident ? unfaulted_ : touched_absent_).add(page);
-    // It was so all the time.
-    const uint64_t change = resident ? 1 : UINT64_MAX;
-    held_resident_pages_ += change;
-    window_.held_resident_min += change;
-    window_.held_resident_max += change;
+    if (resident) {
+      ++held_resident_pages_;
+    } else {
+      --held_resident_pages_;
+    }
   }
 }
 
 ResidencyWindow MemoryMap::end_window() {
-  note_window();
   window_open_ = false;
-  window_changed_.clear();
   ResidencyWindow done = std::move(window_);
   window_ = {};
-  done.held_resident_min *= kPageBytes;
-  done.held_resident_max *= kPageBytes;
   std::sort(done.held.begin(), done.held.end());
   size_t kept = 0;
   for (const auto& [start, end] : done.held) {
@@ -338,6 +358,13 @@ ResidencyWindow MemoryMap::end_window() {
     }
   }
   done.held.resize(kept);
+  for (const auto& [start, end] : done.held) {
+    done.held_resident_min += window_all_.count(start, end) * kPageBytes;
+    done.held_resident_max += window_any_.count(start, end) * kPageBytes;
+  }
+  window_any_.clear();
+  window_all_.clear();
+  window_changed_.clear();
   return done;
 }
 

@@ -56,7 +56,9 @@ enum class Release : uint8_t { kNone, kMunmap, kTrim, kMallocTrim, kMadvise, kOt
 inline constexpr size_t kReleaseKinds = 6;
 const char* release_name(Release release);
 
-// What the heap's residency was while a snapshot was taken, from its begin to its end.
+// What the heap's residency was while a snapshot was taken, from its begin to its end. The kernel
+// looks at each page at a moment of its own, so what it counts lies between the pages that were
+// there all the time and those that were there at some time.
 struct ResidencyWindow {
   uint64_t held_resident_min = 0, held_resident_max = 0;  // Bytes; corrections are in both.
   // Ranges that were held at some moment of it; sorted, without overlaps.
@@ -82,12 +84,10 @@ class MemoryMap {
   bool seen_resident(uint64_t address);
   void seen_absent(uint64_t start, uint64_t end);
 
-  // Around a snapshot: the map as it is at begin and, with note_window() after each event, until
-  // end_window(). Between the last event and end_window(), correct() says what the snapshot showed:
-  // all of [start, end) or none.
+  // Around a snapshot: the map from begin to end_window(). Between the last event and end_window(),
+  // correct() says what the snapshot showed: all of [start, end) or none.
   void begin_window(int64_t now_ns);
   bool window_is_open() const { return window_open_; }
-  void note_window();
   void correct(uint64_t start, uint64_t end, bool resident);
   ResidencyWindow end_window();
   // Held pages that are resident though no fault brought them, and those that a fault touched but
@@ -109,6 +109,9 @@ class MemoryMap {
   Region region(uint64_t address) const;
   uint64_t held_bytes() const { return held_.bytes(); }
   uint64_t held_resident_bytes() const { return held_resident_pages_ * kPageBytes; }
+  // Wherever it is: what faults brought, not what they brought along (a file's neighbouring pages),
+  // and less what calls that the wrappers do not see took away. Right in its changes over a while.
+  uint64_t resident_bytes() const { return resident_pages_ * kPageBytes; }
   const RangeMap& held() const { return held_; }
   const PageSet& resident() const { return resident_; }
   uint64_t break_end() const { return break_end_; }
@@ -126,7 +129,6 @@ class MemoryMap {
   struct Releasing {
     int64_t return_ns;
     uint64_t start, end;
-    uint64_t pages;  // Of the heap.
   };
 
   void release_by(const SyscallRow& call, uint64_t start, uint64_t end, bool keep_range,
@@ -137,6 +139,8 @@ class MemoryMap {
   // Takes the pages away, and the range too unless it is kept.
   void release(uint64_t start, uint64_t end, bool keep_range, Release by);
   void forget(uint64_t start, uint64_t end);
+  void end_releases_before(int64_t now_ns);
+  bool add_resident(uint64_t address);
   schema::Touch foreign_touch(uint64_t address, bool resident) const;
   void queue(Acquisition acquisition);
   uint64_t held_resident_in(uint64_t start, uint64_t end) const;
@@ -150,13 +154,17 @@ class MemoryMap {
   std::vector<Acquisition> queue_;  // Latest first.
   uint64_t break_end_;
   uint64_t held_resident_pages_ = 0;
+  uint64_t resident_pages_ = 0;  // All of resident_.
   PageSet unfaulted_;
   PageSet touched_absent_;
   std::array<PageSet, kReleaseKinds> released_;  // Pages that were resident, by what took them.
 
   std::vector<Releasing> releasing_;  // The latest; see begin_window().
+  PageSet releasing_pages_;           // What was resident of them.
   bool window_open_ = false;
-  ResidencyWindow window_;  // Its minimum and maximum in pages.
+  ResidencyWindow window_;  // Its ranges only.
+  PageSet window_any_;      // Pages resident at some moment of it,
+  PageSet window_all_;      // and all the time.
   PageSet window_changed_;  // Pages that came or went in it.
   UsedEnds used_;
 };

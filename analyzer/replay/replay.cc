@@ -204,7 +204,7 @@ Replay::Replay(schema::Database& db, const TraceInfo& info, int64_t process, Rep
     play_ancestors(process_);
   }
   live_.mark_inherited();
-  resident_peak_bytes_ = 0;
+  resident_peak_ = {memory_.resident_bytes(), memory_.resident_bytes(), now_ns_};
   open(process, kNever, true);
   if (options_.observer != nullptr) options_.observer->on_begin(*this);
 }
@@ -331,11 +331,9 @@ HeapState Replay::kept(size_t moment) {
 }
 
 void Replay::note_resident_peak() {
-  if (memory_.held_resident_bytes() > resident_peak_bytes_) {
-    resident_peak_bytes_ = memory_.held_resident_bytes();
-    resident_peak_ns_ = now_ns_;
-  }
-  if (memory_.window_is_open()) memory_.note_window();
+  if (memory_.resident_bytes() <= resident_peak_.bytes) return;
+  resident_peak_.bytes = memory_.resident_bytes();
+  resident_peak_.at_ns = now_ns_;
 }
 
 void Replay::play_call(const CallRow& row) {
@@ -470,18 +468,12 @@ void Replay::end_snapshot() {
   Streams& in = *streams_;
   const SnapshotEntry& entry = in.snapshots[in.snapshot++];
   in.in_snapshot = false;
+  const uint64_t resident = memory_.resident_bytes();
   show_residency(entry.id);
-  SnapshotMoment moment{
-      entry.id,         entry.begin_ns, entry.end_ns, memory_.end_window(), resident_peak_bytes_,
-      resident_peak_ns_};
+  const SnapshotMoment moment{entry.id,       entry.begin_ns, entry.end_ns, memory_.end_window(),
+                              resident_peak_, resident};
   past_maps_.note([](MemoryMap& memory) { memory.end_window(); });
-  const uint64_t resident = memory_.held_resident_bytes();
-  if (resident > moment.resident_peak_bytes) {
-    moment.resident_peak_bytes = resident;
-    moment.resident_peak_ns = entry.end_ns;
-  }
-  resident_peak_bytes_ = resident;
-  resident_peak_ns_ = entry.end_ns;
+  resident_peak_ = {memory_.resident_bytes(), memory_.resident_bytes(), entry.end_ns};
   if (own_ && options_.on_snapshot) options_.on_snapshot(*this, moment);
 }
 

@@ -50,14 +50,20 @@ struct FaultFact {
 
 class Replay;
 
+// Most resident bytes since a moment (MemoryMap::resident_bytes()), when, and how many at first.
+struct ResidencyPeak {
+  uint64_t bytes_at_first = 0;
+  uint64_t bytes = 0;
+  int64_t at_ns = 0;
+};
+
 // A snapshot of the process, when the replay has come to its end.
 struct SnapshotMoment {
   int64_t id = 0;
   int64_t begin_ns = 0, end_ns = 0;
   ResidencyWindow window;
-  // Since the snapshot before: most bytes of the heap that were resident, and when.
-  uint64_t resident_peak_bytes = 0;
-  int64_t resident_peak_ns = 0;
+  ResidencyPeak before;         // Since the snapshot before this one.
+  uint64_t resident_bytes = 0;  // At its end, before it corrected anything.
 };
 
 class ReplayObserver {
@@ -140,9 +146,8 @@ class Replay {
   uint64_t step() const { return step_; }
   uint64_t unmatched_ends() const { return unmatched_ends_; }
   const ProcessInfo& process() const { return process_; }
-  // Most resident bytes of the heap since the last snapshot, and when.
-  uint64_t resident_peak_bytes() const { return resident_peak_bytes_; }
-  int64_t resident_peak_ns() const { return resident_peak_ns_; }
+  // Since the last snapshot.
+  const ResidencyPeak& resident_peak() const { return resident_peak_; }
 
  private:
   struct Streams;
@@ -189,8 +194,7 @@ class Replay {
   uint64_t unmatched_ends_ = 0;
   std::unordered_map<uint32_t, WaitingFaults> waiting_;  // By thread.
   size_t waiting_count_ = 0;
-  uint64_t resident_peak_bytes_ = 0;
-  int64_t resident_peak_ns_ = 0;
+  ResidencyPeak resident_peak_;
 };
 
 inline HeapState::HeapState(const Replay& now)

@@ -57,6 +57,50 @@ TEST(PageSetRanges, EqualPageByPage) {
   }
 }
 
+SyscallRow call_of(schema::SyscallName name, int64_t time_ns, uint64_t start, uint64_t bytes) {
+  SyscallRow call;
+  call.name = name;
+  call.time_ns = time_ns;
+  call.duration_ns = 100;
+  call.args[0] = start;
+  call.args[1] = bytes;
+  if (name == schema::SyscallName::kMmap) {
+    call.args[2] = PROT_READ | PROT_WRITE;
+    call.result = static_cast<int64_t>(start);
+    call.cause = "map block";
+  }
+  return call;
+}
+
+// Goal: what the kernel counts while memory moves lies within a snapshot's range, though it looks
+// at each page at another moment. Method: a mapping goes, one comes; it may have seen both.
+TEST(ResidencyWindows, RangeHoldsPagesSeenAtDifferentMoments) {
+  constexpr uint64_t kFirst = 0x1000'0000, kSecond = 0x2000'0000, kThird = 0x3000'0000;
+  constexpr uint64_t kBytes = 4 * kPageBytes;
+  MemoryMap memory(std::nullopt);
+  const auto map = [&](int64_t time_ns, uint64_t start) {
+    memory.enter(call_of(schema::SyscallName::kMmap, time_ns, start, kBytes));
+    memory.acquire_next();
+    for (uint64_t page = start; page < start + kBytes; page += kPageBytes) memory.fault(page);
+  };
+  map(0, kFirst);
+  map(0, kThird);
+  memory.enter(call_of(schema::SyscallName::kMunmap, 950, kThird, kBytes));  // Returns at 1050.
+  memory.begin_window(1000);
+  memory.enter(call_of(schema::SyscallName::kMunmap, 2000, kFirst, kBytes));
+  map(3000, kSecond);
+  EXPECT_EQ(kBytes, memory.held_resident_bytes());
+  const ResidencyWindow window = memory.end_window();
+  EXPECT_EQ(0U, window.held_resident_min);
+  EXPECT_EQ(3 * kBytes, window.held_resident_max);
+  EXPECT_EQ(3U, window.held.size());
+  // At rest the range is a point, and what was released before is in none.
+  memory.begin_window(9000);
+  const ResidencyWindow at_rest = memory.end_window();
+  EXPECT_EQ(kBytes, at_rest.held_resident_min);
+  EXPECT_EQ(kBytes, at_rest.held_resident_max);
+}
+
 class LedgerTest : public AnalyzerTest {
  protected:
   static Replay replay_of(const TraceBuilder& builder, schema::Database& db, TraceInfo& info,
@@ -212,6 +256,25 @@ TEST_F(LedgerTest, SnapshotCorrectsWhatFaultsSay) {
   ASSERT_EQ(3U, seen.touches.size());
   EXPECT_EQ(schema::Touch::kZeroUpgrade, seen.touches[2]);
   EXPECT_EQ(3 * kPageBytes, replay.memory().held_resident_bytes());
+}
+
+// Goal: the modelled peak is found between snapshots, in the heap and outside of it. Method: 300
+// pages of the program's own come and go between two snapshots; then 20 of the heap stay.
+TEST_F(LedgerTest, ModelledPeakLiesBetweenSnapshots) {
+  constexpr uint64_t kOwn = 0x7000'0000;
+  TraceBuilder trace;
+  trace.grow(64 * kPageBytes).touch(kHeap, 10 * kPageBytes).snapshot("start");
+  trace.program_map(kOwn, 300 * kPageBytes).touch(kOwn, 300 * kPageBytes);
+  const int64_t full_ns = trace.now();
+  trace.syscall(schema::SyscallName::kMunmap, "", 0, {kOwn, 300 * kPageBytes}, 0,
+                schema::Origin::kProgram);
+  trace.touch(kHeap + 10 * kPageBytes, 20 * kPageBytes).snapshot("exit");
+  Trace opened = open(trace);
+  const auto number = [&](const char* query) { return opened.db.query_int(query).value_or(-1); };
+  const int64_t first = number("SELECT min(rss_bytes) FROM balance");
+  EXPECT_EQ(first + 300 * static_cast<int64_t>(kPageBytes),
+            number("SELECT rss_bytes FROM ledger_moment WHERE at = 'model peak'"));
+  EXPECT_EQ(full_ns, number("SELECT at_ns FROM ledger_moment WHERE at = 'model peak'"));
 }
 
 // Goal: a page paid for again names the call that had taken it. Method: a trim, malloc_trim and a
