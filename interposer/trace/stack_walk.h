@@ -21,8 +21,10 @@
 //
 // Thread safety: belongs to its ring's thread; a signal handler uses another ring's. All zero is
 // "detached". Runs inside malloc: no allocation, no locks, errno kept. Cost: about 2 ns per frame
-// kept; 15 to 20 ns per frame walked on the way to a join, and 9 where stacks have so little in
-// common that none is tried (same-8, tree-32 and random-32 of tools/bench/overhead).
+// kept; 12 to 16 ns per frame walked on the way to a join, and 6 where stacks have so little in
+// common that none is tried (same-8, tree-32 and random-32 of tools/bench/overhead). In programs
+// whose code is much larger than the caches it is twice that: nearly half of a walk
+// in cc1plus is waiting for recipes, one after the other.
 #pragma once
 
 #include <cstddef>
