@@ -11,12 +11,24 @@ FrameTable::FrameTable() {
   fresh_.push_back({kIncompleteFrame, 0, 0});
 }
 
-uint32_t FrameTable::frame(uint32_t module, uint64_t offset) {
-  uint32_t& id = ids_[{module, offset}];
-  if (id == 0) {
-    id = ++count_;
-    fresh_.push_back({id, module, offset});
+uint32_t FrameTable::add(uint32_t module, uint64_t offset) {
+  fresh_.push_back({++count_, module, offset});
+  return count_;
+}
+
+FrameKey FrameTable::key(uint32_t module, uint64_t offset) {
+  if (module != 0 && module < kModuleEnd && offset < kOffsetEnd) {
+    return uint64_t{module} << kOffsetBits | offset;
   }
+  uint32_t& id = odd_ids_[{module, offset}];
+  if (id == 0) id = add(module, offset);
+  return id;
+}
+
+uint32_t FrameTable::frame(FrameKey key) {
+  if (key < kOffsetEnd) return static_cast<uint32_t>(key);
+  uint32_t& id = ids_.at(key);
+  if (id == 0) id = add(static_cast<uint32_t>(key >> kOffsetBits), key % kOffsetEnd);
   return id;
 }
 
@@ -31,7 +43,7 @@ const Module* AddressSpace::load(Module module) {
   }
   module.id = frames_->next_module_id();
   modules_.push_back(std::move(module));
-  known_.clear();  // Addresses that were in no module may be in this one.
+  forget();  // Addresses that were in no module may be in this one.
   return &modules_.back();
 }
 
@@ -39,15 +51,21 @@ const Module* AddressSpace::unload(uint64_t start, uint64_t end, int64_t time_ns
   for (Module& module : modules_) {
     if (module.start != start || module.end != end || module.end_ns <= time_ns) continue;
     module.end_ns = time_ns;
-    known_.clear();
+    forget();
     return &module;
   }
   return nullptr;
 }
 
 void AddressSpace::set_changing(bool changing) {
-  if (changing_ != changing) known_.clear();
+  if (changing_ != changing) forget();
   changing_ = changing;
+}
+
+void AddressSpace::forget() {
+  known_.clear();
+  last_ = {};
+  near_.fill({});
 }
 
 const Module* AddressSpace::module_at(uint64_t pc, int64_t time_ns) const {
@@ -62,9 +80,29 @@ const Module* AddressSpace::module_at(uint64_t pc, int64_t time_ns) const {
   return best;
 }
 
-uint32_t AddressSpace::resolve(uint64_t pc, int64_t time_ns) {
+FrameKey AddressSpace::key_elsewhere(uint64_t pc, int64_t time_ns) {
+  if (pc == 0) pc = 1;  // No key of a map; and no code either.
+  if (!changing_) {
+    if (const Range& range = range_near(pc); range.contains(pc)) {
+      last_ = range;
+      return pc + range.to_key;
+    }
+    if (const uint32_t id = known_.value(pc)) return id;
+  }
   const Module* module = module_at(pc, time_ns);
-  return module == nullptr ? frames_->frame(0, pc) : frames_->frame(module->id, pc - module->base);
+  if (module == nullptr) {
+    const FrameKey key = frames_->key(0, pc);
+    if (!changing_) known_.at(pc) = static_cast<uint32_t>(key);
+    return key;
+  }
+  const bool fits = module->id < FrameTable::kModuleEnd && module->base <= module->start &&
+                    module->end - module->base < FrameTable::kOffsetEnd;
+  if (fits && !changing_ && module->end_ns == INT64_MAX) {
+    last_ = {module->start + 1, module->end - module->start,
+             (uint64_t{module->id} << FrameTable::kOffsetBits) - module->base};
+    range_near(pc) = last_;
+  }
+  return frames_->key(module->id, pc - module->base);
 }
 
 }  // namespace heapledger::collector

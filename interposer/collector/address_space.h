@@ -6,10 +6,16 @@
 // dlclose), and another may appear at the same address: every mapping has the time from when to
 // when it was there, and addresses are resolved by time while a window holds an unloading.
 //
+// While stacks are looked up a frame goes by its *key*, which an addition makes of an address that
+// lies in the same module as the one before it; the number that the trace knows it by is looked up
+// when a new stack is written. Equal frames have equal keys, in all processes.
+//
 // A forked child starts with a copy of its parent's address space, and so shares its module rows.
-// Thread safety: none (writer thread). Cost: frame() is one hash lookup for known addresses.
+// Thread safety: none (writer thread). Cost: key() is two comparisons for addresses in the module
+// that was last seen; a table's entry more for others.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -39,28 +45,41 @@ struct Frame {
   uint64_t offset;
 };
 
+// What a frame is called while stacks are looked up: its module's id above 40 bits of its offset;
+// or, for frames that do not fit into that (in no known module), their id. Never 0.
+using FrameKey = uint64_t;
+
 // The frames of the whole trace.
 class FrameTable {
  public:
+  static constexpr int kOffsetBits = 40;
+  static constexpr uint64_t kOffsetEnd = uint64_t{1} << kOffsetBits;
+  static constexpr uint32_t kModuleEnd = 1U << (64 - kOffsetBits);
+
   FrameTable();
-  uint32_t frame(uint32_t module, uint64_t offset);
+  FrameKey key(uint32_t module, uint64_t offset);
+  // The id of a key's frame: a fresh one where it was not asked for before.
+  uint32_t frame(FrameKey key);
   uint32_t next_module_id() { return ++modules_; }
 
   const std::vector<Frame>& fresh() const { return fresh_; }
   void clear_fresh() { fresh_.clear(); }
 
  private:
-  struct Key {
+  struct Odd {
     uint32_t module;
     uint64_t offset;
-    friend bool operator==(const Key&, const Key&) = default;
+    friend bool operator==(const Odd&, const Odd&) = default;
   };
-  struct KeyHash {
-    size_t operator()(const Key& key) const {
-      return std::hash<uint64_t>()(key.offset * 0x9E3779B97F4A7C15U + key.module);
+  struct OddHash {
+    size_t operator()(const Odd& odd) const {
+      return std::hash<uint64_t>()(odd.offset * 0x9E3779B97F4A7C15U + odd.module);
     }
   };
-  std::unordered_map<Key, uint32_t, KeyHash> ids_;
+  uint32_t add(uint32_t module, uint64_t offset);
+
+  FlatMap ids_;                                         // By key.
+  std::unordered_map<Odd, uint32_t, OddHash> odd_ids_;  // Of frames whose key is their id.
   std::vector<Frame> fresh_;
   uint32_t count_ = 0;
   uint32_t modules_ = 0;
@@ -77,21 +96,33 @@ class AddressSpace {
   // While true, addresses are resolved by time and not remembered.
   void set_changing(bool changing);
 
-  uint32_t frame(uint64_t pc, int64_t time_ns) {
-    if (pc == 0) pc = 1;  // Not a key; and no code either.
-    if (changing_) return resolve(pc, time_ns);
-    const uint32_t known = known_.value(pc);
-    return known != 0 ? known : (known_.at(pc) = resolve(pc, time_ns));
+  // Of the frame that a return address is in.
+  FrameKey key(uint64_t pc, int64_t time_ns) {
+    if (last_.contains(pc)) return pc + last_.to_key;
+    return key_elsewhere(pc, time_ns);
   }
   // The module of a return address; nullptr: none that is known.
   const Module* module_at(uint64_t pc, int64_t time_ns) const;
 
  private:
-  uint32_t resolve(uint64_t pc, int64_t time_ns);
+  // Return addresses in one module.
+  struct Range {
+    uint64_t first = 0;
+    uint64_t count = 0;
+    uint64_t to_key = 0;  // To be added.
+    bool contains(uint64_t pc) const { return pc - first < count; }
+  };
+  static constexpr size_t kRanges = 64;
+
+  FrameKey key_elsewhere(uint64_t pc, int64_t time_ns);
+  void forget();
+  Range& range_near(uint64_t pc) { return near_[(pc >> 16) % kRanges]; }
 
   FrameTable* frames_;
   std::vector<Module> modules_;
-  FlatMap known_;  // pc -> frame
+  Range last_;
+  std::array<Range, kRanges> near_{};  // By where in memory.
+  FlatMap known_;                      // Addresses in no module: their frames.
   bool changing_ = false;
 };
 

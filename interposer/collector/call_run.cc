@@ -3,15 +3,12 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 namespace heapledger::collector {
 namespace {
 
 using schema::EventHead;
 using schema::EventKind;
-
-constexpr size_t kFramesMax = 1024;  // Looked up at a time.
 
 uint64_t word_at(const std::byte* at) {
   uint64_t word;
@@ -93,53 +90,27 @@ bool CallRun::take(const std::byte* at, size_t bytes, Times& times, uint32_t thr
 }
 
 void CallRun::find_stacks(StackCursor& cursor, CallTree& tree, AddressSpace& space) {
-  // The frames' ids first, as many at a time as fit: none of these look-ups waits for another.
-  std::array<uint32_t, kFramesMax> frames;
-  for (size_t first = 0; first < count_;) {
-    size_t end = first;
-    size_t used = 0;
-    for (; end < count_ && used + stacks_[end].fresh_count <= kFramesMax; ++end) {
-      const Stack& stack = stacks_[end];
-      for (size_t i = 0; i < stack.fresh_count; ++i) {
-        frames[used++] = space.frame(word_at(stack.fresh + i * 8), rows_[end].time_ns);
-      }
-    }
-    if (end == first) {  // A stack deeper than that.
-      std::vector<uint32_t> all(stacks_[first].fresh_count);
-      for (size_t i = 0; i < all.size(); ++i) {
-        all[i] = space.frame(word_at(stacks_[first].fresh + i * 8), rows_[first].time_ns);
-      }
-      find_nodes(cursor, tree, all.data(), first, ++end);
-    } else {
-      find_nodes(cursor, tree, frames.data(), first, end);
-    }
-    first = end;
-  }
-}
-
-// Of the rows from `first` to `end`, whose frames are in `frames`.
-void CallRun::find_nodes(StackCursor& cursor, CallTree& tree, const uint32_t* frames, size_t first,
-                         size_t end) {
-  size_t resolved = first;  // Rows before this have their stacks.
+  size_t resolved = 0;  // Rows before this have their stacks.
   const auto resolve_until = [&](size_t until) {
     cursor.resolve(tree, plan_);
     for (; resolved < until; ++resolved) rows_[resolved].stack = plan_.node(nodes_[resolved]);
   };
-  for (size_t i = first; i < end; ++i) {
+  for (size_t i = 0; i < count_; ++i) {
     const Stack& stack = stacks_[i];
     nodes_[i] = 0;
     if ((stack.flags & schema::kHasStack) == 0) continue;
     const bool incomplete = (stack.flags & schema::kStackIncomplete) != 0;
     incomplete_ += incomplete ? 1 : 0;
-    const auto frame_at = [frames](size_t index) { return frames[index]; };
-    if (!cursor.plan(tree, stack.keep, stack.fresh_count, incomplete, frame_at, plan_, nodes_[i])) {
+    const auto key_at = [&](size_t index) {
+      return space.key(word_at(stack.fresh + index * 8), rows_[i].time_ns);
+    };
+    if (!cursor.plan(tree, stack.keep, stack.fresh_count, incomplete, key_at, plan_, nodes_[i])) {
       resolve_until(i);
-      cursor.apply(tree, stack.keep, stack.fresh_count, incomplete, frame_at, nodes_[i]);
+      cursor.apply(tree, stack.keep, stack.fresh_count, incomplete, key_at, nodes_[i]);
       resolve_until(i + 1);
     }
-    frames += stack.fresh_count;
   }
-  resolve_until(end);
+  resolve_until(count_);
 }
 
 }  // namespace heapledger::collector

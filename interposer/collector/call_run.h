@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Runs of calls of one ring, from their bytes to rows: the fast way for what nearly all events are.
 // WireReader reads everything, one event at a time; this reads some hundred plain calls at once,
-// step by step, so that no step waits for another's memory: first the fixed parts, then the frames'
-// ids and where the call tree has them, then the tree.
+// step by step, so that no step waits for another's memory: first the fixed parts, then the frames
+// and where the call tree has their stacks, then the tree.
 //
 // It stops before the first event that is not a whole, sane call of the malloc family; that one is
 // WireReader's.
@@ -50,8 +50,6 @@ class CallRun {
     uint8_t flags;
   };
 
-  void find_nodes(StackCursor& cursor, CallTree& tree, const uint32_t* frames, size_t first,
-                  size_t end);
   bool take(const std::byte* at, size_t bytes, Times& times, uint32_t thread);
 
   std::array<schema::CallRow, kRowsMax> rows_;

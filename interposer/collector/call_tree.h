@@ -5,83 +5,118 @@
 // share nodes. A ring's events name their stacks as changes (schema/event.h), so StackCursor holds
 // the ring's current stack as a path of nodes and looks up only what is new.
 //
-// Look-ups are the dear part of packing: the table is far larger than the processor's caches. What
-// a node hashes to depends on the frames of its path alone, not on the parent's number, so the
-// places of a whole run of events are known, and asked for from memory, before the first of them is
+// Look-ups are the dear part of packing: the table is far larger than the processor's caches. So
+// there is one for each stack, not for each frame: what a node hashes to depends on the frames of
+// its path alone, and where a stack is known, its node's parents must be the frames that the event
+// names, which is seen in the nodes themselves; they lie side by side as they were made. And all
+// places of a run of events are known, and asked for from memory, before the first of them is
 // looked at: StackCursor::plan() for each event, then StackCursor::resolve() once.
 //
-// Invariants. 1. Node and frame ids count from 1 in the order of creation, so that a parent's row
-// is written before its child's. 2. A stack that could not be walked to its root has
-// kIncompleteFrame as its outermost node. 3. Two paths never share a node: a hash only says where
-// to look, (parent, frame) decides.
-// Thread safety: none (writer thread). Cost: one hash lookup per fresh frame here, one for its pc.
+// Invariants. 1. Node ids count from 1 in the order of creation, so that a parent's row is written
+// before its child's. 2. A stack that could not be walked to its root has kIncompleteFrame as its
+// outermost node. 3. Two paths never share a node: a hash only says where to look, (parent, frame)
+// decides.
+// Thread safety: none (writer thread). Cost: one hash lookup per stack, one more for each frame of
+// a stack that is new, and a comparison per fresh frame.
 #pragma once
 
+#include <bit>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "interposer/collector/huge_array.h"
 
 namespace heapledger::collector {
 
-inline constexpr uint32_t kIncompleteFrame = 1;
+inline constexpr uint32_t kIncompleteFrame = 1;  // Both its id and its key.
 
 class CallTree {
  public:
   struct Node {
-    uint32_t id;
+    uint64_t key;     // Of its frame (FrameKey).
     uint32_t parent;  // 0: outermost.
-    uint32_t frame;
   };
   // A node and the hash of its path; {0, 0} is above all outermost frames.
   struct Place {
     uint32_t node = 0;
-    uint32_t hash = 0;
+    uint64_t hash = 0;
   };
 
-  CallTree() : slots_(size_t{1} << kFirstBits) {}
+  CallTree() : slots_(size_t{1} << kFirstBits), nodes_(size_t{1} << kFirstBits) {}
 
-  // The upper half of a product depends on every bit of both.
-  static uint32_t hash_of(uint32_t parent_hash, uint32_t frame) {
-    return static_cast<uint32_t>(((uint64_t{parent_hash} << 32 | frame) * 0x9E3779B97F4A7C15U) >>
-                                 32);
+  // The upper half depends on every bit of both.
+  static uint64_t hash_of(uint64_t parent_hash, uint64_t key) {
+    return (std::rotl(parent_hash, 32) ^ key) * 0x9E3779B97F4A7C15U;
   }
-  void prefetch(uint32_t hash) const { __builtin_prefetch(&slots_[hash >> shift_], 1); }
+  void prefetch(uint64_t hash) const { __builtin_prefetch(&slots_[hash >> shift_]); }
+  // Asks for the nodes that the stack may consist of. False: it is hardly a known one.
+  bool prefetch_nodes(uint64_t hash) const {
+    const Slot& slot = slots_[hash >> shift_];
+    __builtin_prefetch(&nodes_[slot.node]);
+    return slot.tag == tag_of(hash);
+  }
 
+  // The node of a path whose frames inside `base` have `keys`, outermost first; 0: there is none.
+  // Writes the nodes on the way there, likewise.
+  uint32_t find(uint32_t base, std::span<const uint64_t> keys, uint64_t hash,
+                uint32_t* nodes) const {
+    const uint32_t tag = tag_of(hash);
+    for (const Slot* slot = &slots_[hash >> shift_]; slot->node != 0; slot = next(slot)) {
+      if (slot->tag == tag && leads_to(base, keys, slot->node, nodes)) return slot->node;
+    }
+    return 0;
+  }
   // `hash`: hash_of() the parent's and the frame.
-  uint32_t node(uint32_t parent, uint32_t frame, uint32_t hash) {
-    Slot* slot = &slots_[hash >> shift_];
-    while (slot->node != 0 && (slot->parent != parent || slot->frame != frame)) slot = next(slot);
-    if (slot->node == 0) return insert(*slot, {parent, frame, 0, hash});
-    return slot->node;
+  uint32_t node(uint32_t parent, uint64_t key, uint64_t hash) {
+    uint32_t ignored;
+    const uint32_t found = find(parent, {&key, 1}, hash, &ignored);
+    return found != 0 ? found : insert(parent, key, hash);
   }
-  Place child(const Place& parent, uint32_t frame) {
-    const uint32_t hash = hash_of(parent.hash, frame);
-    return {node(parent.node, frame, hash), hash};
+  Place child(const Place& parent, uint64_t key) {
+    const uint64_t hash = hash_of(parent.hash, key);
+    return {node(parent.node, key, hash), hash};
   }
+  // Makes a node that is not there yet.
+  uint32_t insert(uint32_t parent, uint64_t key, uint64_t hash);
 
-  // Nodes made since the last call of clear_fresh(), for the trace.
-  const std::vector<Node>& fresh() const { return fresh_; }
-  void clear_fresh() { fresh_.clear(); }
+  uint64_t key(uint32_t node) const { return nodes_[node].key; }
+
+  // Nodes made since the last call of clear_fresh(), for the trace; the last one is size().
+  std::span<const Node> fresh() const { return {&nodes_[written_ + 1], count_ - written_}; }
+  uint32_t fresh_count() const { return count_ - written_; }
+  void clear_fresh() { written_ = count_; }
   uint32_t size() const { return count_; }
 
  private:
   struct Slot {
-    uint32_t parent;
-    uint32_t frame;
+    uint32_t tag;
     uint32_t node;  // 0: empty.
-    uint32_t hash;
   };
   static constexpr int kFirstBits = 12;
 
-  Slot* next(Slot* slot) { return slot == &slots_[slots_.size() - 1] ? &slots_[0] : slot + 1; }
-  uint32_t insert(Slot& slot, Slot content);
+  static uint32_t tag_of(uint64_t hash) { return static_cast<uint32_t>(hash >> 32); }
+  const Slot* next(const Slot* slot) const {
+    return slot == &slots_[slots_.size() - 1] ? &slots_[0] : slot + 1;
+  }
+  bool leads_to(uint32_t base, std::span<const uint64_t> keys, uint32_t node,
+                uint32_t* nodes) const {
+    for (size_t i = keys.size(); i-- > 0;) {
+      const Node& at = nodes_[node];
+      if (at.key != keys[i]) return false;
+      nodes[i] = node;
+      node = at.parent;
+    }
+    return node == base;
+  }
+  Slot& free_slot(uint64_t hash);
   void grow();
 
-  HugeArray<Slot> slots_;
-  std::vector<Node> fresh_;
+  HugeArray<Slot> slots_;  // Half of them empty at least.
+  HugeArray<Node> nodes_;  // By id; a grown one may have more room than there are nodes.
   uint32_t count_ = 0;
-  int shift_ = 32 - kFirstBits;
+  uint32_t written_ = 0;
+  int shift_ = 64 - kFirstBits;
 };
 
 class StackCursor {
@@ -98,25 +133,33 @@ class StackCursor {
 
    private:
     friend class StackCursor;
-    struct Step {
-      uint32_t hash;
-      uint32_t frame;
-      NodeRef parent;
+    // Fresh frames of one event: steps from `first` on, inside the node `base`.
+    struct Stack {
+      uint32_t first;
+      uint32_t count;
+      NodeRef base;
     };
     // Room for that many more steps.
     void reserve(size_t more) {
-      if (used_ + more > steps_.size()) steps_.resize(2 * (used_ + more));
+      if (used_ + more > keys_.size()) {
+        keys_.resize(2 * (used_ + more));
+        hashes_.resize(keys_.size());
+        nodes_.resize(keys_.size());
+      }
     }
-    std::vector<Step> steps_;  // The first `used_` of them: no check at each.
-    size_t used_ = 0;
+    std::vector<Stack> stacks_;
+    // The first `used_` of them: no check at each.
+    std::vector<uint64_t> keys_;
+    std::vector<uint64_t> hashes_;
     std::vector<uint32_t> nodes_;
+    size_t used_ = 0;
   };
 
-  // Keeps the outermost `keep` frames and puts `fresh` (innermost first, as frame ids) inside them.
-  // False: more were to be kept than there are; the stack is then made of the fresh ones alone, as
-  // incomplete. Returns through `node` what the stack is.
-  template <typename FrameAt>
-  bool apply(CallTree& tree, uint32_t keep, uint32_t fresh, bool incomplete, FrameAt frame_at,
+  // Keeps the outermost `keep` frames and puts `fresh` (innermost first, as frame keys) inside
+  // them. False: more were to be kept than there are; the stack is then made of the fresh ones
+  // alone, as incomplete. Returns through `node` what the stack is.
+  template <typename KeyAt>
+  bool apply(CallTree& tree, uint32_t keep, uint32_t fresh, bool incomplete, KeyAt key_at,
              uint32_t& node) {
     const bool known = keep <= depth_;
     if (!known) keep = 0;
@@ -126,9 +169,8 @@ class StackCursor {
     if (root != incomplete_) rebase(tree, root);
     CallTree::Place place = top();
     for (uint32_t i = fresh; i-- > 0;) {
-      const uint32_t frame = frame_at(i);
-      place = tree.child(place, frame);
-      path_[depth_++] = {place, frame};
+      place = tree.child(place, key_at(i));
+      path_[depth_++] = place;
     }
     node = place.node;
     return known;
@@ -136,27 +178,30 @@ class StackCursor {
 
   // apply() in two steps: the node is known after resolve(). False: this one needs apply(), after
   // resolve().
-  template <typename FrameAt>
-  bool plan(const CallTree& tree, uint32_t keep, uint32_t fresh, bool incomplete, FrameAt frame_at,
+  template <typename KeyAt>
+  bool plan(const CallTree& tree, uint32_t keep, uint32_t fresh, bool incomplete, KeyAt key_at,
             Plan& plan, NodeRef& node) {
     if (keep > depth_) return false;
     if ((incomplete || (keep > 0 && incomplete_)) != incomplete_) return false;
     cut(keep, fresh);
-    plan.reserve(fresh);
     CallTree::Place place = top();
-    Step* path = path_.data() + keep;
-    Plan::Step* step = plan.steps_.data() + plan.used_;
-    auto number = kPlanned | static_cast<uint32_t>(plan.used_);
-    for (uint32_t i = fresh; i-- > 0; ++number) {
-      const uint32_t frame = frame_at(i);
-      const uint32_t hash = CallTree::hash_of(place.hash, frame);
-      tree.prefetch(hash);
-      *step++ = {hash, frame, place.node};
-      place = {number, hash};
-      *path++ = {place, frame};
+    if (fresh != 0) {
+      plan.reserve(fresh);
+      const auto first = static_cast<uint32_t>(plan.used_);
+      plan.stacks_.push_back({first, fresh, place.node});
+      CallTree::Place* path = path_.data() + keep;
+      uint64_t* const keys = plan.keys_.data() + first;
+      uint64_t* const hashes = plan.hashes_.data() + first;
+      for (uint32_t i = 0; i < fresh; ++i) {
+        keys[i] = key_at(fresh - 1 - i);
+        hashes[i] = place.hash = CallTree::hash_of(place.hash, keys[i]);
+        place.node = kPlanned | (first + i);
+        path[i] = place;
+      }
+      tree.prefetch(place.hash);
+      plan.used_ += fresh;
+      depth_ = keep + fresh;
     }
-    depth_ = keep + fresh;
-    plan.used_ += fresh;
     node = place.node;
     return true;
   }
@@ -173,11 +218,7 @@ class StackCursor {
  private:
   static constexpr NodeRef kPlanned = 1U << 31;  // No trace has as many nodes.
 
-  struct Step {
-    CallTree::Place place;
-    uint32_t frame;
-  };
-  const CallTree::Place& top() const { return depth_ == 0 ? root_ : path_[depth_ - 1].place; }
+  const CallTree::Place& top() const { return depth_ == 0 ? root_ : path_[depth_ - 1]; }
   // Leaves the outermost `keep` frames, with room for `more` inside them.
   void cut(uint32_t keep, uint32_t more) {
     depth_ = keep;
@@ -186,7 +227,7 @@ class StackCursor {
   // The kept frames get another root.
   void rebase(CallTree& tree, bool incomplete);
 
-  std::vector<Step> path_;  // Outermost first; the first `depth_` of them.
+  std::vector<CallTree::Place> path_;  // Outermost first; the first `depth_` of them.
   uint32_t depth_ = 0;
   CallTree::Place root_;
   bool incomplete_ = false;

@@ -122,7 +122,7 @@ void Recorder::limit_trace_bytes(uint64_t bytes) {
 
 void Recorder::end_at_limit() {
   if (trace_bytes_max_ == 0 || over_) return;
-  uint64_t pending = tree_.fresh().size();
+  uint64_t pending = tree_.fresh_count();
   for (const Process* process : open_) pending += process->calls.size() + process->faults.size();
   for (const Closing& closing : closing_) {
     pending += closing.process->calls.size() + closing.process->faults.size();
@@ -170,7 +170,7 @@ void Recorder::on(Window& window) {
     apply_kernel(window.began_raw_ns);
     join_.settle(trace_ns(window.began_raw_ns), window.whole);
   }
-  if (tree_.fresh().size() >= schema::kBatchStacks) write_tree();
+  if (tree_.fresh_count() >= schema::kBatchStacks) write_tree();
   notice_processes();
   flush_full();
   release_ended_rings();
@@ -373,9 +373,20 @@ void Recorder::add_fault(const PerfRecord& record, int64_t time_ns) {
 }
 
 void Recorder::write_tree() {
+  std::vector<schema::StackRow> rows;
+  rows.reserve(tree_.fresh_count());
+  uint32_t id = tree_.size() - tree_.fresh_count() + 1;
+  for (const CallTree::Node& node : tree_.fresh()) {
+    rows.push_back({node.parent, frames_.frame(node.key)});
+  }
   for (const Frame& frame : frames_.fresh()) writer_.frame(frame);
   frames_.clear_fresh();
-  if (!tree_.fresh().empty()) writer_.nodes(tree_.fresh());
+  for (std::span<const schema::StackRow> rest(rows); !rest.empty();) {
+    const auto batch = rest.first(std::min(schema::kBatchStacks, rest.size()));
+    writer_.nodes(id, batch);
+    id += static_cast<uint32_t>(batch.size());
+    rest = rest.subspan(batch.size());
+  }
   tree_.clear_fresh();
 }
 

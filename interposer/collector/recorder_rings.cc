@@ -246,7 +246,7 @@ uint32_t Recorder::stack_of(Ring& ring, const WireEvent& event, int64_t time_ns)
   uint32_t node = 0;
   ring.stack.apply(
       tree_, event.head.keep, event.head.fresh, event.has(schema::kStackIncomplete),
-      [&](size_t index) { return space.frame(event.frame(index), time_ns); }, node);
+      [&](size_t index) { return space.key(event.frame(index), time_ns); }, node);
   return node;
 }
 

@@ -115,9 +115,9 @@ bool Recorder::write_kernel_call(Process& process, const Thread& thread, const K
   CallTree::Place place = tree_.child({}, kIncompleteFrame);
   for (const uint64_t pc : {caller.returns_to, call.ip}) {
     if (pc == 0) continue;
-    const uint32_t frame =
-        process.space != nullptr ? process.space->frame(pc, call.entered_ns) : frames_.frame(0, pc);
-    place = tree_.child(place, frame);
+    const FrameKey key =
+        process.space != nullptr ? process.space->key(pc, call.entered_ns) : frames_.key(0, pc);
+    place = tree_.child(place, key);
   }
   row.stack = place.node;
   writer_.syscall(row);

@@ -11,7 +11,6 @@
 
 #include "interposer/heap/os.h"
 #include "schema/error.h"
-#include "schema/stack_batch.h"
 
 namespace heapledger::collector {
 namespace {
@@ -199,18 +198,11 @@ void TraceWriter::frame(const Frame& row) {
   frame_.run_with(row.id, id_or_null(row.module), row.offset);
 }
 
-void TraceWriter::nodes(std::span<const CallTree::Node> rows) {
+void TraceWriter::nodes(uint32_t first, std::span<const schema::StackRow> rows) {
   begin();
-  std::vector<schema::StackRow> batch;
-  for (size_t at = 0; at < rows.size(); at += batch.size()) {
-    batch.clear();
-    for (const auto& row : rows.subspan(at, std::min(schema::kBatchStacks, rows.size() - at))) {
-      batch.push_back({row.parent, row.frame});
-    }
-    const std::vector<uint8_t> blob = schema::encode_stacks(rows[at].id, batch);
-    packed_bytes_ += blob.size();
-    nodes_.run_with(rows[at].id, batch.size(), blob);
-  }
+  const std::vector<uint8_t> blob = schema::encode_stacks(first, rows);
+  packed_bytes_ += blob.size();
+  nodes_.run_with(first, rows.size(), blob);
 }
 
 void TraceWriter::syscall(const SyscallRow& row) {

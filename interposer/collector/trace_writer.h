@@ -15,11 +15,11 @@
 #include <string_view>
 
 #include "interposer/collector/address_space.h"
-#include "interposer/collector/call_tree.h"
 #include "interposer/collector/process.h"
 #include "interposer/collector/snapshot.h"
 #include "interposer/collector/unique_fd.h"
 #include "schema/event_batch.h"
+#include "schema/stack_batch.h"
 #include "schema/trace_db.h"
 
 namespace heapledger::collector {
@@ -45,9 +45,9 @@ class TraceWriter {
   void module(const Module& row);
   void module_end(const Module& row);
   void frame(const Frame& row);
-  // With consecutive ids. Events are of use only with their stacks: all that are known must be
-  // written before a commit.
-  void nodes(std::span<const CallTree::Node> rows);
+  // With consecutive ids from `first` on, kBatchStacks at most. Events are of use only with their
+  // stacks: all that are known must be written before a commit.
+  void nodes(uint32_t first, std::span<const schema::StackRow> rows);
   void syscall(const SyscallRow& row);
   void policy(int64_t time_ns, uint32_t process, uint32_t thread, const schema::PolicyEvent& event,
               uint32_t stack);

@@ -96,11 +96,17 @@ TEST_F(CallRunTest, StopsBeforeWhatIsNoSaneCall) {
 
 TEST_F(CallRunTest, StacksAreThoseOfTheSlowWay) {
   // Goal: plan and resolve give what apply gives, node for node. Method: random deltas, complete
-  // and incomplete, some deeper than is looked up at a time, some keeping more than there is; many
-  // runs over one ring.
+  // and incomplete, some very deep, some keeping more than there is; many runs over one ring.
   std::minstd_rand random(3);
   FrameTable frames, slow_frames;
   AddressSpace space(frames), slow_space(slow_frames);
+  // Half of the addresses are in a module, so that their keys are no numbers of frames.
+  for (AddressSpace* known : {&space, &slow_space}) {
+    Module module;
+    module.base = module.start = 0x1000;
+    module.end = 0x1013;
+    known->load(module);
+  }
   CallTree tree, slow_tree;
   StackCursor cursor, slow_cursor;
   size_t depth = 0;
@@ -129,16 +135,18 @@ TEST_F(CallRunTest, StacksAreThoseOfTheSlowWay) {
       for (const schema::CallRow& row : run_->rows()) {
         WireEvent event;
         ASSERT_TRUE(reader.next(event));
-        // Frames are numbered as they are met: innermost first there.
-        for (size_t at = 0; at < event.head.fresh; ++at) slow_space.frame(event.frame(at), 5);
         uint32_t node = 0;
         slow_cursor.apply(
             slow_tree, event.head.keep, event.head.fresh, event.has(schema::kStackIncomplete),
-            [&](size_t at) { return slow_space.frame(event.frame(at), 5); }, node);
+            [&](size_t at) { return slow_space.key(event.frame(at), 5); }, node);
         ASSERT_EQ(row.stack, node);
       }
     }
     ASSERT_EQ(tree.size(), slow_tree.size());
+    for (size_t node = 0; node < tree.fresh().size(); ++node) {
+      ASSERT_EQ(tree.fresh()[node].key, slow_tree.fresh()[node].key);
+      ASSERT_EQ(tree.fresh()[node].parent, slow_tree.fresh()[node].parent);
+    }
   }
 }
 

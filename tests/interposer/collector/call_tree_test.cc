@@ -5,6 +5,7 @@
 
 #include <map>
 #include <random>
+#include <span>
 #include <vector>
 
 #include "interposer/collector/flat_map.h"
@@ -12,12 +13,12 @@
 namespace heapledger::collector {
 namespace {
 
-using Frames = std::vector<uint32_t>;  // Outermost first.
+using Frames = std::vector<uint64_t>;  // Their keys, outermost first.
 
 // The stack of a node, by walking the rows the trace would have.
-Frames frames_of(const std::vector<CallTree::Node>& nodes, uint32_t id) {
+Frames frames_of(std::span<const CallTree::Node> nodes, uint32_t id) {
   Frames frames;
-  for (; id != 0; id = nodes[id - 1].parent) frames.insert(frames.begin(), nodes[id - 1].frame);
+  for (; id != 0; id = nodes[id - 1].parent) frames.insert(frames.begin(), nodes[id - 1].key);
   return frames;
 }
 
@@ -80,7 +81,7 @@ TEST(CallTree, AgreesWithASlowModelOnRandomStacks) {
   for (int i = 0; i < 20000; ++i) {
     const uint32_t keep = static_cast<uint32_t>(random() % (model.size() + 1));
     Frames fresh(random() % 4);
-    for (uint32_t& frame : fresh) frame = 2 + static_cast<uint32_t>(random() % 6);
+    for (uint64_t& frame : fresh) frame = 2 + random() % 6;
     model.resize(keep);
     model.insert(model.end(), fresh.rbegin(), fresh.rend());
     if (model.size() > 40) model.resize(0), fresh.clear();
@@ -93,6 +94,27 @@ TEST(CallTree, AgreesWithASlowModelOnRandomStacks) {
     ASSERT_EQ(entry->second, node);
     ASSERT_EQ(frames_of(c.tree.fresh(), node), model);
   }
+}
+
+TEST(CallTree, PathsWithOneHashStayApart) {
+  // Goal: invariant 3: a hash decides nothing. Method: two paths put under the same hash, and a
+  // third that is not there.
+  CallTree tree;
+  constexpr uint64_t kHash = uint64_t{77} << 40;
+  const uint32_t a = tree.node(0, 5, kHash);
+  const uint32_t b = tree.node(0, 6, kHash);
+  const uint32_t below_a = tree.node(a, 7, kHash);
+  EXPECT_NE(a, b);
+  EXPECT_EQ(tree.node(0, 5, kHash), a);
+  EXPECT_EQ(tree.node(0, 6, kHash), b);
+  EXPECT_EQ(tree.node(a, 7, kHash), below_a);
+  uint32_t nodes[2] = {};
+  const uint64_t keys[] = {5, 7};
+  EXPECT_EQ(tree.find(0, keys, kHash, nodes), below_a);
+  EXPECT_EQ(nodes[0], a);
+  const uint64_t others[] = {6, 7};
+  EXPECT_EQ(tree.find(0, others, kHash, nodes), 0U);
+  EXPECT_EQ(tree.size(), 3U);
 }
 
 TEST(FlatMap, FindsEveryKeyAfterGrowing) {
