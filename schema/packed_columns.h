@@ -47,18 +47,11 @@ constexpr uint64_t zigzag(uint64_t difference) {
 }
 constexpr uint64_t unzigzag(uint64_t value) { return value >> 1 ^ (0 - (value & 1)); }
 
-// A growing run of varints, for writing.
-class VarintWriter {
- public:
-  // Empties it and makes room for `values` put() calls, which do not check.
-  void start(size_t values) {
-    const size_t bytes = values * kVarintBytesMax + sizeof(uint64_t);  // put() may write beyond.
-    if (capacity_ < bytes) {
-      bytes_ = std::make_unique_for_overwrite<uint8_t[]>(bytes);
-      capacity_ = bytes;
-    }
-    end_ = bytes_.get();
-  }
+// Where the next varint goes, in memory that has room for it. A value of its own, so that a loop
+// that writes many can hold it in a register: bytes that are stored might be any object's.
+struct VarintCursor {
+  uint8_t* at = nullptr;
+
   // No branch on the length: columns whose numbers differ in it follow no pattern that a branch
   // predictor could learn.
   void put(uint64_t value) {
@@ -73,29 +66,49 @@ class VarintWriter {
     word = (word & 0x00003fff00003fff) | (word & 0x0fffc0000fffc000) << 2;
     word = (word & 0x007f007f007f007f) | (word & 0x3f803f803f803f80) << 1;
     word |= 0x8080808080808080 & ((uint64_t{1} << 8 * (bytes - 1)) - 1);
-    std::memcpy(end_, &word, sizeof word);
-    end_ += bytes;
+    std::memcpy(at, &word, sizeof word);
+    at += bytes;
   }
   // put() if `wanted`, else nothing; costs the same.
   void put_if(uint64_t value, bool wanted) {
-    uint8_t* const before = end_;
+    uint8_t* const before = at;
     put(wanted ? value : 0);
-    end_ = wanted ? end_ : before;
+    at = wanted ? at : before;
   }
-  void put_byte(uint8_t byte) { *end_++ = byte; }
-  std::span<const uint8_t> bytes() const {
-    return {bytes_.get(), static_cast<size_t>(end_ - bytes_.get())};
-  }
+  void put_byte(uint8_t byte) { *at++ = byte; }
 
  private:
   void put_long(uint64_t value) {
-    for (; value >= 0x80; value >>= 7) *end_++ = static_cast<uint8_t>(value | 0x80);
-    *end_++ = static_cast<uint8_t>(value);
+    for (; value >= 0x80; value >>= 7) *at++ = static_cast<uint8_t>(value | 0x80);
+    *at++ = static_cast<uint8_t>(value);
+  }
+};
+
+// A run of varints, for writing.
+class VarintWriter {
+ public:
+  // Empties it and makes room for `values` put() calls, which do not check.
+  void start(size_t values) {
+    const size_t bytes = values * kVarintBytesMax + sizeof(uint64_t);  // put() may write beyond.
+    if (capacity_ < bytes) {
+      bytes_ = std::make_unique_for_overwrite<uint8_t[]>(bytes);
+      capacity_ = bytes;
+    }
+    end_.at = bytes_.get();
+  }
+  void put(uint64_t value) { end_.put(value); }
+  // The end, to write on from; and where that has led to.
+  VarintCursor cursor() const { return end_; }
+  void advance_to(const VarintCursor& cursor) { end_ = cursor; }
+
+  std::span<const uint8_t> bytes() const {
+    return {bytes_.get(), static_cast<size_t>(end_.at - bytes_.get())};
   }
 
+ private:
   std::unique_ptr<uint8_t[]> bytes_;
   size_t capacity_ = 0;
-  uint8_t* end_ = nullptr;
+  VarintCursor end_;
 };
 
 // Reads them back. The bytes are followed by at least kVarintBytesMax zeros, which end any varint
@@ -163,14 +176,24 @@ class VarintReader {
 // Varints in two sections: of each number its first byte in one, what follows it in the other. What
 // first bytes are like says little of the bytes that follow, so each part packs better by itself:
 // by a tenth where most numbers have one byte or two.
-struct SplitWriter {
-  VarintWriter& first;
-  VarintWriter& rest;
+struct SplitCursor {
+  VarintCursor first;
+  VarintCursor rest;
 
   void put(uint64_t value) {
     const bool more = value >= 0x80;
     first.put_byte(static_cast<uint8_t>((value & 0x7f) | (more ? 0x80 : 0)));
     rest.put_if(value >> 7, more);
+  }
+};
+struct SplitWriter {
+  VarintWriter& first;
+  VarintWriter& rest;
+
+  SplitCursor cursor() const { return {first.cursor(), rest.cursor()}; }
+  void advance_to(const SplitCursor& cursor) {
+    first.advance_to(cursor.first);
+    rest.advance_to(cursor.rest);
   }
 };
 struct SplitReader {

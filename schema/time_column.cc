@@ -55,33 +55,36 @@ uint64_t find_clock_step(std::span<uint64_t> differences) {
 }
 
 void TimeColumnWriter::finish(SplitWriter out) {
-  const size_t rows = differences_.size();
-  out.first.start(2 * rows + 1);
-  out.rest.start(2 * rows + 1);
+  const std::span<const uint64_t> differences(differences_.data(), count_);
+  out.first.start(2 * differences_.size() + 1);
+  out.rest.start(2 * differences_.size() + 1);
   uint64_t step = kOneNs;
-  if (rows > kSample) {
-    sample_.assign(differences_.begin() + 1, differences_.begin() + kSample + 1);
+  if (count_ > kSample) {
+    sample_.assign(differences.begin() + 1, differences.begin() + kSample + 1);
     step = find_clock_step(sample_);
   }
-  out.rest.put(step);
+  SplitCursor cursor = out.cursor();
+  cursor.rest.put(step);
   if (step == kOneNs) {
-    for (const uint64_t difference : differences_) out.put(difference);
+    for (const uint64_t difference : differences) cursor.put(difference);
+    out.advance_to(cursor);
     return;
   }
   const double steps_per_ns = static_cast<double>(kOneNs) / static_cast<double>(step);
-  for (const uint64_t difference : differences_) {
+  for (const uint64_t difference : differences) {
     // One more, so that what rounding took away does not take a whole step.
     const auto steps = static_cast<uint64_t>(
         static_cast<double>(static_cast<int64_t>(std::min(difference, kInStepsMax) + 1)) *
         steps_per_ns);
     const uint64_t rest = difference - in_ns(steps, step);
     if (rest > 1) {
-      out.put(0);
-      out.put(difference);
+      cursor.put(0);
+      cursor.put(difference);
     } else {
-      out.put(1 + 2 * steps + rest);
+      cursor.put(1 + 2 * steps + rest);
     }
   }
+  out.advance_to(cursor);
 }
 
 void read_times(SplitReader in, std::span<int64_t> times) {

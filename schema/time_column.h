@@ -23,21 +23,35 @@ namespace heapledger::schema {
 
 class TimeColumnWriter {
  public:
+  // Room for so many rows.
   void start(size_t rows) {
-    differences_.clear();
-    differences_.reserve(rows);
+    if (differences_.size() < rows) differences_.resize(rows);
+    count_ = 0;
     last_ = 0;
   }
-  void put(int64_t time_ns) {
-    differences_.push_back(static_cast<uint64_t>(time_ns) - last_);
-    last_ = static_cast<uint64_t>(time_ns);
+  // Adds rows: the time of the i-th is time_of(i).
+  template <typename TimeOf>
+  void put_all(size_t rows, TimeOf time_of) {
+    uint64_t last = last_;
+    uint64_t* const place = differences_.data() + count_;
+    for (size_t i = 0; i < rows; ++i) {
+      const auto time = static_cast<uint64_t>(time_of(i));
+      place[i] = time - last;
+      last = time;
+    }
+    count_ += rows;
+    last_ = last;
   }
-  // Writes the sections, which are started here.
+  void put(int64_t time_ns) {
+    put_all(1, [time_ns](size_t) { return time_ns; });
+  }
+  // Writes the sections, which are started here, with room for as many rows as this was.
   void finish(SplitWriter out);
 
  private:
-  std::vector<uint64_t> differences_;
+  std::vector<uint64_t> differences_;  // The first `count_` of them.
   std::vector<uint64_t> sample_;
+  size_t count_ = 0;
   uint64_t last_ = 0;
 };
 
