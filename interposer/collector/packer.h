@@ -6,7 +6,7 @@
 //
 // Rings are drained one after the other, so a window's rows come in runs that are each sorted. Rows
 // that belong before the last batch that was given out go into a batch of their own, so that the
-// others stay narrow in time. Used for calls and for faults.
+// others stay narrow in time. Used for faults, and for calls of several threads (call_packer.h).
 //
 // Thread safety: none. Cost: a comparison per row where there is one thread; else each row is moved
 // once more, in blocks as long as no other run has a row between.
@@ -142,6 +142,8 @@ class Packer {
     if (!open_.empty()) closed_ns_ = std::max(closed_ns_, close(open_, emit));
     close(late_, emit);
   }
+  // What comes before this time, from now on, is late.
+  void begin_after(int64_t time_ns) { closed_ns_ = std::max(closed_ns_, time_ns); }
   bool empty() const { return open_.empty() && late_.empty(); }
   size_t size() const { return open_.size() + late_.size(); }
 

@@ -19,24 +19,18 @@
 #include <unordered_map>
 
 #include "interposer/collector/address_space.h"
+#include "interposer/collector/call_packer.h"
 #include "interposer/collector/packer.h"
 #include "interposer/collector/region.h"
-#include "schema/event_batch.h"
 #include "schema/fault_batch.h"
 
 namespace heapledger::collector {
 
-struct CallBefore {
-  bool operator()(const schema::CallRow& a, const schema::CallRow& b) const {
-    return schema::call_before(a, b);
-  }
-};
 struct FaultBefore {
   bool operator()(const schema::FaultRow& a, const schema::FaultRow& b) const {
     return a.time_ns < b.time_ns;
   }
 };
-using CallPacker = Packer<schema::CallRow, CallBefore, schema::kBatchEvents>;
 using FaultPacker = Packer<schema::FaultRow, FaultBefore, schema::kBatchFaults>;
 
 struct Thread {

@@ -71,7 +71,8 @@ void Recorder::flush_when_due() {
   const int64_t until_ns = trace_ns(now) - kLastMomentsNs;
   const auto emit_old = [&](Process& process) {
     if (process.id == 0) return;
-    process.calls.close_before(until_ns, [&](auto rows) { writer_.calls(process.id, rows); });
+    process.calls.close_before(until_ns, encoders_,
+                               [&](const auto& batch) { writer_.calls(process.id, batch); });
     process.faults.close_before(until_ns, [&](auto rows) { writer_.faults(process.id, rows); });
   };
   for (Process* process : open_) emit_old(*process);
@@ -153,7 +154,11 @@ void Recorder::on(Window& window) {
   };
   look_for_forks();
   changing_.clear();
-  for (const RingPiece& piece : window.rings) scan_modules(piece, bytes_of(piece));
+  // One ring says by itself what is loaded when.
+  modules_in_order_ = window.rings.size() == 1;
+  if (!modules_in_order_) {
+    for (const RingPiece& piece : window.rings) scan_modules(piece, bytes_of(piece));
+  }
   for (Process* process : changing_) process->space->set_changing(true);
   for (const RingPiece& piece : window.rings) decode_piece(piece, bytes_of(piece));
   for (Process* process : changing_) process->space->set_changing(false);
@@ -414,7 +419,7 @@ void Recorder::flush_full() {
 
 void Recorder::flush(Process& process) {
   if (process.id == 0) return;
-  process.calls.close_all([&](auto rows) { writer_.calls(process.id, rows); });
+  process.calls.close_all(encoders_, [&](const auto& batch) { writer_.calls(process.id, batch); });
   process.faults.close_all([&](auto rows) { writer_.faults(process.id, rows); });
 }
 

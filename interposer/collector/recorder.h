@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The writer thread: takes messages, decodes windows into rows, and writes the trace.
 //
-// Per window: module events of all rings first (a thread may call into a library that another has
-// just loaded), then each ring's events in its own order, then the kernel's records up to the time
-// the window began. Calls and faults wait in their process until a batch is full.
+// Per window: module events of all rings first, if there are several (a thread may call into a
+// library that another has just loaded), then each ring's events in its own order, then the
+// kernel's records up to the time the window began. Calls and faults wait in their process until a
+// batch is full.
 //
 // When SQLite fails (a full disk), recording ends cleanly: `on_failure` is called once, later
 // messages are dropped, what was committed stays readable, and where there is room for it meta and
@@ -141,6 +142,7 @@ class Recorder {
   bool scan_modules(const RingPiece& piece, std::span<const std::byte> bytes);
   void decode_piece(const RingPiece& piece, std::span<const std::byte> bytes);
   bool decode_calls(Ring& ring, WireReader& reader, CallRun::Times& times);
+  void add_calls(Ring& ring, std::span<const schema::CallRow> rows);
   void decode_event(Image& image, Ring& ring, uint32_t slot, const WireEvent& event);
   void decode_call(Ring& ring, const WireEvent& event, int64_t time_ns);
   void decode_syscall(Ring& ring, const WireEvent& event, int64_t time_ns);
@@ -200,6 +202,7 @@ class Recorder {
   FrameTable frames_;
   CallTree tree_;
   CallRun run_;
+  CallEncoders encoders_;
   ProcessTable processes_;
   std::unordered_map<const Region*, std::unique_ptr<Image>> images_;
   std::vector<PerfRecord> perf_records_;  // Decoded, not yet applied; sorted.
@@ -208,6 +211,7 @@ class Recorder {
   std::vector<EndedRing> ended_rings_;    // Their thread has said that it ended.
   std::deque<Process*> closed_;           // Lately: a child of theirs may still appear.
   std::vector<Process*> changing_;        // A module was unloaded in this window.
+  bool modules_in_order_ = false;         // The window has one ring's events.
   size_t processes_seen_ = 0;             // How many of processes_.all() have been put into open_.
   int64_t now_ns_ = 0;                    // No event of the window can be later.
   int64_t housekept_ns_ = 0;

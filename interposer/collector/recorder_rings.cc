@@ -143,12 +143,18 @@ bool Recorder::decode_calls(Ring& ring, WireReader& reader, CallRun::Times& time
   reader.pass(bytes, count);
   Process& process = *ring.owner;
   run_.find_stacks(ring.stack, tree_, *process.space);
-  process.calls.add(run_.rows());
   process.incomplete_stacks += run_.incomplete_stacks();
-  process.events += count;
-  process.changed = true;
-  counters_.events += count;
+  add_calls(ring, run_.rows());
   return true;
+}
+
+void Recorder::add_calls(Ring& ring, std::span<const schema::CallRow> rows) {
+  Process& process = *ring.owner;
+  process.events += rows.size();
+  process.changed = true;
+  counters_.events += rows.size();
+  process.calls.add(&ring, rows, encoders_,
+                    [&](const auto& batch) { writer_.calls(process.id, batch); });
 }
 
 void Recorder::decode_event(Image& image, Ring& ring, uint32_t slot, const WireEvent& event) {
@@ -193,8 +199,12 @@ void Recorder::decode_event(Image& image, Ring& ring, uint32_t slot, const WireE
     case EventKind::kExecFailed:
       on_exec(image, ring, event, time_ns);
       break;
+    case EventKind::kModuleLoad:
+    case EventKind::kModuleUnload:
+      if (modules_in_order_) on_module(*ring.owner, event);  // Else it was seen to before.
+      break;
     default:
-      break;  // Modules were seen to before.
+      break;
   }
 }
 
@@ -216,10 +226,7 @@ void Recorder::decode_call(Ring& ring, const WireEvent& event, int64_t time_ns) 
   }
   // Of the thread's own ring: what it interrupted is not told of before it returns.
   if (!event.has(schema::kNested)) ring.thread->events_until_ns = time_ns;
-  process.calls.add(row);
-  ++process.events;
-  process.changed = true;
-  ++counters_.events;
+  add_calls(ring, {&row, 1});
 }
 
 void Recorder::decode_syscall(Ring& ring, const WireEvent& event, int64_t time_ns) {

@@ -235,10 +235,13 @@ void TraceWriter::mark(int64_t time_ns, uint32_t process, uint32_t thread, std::
 }
 
 void TraceWriter::calls(uint32_t process, std::span<const schema::CallRow> rows) {
+  calls(process, {rows.size(), rows.front().time_ns, rows.back().time_ns, encoder_.encode(rows)});
+}
+
+void TraceWriter::calls(uint32_t process, const PackedCalls& batch) {
   begin();
-  const std::span<const uint8_t> blob = encoder_.encode(rows);
-  packed_bytes_ += blob.size();
-  calls_.run_with(process, rows.size(), rows.front().time_ns, rows.back().time_ns, blob);
+  packed_bytes_ += batch.blob.size();
+  calls_.run_with(process, batch.events, batch.time_min_ns, batch.time_max_ns, batch.blob);
 }
 
 void TraceWriter::faults(uint32_t process, std::span<const schema::FaultRow> rows) {

@@ -54,6 +54,7 @@ class TraceWriter {
   void mark(int64_t time_ns, uint32_t process, uint32_t thread, std::string_view kind,
             std::string_view text, uint32_t stack = 0);
   void calls(uint32_t process, std::span<const schema::CallRow> rows);
+  void calls(uint32_t process, const PackedCalls& batch);
   void faults(uint32_t process, std::span<const schema::FaultRow> rows);
   // `origin_ns`: CLOCK_MONOTONIC_RAW at trace time 0. `ranges` tell blocks from other mappings.
   void snapshot(uint32_t process, const Snapshot& snapshot, int64_t origin_ns,
