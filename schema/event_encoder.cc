@@ -32,10 +32,22 @@ struct RowList {
   std::array<uint16_t, kChunkRows> index;
   size_t count = 0;
 
-  void add_if(size_t row, bool wanted) {
-    index[count] = static_cast<uint16_t>(row);
-    count += wanted ? 1 : 0;
-  }
+  // Adds to it, with the count in a register.
+  class Filler {
+   public:
+    explicit Filler(RowList& list) : list_(list) {}
+    ~Filler() { list_.count = count_; }
+    Filler(const Filler&) = delete;
+    Filler& operator=(const Filler&) = delete;
+    void add_if(size_t row, bool wanted) {
+      list_.index[count_] = static_cast<uint16_t>(row);
+      count_ += wanted ? 1 : 0;
+    }
+
+   private:
+    RowList& list_;
+    size_t count_ = 0;
+  };
   const uint16_t* begin() const { return index.data(); }
   const uint16_t* end() const { return index.data() + count; }
 };
@@ -53,7 +65,6 @@ struct Chunk {
   void start(std::span<const CallRow> content, size_t at) {
     rows = content;
     first = at;
-    for (RowList* list : {&begins, &ends, &sized, &stacked, &rare}) list->count = 0;
   }
 };
 
@@ -96,14 +107,13 @@ struct CallEncoder::State {
   std::vector<uint32_t> stack_of_row;  // Of the rows that have one: the first `stacked_rows`.
   std::vector<uint32_t> stack_counts;
   std::vector<uint64_t> stack_order;
+  std::vector<uint64_t> rests;
   Chunk chunk;
   size_t rows_max = 0;
   size_t rows = 0;
   size_t stacked_rows = 0;
   int64_t last_time = 0;
   uint64_t last_ended_id = 0;
-  uint32_t last_thread = 0;
-  uint32_t last_thread_number = 0;
 
   SplitWriter split(CallSection first, CallSection rest) { return {out[first], out[rest]}; }
   void start(size_t rows);
@@ -142,43 +152,49 @@ void CallEncoder::State::start(size_t rows_expected) {
 }
 
 uint32_t CallEncoder::State::number_thread(uint32_t thread) {
-  last_thread = thread;
-  last_thread_number = threads.number(thread);
-  if (last_thread_number == thread_states.size()) thread_states.push_back({});
-  return last_thread_number;
+  const uint32_t number = threads.number(thread);
+  if (number == thread_states.size()) thread_states.push_back({});
+  return number;
 }
 
 // Checks the rows and finds which of them have what.
 void CallEncoder::State::sort_out() {
   Chunk& c = chunk;
+  const size_t count = c.rows.size();
   int64_t last = rows == 0 ? c.rows.front().time_ns : last_time;
   bool rises = true;
   bool are_calls = true;
-  if (rows == 0) number_thread(c.rows.front().thread);
-  for (size_t i = 0; i < c.rows.size(); ++i) {
+  uint32_t thread = c.rows.front().thread;
+  uint32_t number = number_thread(thread);
+  RowList::Filler begins(c.begins), ends(c.ends), sized(c.sized), stacked(c.stacked), rare(c.rare);
+  for (size_t i = 0; i < count; ++i) {
     const CallRow& row = c.rows[i];
     row_of_id.prefetch(row.ended_id);
     stacks.prefetch(row.stack);
     rises &= row.time_ns >= last;
     last = row.time_ns;
     are_calls &= is_call(row.kind);
-    const bool same = row.thread == last_thread;
-    c.thread[i] = same ? last_thread_number : number_thread(row.thread);
-    thread_of_row[c.first + i] = c.thread[i];
+    if (row.thread != thread) {
+      thread = row.thread;
+      number = number_thread(thread);
+    }
+    c.thread[i] = number;
     c.reference[i] = 0;
-    c.begins.add_if(i, row.id != 0);
-    c.ends.add_if(i, row.ended_id != 0);
-    c.sized.add_if(i, row.size != 0);
-    c.stacked.add_if(i, row.stack != 0);
+    begins.add_if(i, row.id != 0);
+    ends.add_if(i, row.ended_id != 0);
+    sized.add_if(i, row.size != 0);
+    stacked.add_if(i, row.stack != 0);
+    const bool has_usable = row.usable != 0;
     const bool by_rule = row.usable == usable_by_rule(row.size);
     const bool earlier = row.ended_ns != row.time_ns;
-    c.rare.add_if(i, (!by_rule && row.usable != 0) || row.alignment != 0 || earlier);
-    const CallSource usable = by_rule ? kUsableByRule : row.usable != 0 ? kUsableStored : kUsableNone;
-    c.sources[i] = usable | kHasSize * uint32_t{row.size != 0} |
-                   kHasStackValue * uint32_t{row.stack != 0};
+    rare.add_if(i, (has_usable && !by_rule) | (row.alignment != 0) | earlier);
+    c.sources[i] = kUsableByRule * uint32_t{by_rule} |
+                   kUsableStored * uint32_t{has_usable && !by_rule} |
+                   kHasSize * uint32_t{row.size != 0} | kHasStackValue * uint32_t{row.stack != 0};
   }
   if (!rises) throw Error("cannot encode a batch", "events are out of order");
   if (!are_calls) throw Error("cannot encode a batch", "an event is no call");
+  std::copy_n(c.thread.begin(), count, thread_of_row.begin() + static_cast<ptrdiff_t>(c.first));
   last_time = last;
 }
 
@@ -295,7 +311,12 @@ void CallEncoder::State::put_shapes() {
   for (size_t i = 0; i < chunk.rows.size(); ++i) {
     const CallRow& row = chunk.rows[i];
     const auto flags = static_cast<uint8_t>(row.flags & kStoredFlags);
-    indices.put(shapes.number(make_shape(row.kind, flags, chunk.sources[i])));
+    const uint32_t number = shapes.number(make_shape(row.kind, flags, chunk.sources[i]));
+    if (number < 0x80) {
+      indices.put_byte(static_cast<uint8_t>(number));
+    } else {
+      indices.put(number);
+    }
   }
   out[kSectionShape].advance_to(indices);
 }
@@ -342,9 +363,9 @@ void CallEncoder::State::write_stacks() {
     place[stacks.number(static_cast<uint32_t>(value))] = i;
   }
   out[kSectionStackValues].advance_to(values);
-  SplitCursor indices = split(kSectionStack, kSectionStackRest).cursor();
-  for (size_t i = 0; i < stacked_rows; ++i) indices.put(place[stack_of_row[i]]);
-  split(kSectionStack, kSectionStackRest).advance_to(indices);
+  split(kSectionStack, kSectionStackRest).put_all(stacked_rows, rests, [&](size_t i) {
+    return place[stack_of_row[i]];
+  });
 }
 
 void CallEncoder::State::write_threads() {

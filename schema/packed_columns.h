@@ -183,13 +183,32 @@ struct SplitCursor {
   void put(uint64_t value) {
     const bool more = value >= 0x80;
     first.put_byte(static_cast<uint8_t>((value & 0x7f) | (more ? 0x80 : 0)));
-    rest.put_if(value >> 7, more);
+    if (more) rest.put(value >> 7);
   }
 };
 struct SplitWriter {
   VarintWriter& first;
   VarintWriter& rest;
 
+  // Numbers of which many have one byte and many more, in no pattern: what follows first bytes is
+  // put aside, in `rests`, and written afterwards.
+  template <typename ValueOf>
+  void put_all(size_t count, std::vector<uint64_t>& rests, ValueOf value_of) {
+    if (rests.size() < count) rests.resize(count);
+    uint64_t* next_rest = rests.data();
+    uint8_t* const bytes = first.cursor().at;
+    for (size_t i = 0; i < count; ++i) {
+      const uint64_t value = value_of(i);
+      const bool more = value >= 0x80;
+      bytes[i] = static_cast<uint8_t>((value & 0x7f) | (more ? 0x80 : 0));
+      *next_rest = value >> 7;
+      next_rest += more ? 1 : 0;
+    }
+    first.advance_to({bytes + count});
+    VarintCursor cursor = rest.cursor();
+    for (const uint64_t* at = rests.data(); at != next_rest; ++at) cursor.put(*at);
+    rest.advance_to(cursor);
+  }
   SplitCursor cursor() const { return {first.cursor(), rest.cursor()}; }
   void advance_to(const SplitCursor& cursor) {
     first.advance_to(cursor.first);

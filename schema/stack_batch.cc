@@ -32,12 +32,21 @@ std::vector<uint8_t> encode_stacks(uint32_t first_id, std::span<const StackRow> 
   VarintWriter frames;
   parents.start(rows.size());
   frames.start(rows.size());
+  VarintCursor parent = parents.cursor();
+  VarintCursor frame = frames.cursor();
   for (size_t i = 0; i < rows.size(); ++i) {
     const uint64_t before = chained(first_id, i);
     if (rows[i].parent > before) throw Error("cannot encode a batch", "a stack's parent is later");
-    parents.put(before - rows[i].parent);
-    frames.put(rows[i].frame);
+    const uint64_t distance = before - rows[i].parent;
+    if (distance < 0x80) {
+      parent.put_byte(static_cast<uint8_t>(distance));
+    } else {
+      parent.put(distance);
+    }
+    frame.put(rows[i].frame);
   }
+  parents.advance_to(parent);
+  frames.advance_to(frame);
   PackedWriter packed;
   packed.begin(kStackMagic, rows.size(), kStackSections);
   packed.add(parents.bytes());

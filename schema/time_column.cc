@@ -63,13 +63,13 @@ void TimeColumnWriter::finish(SplitWriter out) {
     sample_.assign(differences.begin() + 1, differences.begin() + kSample + 1);
     step = find_clock_step(sample_);
   }
-  SplitCursor cursor = out.cursor();
-  cursor.rest.put(step);
+  out.rest.put(step);
   if (step == kOneNs) {
-    for (const uint64_t difference : differences) cursor.put(difference);
-    out.advance_to(cursor);
+    out.put_all(count_, rests_, [&](size_t i) { return differences[i]; });
     return;
   }
+  numbers_.resize(2 * count_);
+  uint64_t* next = numbers_.data();
   const double steps_per_ns = static_cast<double>(kOneNs) / static_cast<double>(step);
   for (const uint64_t difference : differences) {
     // One more, so that what rounding took away does not take a whole step.
@@ -78,13 +78,14 @@ void TimeColumnWriter::finish(SplitWriter out) {
         steps_per_ns);
     const uint64_t rest = difference - in_ns(steps, step);
     if (rest > 1) {
-      cursor.put(0);
-      cursor.put(difference);
+      *next++ = 0;
+      *next++ = difference;
     } else {
-      cursor.put(1 + 2 * steps + rest);
+      *next++ = 1 + 2 * steps + rest;
     }
   }
-  out.advance_to(cursor);
+  out.put_all(static_cast<size_t>(next - numbers_.data()), rests_,
+              [&](size_t i) { return numbers_[i]; });
 }
 
 void read_times(SplitReader in, std::span<int64_t> times) {

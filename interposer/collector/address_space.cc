@@ -27,8 +27,11 @@ FrameKey FrameTable::key(uint32_t module, uint64_t offset) {
 
 uint32_t FrameTable::frame(FrameKey key) {
   if (key < kOffsetEnd) return static_cast<uint32_t>(key);
+  Recent& recent = recent_[key * 0x9E3779B97F4A7C15U >> (64 - kRecentBits)];
+  if (recent.key == key) return recent.id;
   uint32_t& id = ids_.at(key);
   if (id == 0) id = add(static_cast<uint32_t>(key >> kOffsetBits), key % kOffsetEnd);
+  recent = {key, id};
   return id;
 }
 

@@ -76,10 +76,17 @@ class FrameTable {
       return std::hash<uint64_t>()(odd.offset * 0x9E3779B97F4A7C15U + odd.module);
     }
   };
+  struct Recent {
+    FrameKey key = 0;
+    uint32_t id = 0;
+  };
+  static constexpr int kRecentBits = 10;
+
   uint32_t add(uint32_t module, uint64_t offset);
 
-  FlatMap ids_;                                         // By key.
-  std::unordered_map<Odd, uint32_t, OddHash> odd_ids_;  // Of frames whose key is their id.
+  std::array<Recent, size_t{1} << kRecentBits> recent_{};  // Of ids_.
+  FlatMap ids_;                                            // By key.
+  std::unordered_map<Odd, uint32_t, OddHash> odd_ids_;     // Of frames whose key is their id.
   std::vector<Frame> fresh_;
   uint32_t count_ = 0;
   uint32_t modules_ = 0;

@@ -47,14 +47,22 @@ class CallRun {
     const std::byte* fresh;  // Return addresses.
     uint16_t fresh_count;
     uint16_t keep;
-    uint8_t flags;
+    uint16_t row;
+    bool incomplete;
   };
 
-  bool take(const std::byte* at, size_t bytes, Times& times, uint32_t thread);
+  static size_t take_plain(const schema::EventHead& head, const std::byte* at,
+                           schema::CallRow& row);
+  static size_t take_realloc(const schema::EventHead& head, const std::byte* at, Times& times,
+                             schema::CallRow& row);
+  static size_t take_more(const schema::EventHead& head, const std::byte* at, size_t fixed,
+                          schema::CallRow& row);
 
   std::array<schema::CallRow, kRowsMax> rows_;
-  std::array<Stack, kRowsMax> stacks_;
+  // Of the rows that have one; the last place is written and not kept.
+  std::array<Stack, kRowsMax + 1> stacks_;
   std::array<StackCursor::NodeRef, kRowsMax> nodes_;
+  size_t stacked_ = 0;
   StackCursor::Plan plan_;
   size_t count_ = 0;
   size_t incomplete_ = 0;
