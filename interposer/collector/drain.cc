@@ -10,8 +10,8 @@ using std::chrono::milliseconds;
 using std::chrono::nanoseconds;
 
 constexpr size_t kWindowBytesMax = 4U << 20;
-constexpr nanoseconds kSleepMin = milliseconds(1);
-constexpr nanoseconds kSleepMax = milliseconds(5);
+constexpr nanoseconds kSleep = milliseconds(5);
+constexpr nanoseconds kSleepWhenFull = milliseconds(1);
 constexpr size_t kBusyBytes = 1U << 20;  // A round that brought this much is followed at once.
 constexpr int64_t kPairEveryNs = 100'000'000;
 
@@ -63,7 +63,6 @@ void Drain::wake() {
 }
 
 void Drain::run() {
-  nanoseconds pause = kSleepMin;
   for (;;) {
     const bool last = stopping_.load();
     if (last)
@@ -77,8 +76,7 @@ void Drain::run() {
     }
     look_for_requests();
     if (last && whole) break;
-    pause = bytes != 0 ? kSleepMin : std::min(pause * 2, kSleepMax);
-    if (bytes < kBusyBytes) sleep(pause);
+    if (bytes < kBusyBytes) sleep();
   }
 }
 
@@ -153,7 +151,7 @@ void Drain::look_for_requests() {
   if (requested) on_request_();
 }
 
-void Drain::sleep(nanoseconds time) {
+void Drain::sleep() {
   std::vector<FutexWait> waits;
   waits.push_back({&bell_, bell_.load()});
   bool pressing = false;
@@ -172,7 +170,7 @@ void Drain::sleep(nanoseconds time) {
   }
   // Full rings are no reason to hurry where there is nowhere to put them.
   if (full_ || (!pressing && !posted && !stopping_)) {
-    futex_wait_any(waits, full_ ? kSleepMin : time);
+    futex_wait_any(waits, full_ ? kSleepWhenFull : kSleep);
   }
   for (const RingReader& reader : readers_) {
     reader.region()->control().collector_sleeps.store(0, std::memory_order_relaxed);

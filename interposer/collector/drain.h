@@ -2,10 +2,11 @@
 // The drain thread: empties rings and perf buffers promptly, and does nothing else, so that the
 // program never waits for packing unless the queue and its spool are full.
 //
-// A round copies everything below the heads into one window and sends it to the writer. When there
-// was nothing, the thread sleeps on the doorbells of all regions, 1 ms at first and up to 5 ms:
-// perf buffers have no doorbell of ours, and 5 ms is half of what the smallest of them holds under
-// a storm of faults.
+// A round copies everything below the heads into one window and sends it to the writer. Unless that
+// was much, the thread then sleeps on the doorbells of all regions, which a ring rings when it is
+// half full, for 5 ms at most: perf buffers have no doorbell of ours, and 5 ms is half of what the
+// smallest of them holds under a storm of faults. Not for less: each waking takes a processor from
+// the program, and wakes the writer too.
 //
 // Thread safety: all public functions may be called from any thread.
 #pragma once
@@ -45,7 +46,7 @@ class Drain {
   size_t round(bool& whole);
   void end_recording();
   void take_posted();
-  void sleep(std::chrono::nanoseconds time);
+  void sleep();
   void look_for_requests();
   void wake();
 
