@@ -104,7 +104,7 @@ class CallEncoder {
   CallEncoder(const CallEncoder&) = delete;
   CallEncoder& operator=(const CallEncoder&) = delete;
 
-  // The blob stays valid until the next call.
+  // The blob stays valid until the next one is finished.
   std::span<const uint8_t> encode(std::span<const CallRow> rows);
 
   // The same in pieces: begin(), then add() any number of times, then finish(). After an Error only
