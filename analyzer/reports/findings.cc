@@ -87,18 +87,24 @@ class Finder {
 
     void add(schema::Statement& row) {
       const bool is_live = row.column_text(1) == "live";
-      held += row.column_int(2);
-      bytes += row.column_optional_int(3).value_or(row.column_int(2));
-      own += row.column_int(4);
-      released += row.column_int(5);
+      add(held, row.column_int(2));
+      add(bytes, row.column_optional_int(3).value_or(row.column_int(2)));
+      add(own, row.column_int(4));
+      add(released, row.column_int(5));
       if (is_live) {
-        blocks += row.column_int(6);
-        cached += row.column_int(7);
+        add(blocks, row.column_int(6));
+        add(cached, row.column_int(7));
         stacks.push_back(row.column_int(0));
       } else {
         if (freed == 0) freed_stack = row.column_int(0);
-        freed += row.column_int(6);
+        add(freed, row.column_int(6));
       }
+    }
+
+    // Of a damaged trace, the rows may say anything: what no sum can hold is left out.
+    static void add(int64_t& sum, int64_t value) {
+      int64_t result = 0;
+      if (!__builtin_add_overflow(sum, value, &result)) sum = result;
     }
   };
 
