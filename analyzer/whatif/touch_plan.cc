@@ -22,6 +22,12 @@ uint64_t pages_of(const Block& block) {
   return (block.address + block.size - 1) / kPageBytes - first + 1;
 }
 
+// In another layout the block begins some bytes earlier or later in its page: its first byte of a
+// page would be one of the page before.
+uint64_t offset_of_page(const Block& block, uint64_t first_byte) {
+  return std::min(first_byte + kPageBytes / 2, block.size - 1);
+}
+
 }  // namespace
 
 class TouchPlan::Observer : public ReplayObserver {
@@ -75,7 +81,8 @@ class TouchPlan::Observer : public ReplayObserver {
     }
     const uint64_t page = fault.row.address / kPageBytes * kPageBytes;
     plan_.touches_.push_back(
-        {fault.row.time_ns, block->id, page > block->address ? page - block->address : 0});
+        {fault.row.time_ns, block->id,
+         page > block->address ? offset_of_page(*block, page - block->address) : 0});
   }
 
  private:
