@@ -39,7 +39,7 @@ class TouchPlan {
   struct Touch {
     int64_t time_ns;
     uint64_t id;      // Of the block.
-    uint64_t offset;  // Of the page's first byte in the block; 0: the page that it begins in.
+    uint64_t offset;  // Of a byte in the middle of the page; 0: the page that the block begins in.
   };
   // First touches of fresh pages, in order of time.
   const std::vector<Touch>& touches() const { return touches_; }
