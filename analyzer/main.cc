@@ -14,6 +14,7 @@
 #include "analyzer/render/render.h"
 #include "analyzer/replay_file_command.h"
 #include "analyzer/reports/check.h"
+#include "analyzer/reports/map_picture.h"
 #include "analyzer/reports/moments.h"
 #include "analyzer/reports/open_trace.h"
 #include "analyzer/reports/report.h"
@@ -35,6 +36,7 @@ struct Arguments {
   std::string trace;  // Of sql, finalize and model.
   ReportOptions report;
   bool json = false, csv = false, header = false;
+  bool map = false;  // Of fragmentation.
   std::string sql;
   std::string layout = "glibc";         // Of model.
   std::array<std::string, kAxes> axes;  // Of sweep.
@@ -76,6 +78,10 @@ void add_report(CLI::App& app, const Report& report, Arguments& arguments) {
   if (report.many_traces) return;
   command->add_option("--process", arguments.report.process, "only the process of this pid");
   command->add_option("--site", arguments.report.site, "only rows whose stack contains this text");
+  if (report.name == std::string_view("fragmentation")) {
+    command->add_flag("--map", arguments.map,
+                      "a picture of the heap: addresses across, time downwards");
+  }
   if (report.name == std::string_view("leaks")) {
     command->add_option("--suppressions", arguments.report.suppressions,
                         "file of known leaks, as LeakSanitizer reads it (leak:PATTERN)");
@@ -122,7 +128,9 @@ int run_report(const Report& report, const Arguments& arguments) {
   std::vector<Trace> traces;
   for (const std::string& path : arguments.traces) traces.push_back(open_for_report(path));
   const ReportInput input{traces, arguments.report};
-  print(report.run(input), report.top, arguments);
+  Document document = report.run(input);
+  if (arguments.map) add_heap_map(input, document);
+  print(std::move(document), report.top, arguments);
   return 0;
 }
 

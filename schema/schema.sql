@@ -339,6 +339,19 @@ CREATE TABLE page_holder (
   free_bytes INTEGER NOT NULL                   -- its share of the free bytes on them
 );
 
+-- The heap as a picture: what each piece of memory was at moments of the run, the last row at its end. A cell is cell_bytes of addresses, a power of
+-- two and the same in all rows of a process; cell I begins at I * cell_bytes. `cells` are runs, lowest address first, of numbers in little-endian
+-- groups of seven bits, the eighth bit set in all groups but a number's last: cells skipped since the run before (they are nothing of the
+-- allocator's), cells of the run * 2 + (1 if each equals the same cell of the row before) and, unless they do, of each of them: bytes that are
+-- resident and live, resident and free, resident and the top; held and never resident; not resident any more, held or not.
+CREATE TABLE heap_map (
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  time_ns INTEGER NOT NULL,                     -- moment of the row
+  cell_bytes INTEGER NOT NULL,                  -- length of a cell
+  cells BLOB NOT NULL,                          -- see above
+  PRIMARY KEY (process, time_ns)
+) WITHOUT ROWID;
+
 -- Allocations by requested size, in powers of two. sum(blocks) over a process equals that of `site`.calls.
 CREATE TABLE size_class (
   process INTEGER NOT NULL REFERENCES process,  -- row of process

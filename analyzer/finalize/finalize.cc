@@ -15,6 +15,7 @@
 #include "analyzer/finalize/accounts.h"
 #include "analyzer/finalize/fault_cost.h"
 #include "analyzer/finalize/fidelity.h"
+#include "analyzer/finalize/heap_map_pass.h"
 #include "analyzer/finalize/ledger_pass.h"
 #include "analyzer/finalize/syscall_costs.h"
 #include "analyzer/finalize/touching_frames.h"
@@ -69,6 +70,7 @@ class ProcessPass {
         start_ns_(process.start_ns.value_or(0)),
         end_ns_(process.end_ns.value_or(info.end_ns)),
         accounts_(start_ns_, end_ns_, process.events),
+        map_(start_ns_, end_ns_, process.forked),
         ledger_(db, notes, process.id) {}
 
   void run() {
@@ -85,6 +87,7 @@ class ProcessPass {
     write_damage();
     if (accounts_.held_bytes_peak() == 0 && accounts_.calls() == 0) return;
     for (const auto& [name, image] : images_) write_image(name, image);
+    map_.write(db_, process_.id);
   }
 
   // Its tables can be written once the models are done.
@@ -103,9 +106,14 @@ class ProcessPass {
     options.on_snapshot = [this](const Replay& now, const SnapshotMoment& moment) {
       ledger_.on_snapshot(now, moment);
     };
+    options.moments = map_.moments();
+    options.on_moment = [this](const Replay& now, int64_t time_ns) {
+      map_.on_moment(now, time_ns, resident_known(now));
+    };
     Replay replay(db_, info_, process_.id, options);
     replay.run_to_end();
     accounts_.finish(replay);
+    map_.finish(replay, std::max(end_ns_, replay.now_ns()), resident_known(replay));
     ledger_.finish(replay);
     const int64_t at_ns = std::max(end_ns_, replay.now_ns());
     make_images_on_the_way(replay);
@@ -294,6 +302,7 @@ class ProcessPass {
   int64_t ns_per_fault_;
   int64_t start_ns_, end_ns_;
   Accounts accounts_;
+  HeapMapPass map_;
   LedgerPass ledger_;
   std::vector<std::pair<const char*, HeapImage>> images_;  // By name.
   uint64_t unmatched_ends_ = 0;
@@ -356,9 +365,10 @@ std::vector<const ProcessInfo*> recorded_by_start(const TraceInfo& info) {
 }
 
 constexpr const char* kOwnTables[] = {
-    "call_count",    "site",        "site_batch", "timeline", "fragmentation", "free_histogram",
-    "pinner",        "fault_site",  "fidelity",   "balance",  "ledger",        "ledger_region",
-    "ledger_moment", "page_holder", "size_class", "lifetime", "thread_use",    "syscall_cost"};
+    "call_count",     "site",          "site_batch",    "timeline",    "fragmentation",
+    "free_histogram", "pinner",        "fault_site",    "fidelity",    "balance",
+    "ledger",         "ledger_region", "ledger_moment", "page_holder", "size_class",
+    "lifetime",       "thread_use",    "syscall_cost",  "heap_map"};
 
 // While it lives, changed pages stay in memory until the commit, however many: another connection
 // of ours reads, and writing them earlier would wait for it.

@@ -198,6 +198,7 @@ void MemoryMap::forget(uint64_t start, uint64_t end) {
   held_resident_pages_ -= held_resident_in(start, end);
   resident_pages_ -= resident_.remove(start, end);
   ever_.remove(start, end);
+  ever_held_.remove(start, end);
   shared_.remove(start, end);
   unfaulted_.remove(start, end);
   touched_absent_.remove(start, end);
@@ -225,6 +226,7 @@ void MemoryMap::acquire_next() {
   held_.add(next.start, next.end, next.kind, next.stack);
   foreign_.remove(next.start, next.end);
   for (const uint64_t offset : next.moved_pages) add_resident(next.start + offset);
+  ever_held_.add_common(resident_, next.start, next.end);
   held_resident_pages_ += held_resident_in(next.start, next.end);
   if (!window_open_) return;
   window_.held.emplace_back(next.start, next.end);
@@ -250,7 +252,10 @@ Touch MemoryMap::fault(uint64_t address) {
   }
   if (resident_.add(address)) {
     ++resident_pages_;
-    if (held_.find(address) != nullptr) ++held_resident_pages_;
+    if (held_.find(address) != nullptr) {
+      ++held_resident_pages_;
+      ever_held_.add(address);
+    }
     if (touched_absent_.contains(address)) {
       touched_absent_.remove_page(address);
       return Touch::kZeroUpgrade;
@@ -279,7 +284,10 @@ Touch MemoryMap::foreign_touch(uint64_t address, bool resident) const {
 
 bool MemoryMap::seen_resident(uint64_t address) {
   if (!add_resident(address)) return false;
-  if (held_.find(address) != nullptr) ++held_resident_pages_;
+  if (held_.find(address) != nullptr) {
+    ++held_resident_pages_;
+    ever_held_.add(address);
+  }
   return true;
 }
 
@@ -338,6 +346,7 @@ void MemoryMap::correct(uint64_t start, uint64_t end, bool resident) {
     (resident ? unfaulted_ : touched_absent_).add(page);
     if (resident) {
       ++held_resident_pages_;
+      ever_held_.add(page);
     } else {
       --held_resident_pages_;
     }

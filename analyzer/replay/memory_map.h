@@ -102,6 +102,8 @@ class MemoryMap {
   // The call that released the page last; kNone where none did.
   Release last_release(uint64_t address) const;
   bool was_ever_resident(uint64_t address) const { return ever_.contains(address); }
+  // Pages that were resident while the allocator held them.
+  const PageSet& ever_held_resident() const { return ever_held_; }
   // A fork: from here on both sides share what is resident, until they write to it.
   void share_pages() { shared_ = resident_; }
 
@@ -150,6 +152,7 @@ class MemoryMap {
   RangeMap foreign_;  // What others mapped, where all their calls are known.
   PageSet resident_;
   PageSet ever_;
+  PageSet ever_held_;  // Invariant: all resident pages of held ranges are in it.
   PageSet shared_;
   std::vector<Acquisition> queue_;  // Latest first.
   uint64_t break_end_;

@@ -136,6 +136,7 @@ struct Replay::Streams {
                own ? options.attributions : nullptr, options.damage),
         forks(load_fork_times(info, process)),
         thread_ends(load_thread_ends(db, process)) {
+    if (own) moments = options.moments;
     if (options.faults) snapshots = load_snapshots(db, process);
     std::erase_if(snapshots,
                   [&](const SnapshotEntry& entry) { return entry.end_ns > time_max_ns; });
@@ -167,6 +168,7 @@ struct Replay::Streams {
     return in_snapshot ? snapshots[snapshot].end_ns : snapshots[snapshot].begin_ns;
   }
   int64_t fork_time() const { return fork < forks.size() ? forks[fork] : kNever; }
+  int64_t moment_time() const { return moment < moments.size() ? moments[moment] : kNever; }
   int64_t thread_end_time() const {
     return thread_end < thread_ends.size() ? thread_ends[thread_end].time_ns : kNever;
   }
@@ -185,6 +187,8 @@ struct Replay::Streams {
   size_t fork = 0;
   std::vector<ThreadEnd> thread_ends;
   size_t thread_end = 0;
+  std::vector<int64_t> moments;
+  size_t moment = 0;
 };
 
 Replay::Replay(schema::Database& db, const TraceInfo& info, int64_t process, ReplayOptions options)
@@ -238,8 +242,8 @@ void Replay::run(uint64_t step_max, int64_t time_max_ns) {
   while (step_ < step_max) {
     const int64_t acquisition = memory_.next_acquisition();
     const int64_t fault = in.faults.next_time();
-    const int64_t other = std::min(
-        {in.syscall_time, fault, in.snapshot_time(), in.fork_time(), in.thread_end_time()});
+    const int64_t other = std::min({in.syscall_time, fault, in.snapshot_time(), in.fork_time(),
+                                    in.thread_end_time(), in.moment_time()});
     const int64_t next = std::min({acquisition, in.call_time, other});
     if (next == kNever || next > time_max_ns) {
       if (next == kNever) give_up_waiting(0, kAddressMax);
@@ -273,6 +277,10 @@ void Replay::run(uint64_t step_max, int64_t time_max_ns) {
     } else if (in.fork_time() == next) {
       ++in.fork;
       change_memory([](MemoryMap& memory) { memory.share_pages(); });
+      continue;
+    } else if (in.moment_time() == next) {
+      ++in.moment;
+      options_.on_moment(*this, next);
       continue;
     } else {
       freed_.end_thread(in.thread_ends[in.thread_end++].thread);

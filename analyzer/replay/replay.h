@@ -85,6 +85,9 @@ struct ReplayOptions {
   FaultStream::Sink attributions;  // Of the process's own faults.
   // Each snapshot of the process itself, the map corrected by it; only with `faults`.
   std::function<void(const Replay&, const SnapshotMoment&)> on_snapshot;
+  // Called at these times of the process itself, in order.
+  std::vector<int64_t> moments;
+  std::function<void(const Replay&, int64_t time_ns)> on_moment;
   // A forked process: a replay of its parent that stands at the fork, to begin with a copy of its
   // memory. Without one the ancestors are played again. Read in the constructor only.
   const Replay* parent_at_fork = nullptr;

@@ -9,6 +9,7 @@
 #include <map>
 #include <random>
 
+#include "analyzer/replay/heap_map.h"
 #include "interposer/heap/allocator.h"
 #include "interposer/simulated/model_os.h"
 #include "schema/event.h"
@@ -206,6 +207,28 @@ void expect_page_holders(const BruteHeap& heap, const HeapImage& image) {
   EXPECT_EQ(free_bytes, total);
 }
 
+// The heap map page by page.
+void expect_map(const BruteHeap& heap, const Replay& replay, const HeapImage& image) {
+  HeapMap map;
+  map.add(replay, image.at_ns, true);
+  ASSERT_EQ(kPage, map.cell_bytes());
+  const std::vector<MapCell>& cells = map.moments().front().cells;
+  ASSERT_EQ(heap.touched.size(), cells.size());
+  const uint64_t top = heap.end_without({}) - kHeap;
+  for (size_t page = 0; page < heap.touched.size(); ++page) {
+    MapCell expected{(kHeap + page * kPage) / kPage};
+    for (uint64_t at = page * kPage; at < (page + 1) * kPage; at += 16) {
+      const size_t block = heap.cells[at / 16];
+      const bool live = block != 0 && heap.blocks[block - 1].live;
+      (!heap.touched[page] ? expected.untouched
+       : at >= top         ? expected.top
+       : live              ? expected.live
+                           : expected.free) += 16;
+    }
+    EXPECT_EQ(expected, cells[page]) << page;
+  }
+}
+
 class HeapImageTest : public AnalyzerTest {};
 
 // Goal: every figure is what it says. Method: 1,000 random heaps, as processes of one trace; each
@@ -233,6 +256,7 @@ TEST_F(HeapImageTest, FiguresEqualBruteForceOnRandomHeaps) {
     expect_figures(heap, image);
     expect_pinners(heap, image);
     expect_page_holders(heap, image);
+    expect_map(heap, replay, image);
   }
 }
 
