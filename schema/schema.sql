@@ -385,6 +385,28 @@ CREATE TABLE thread_use (
   freed_by_others INTEGER NOT NULL              -- its own blocks that other threads freed
 );
 
+-- Who allocates and who frees, arena by arena. Sums over a process are those of thread_use.
+CREATE TABLE arena_use (
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  arena INTEGER NOT NULL,                       -- 1: the main one; 2, 3, ...: as in `ledger`; 0: blocks with a mapping of their own
+  thread INTEGER NOT NULL REFERENCES thread,    -- row of thread
+  blocks INTEGER NOT NULL,                      -- allocated there by it
+  bytes INTEGER NOT NULL,                       -- requested by them
+  freed INTEGER NOT NULL,                       -- blocks of the arena it freed, whoever had allocated them
+  freed_bytes INTEGER NOT NULL,                 -- requested bytes of those
+  freed_foreign INTEGER NOT NULL                -- of `freed`: blocks of other threads
+);
+
+-- Blocks of arenas other than the main one that another thread than their own freed, by stack. The stacks with most; one row with stack NULL sums
+-- up the rest.
+CREATE TABLE foreign_free (
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  stack INTEGER,                                -- that allocated; NULL: all others
+  stacks INTEGER NOT NULL,                      -- how many the row is for
+  blocks INTEGER NOT NULL,                      -- freed by others
+  bytes INTEGER NOT NULL                        -- requested bytes of those
+);
+
 -- Page faults by the stack that allocated the block and the code that touched it.
 CREATE TABLE fault_site (
   process INTEGER NOT NULL REFERENCES process,  -- row of process

@@ -21,7 +21,8 @@ void FaultCounts::add(const FaultCounts& more) {
   for (size_t i = 0; i < after.size(); ++i) after[i] += more.after[i];
 }
 
-Accounts::Accounts(int64_t start_ns, int64_t end_ns, int64_t calls) : start_ns_(start_ns) {
+Accounts::Accounts(int64_t start_ns, int64_t end_ns, int64_t calls, std::vector<ArenaChange> arenas)
+    : start_ns_(start_ns), arena_use_(std::move(arenas)) {
   const int64_t span_ns = std::max<int64_t>(end_ns - start_ns, 1);
   bucket_ns_ = span_ns / static_cast<int64_t>(kTimelineParts) + 1;
   bucket_end_ns_ = start_ns + bucket_ns_;
@@ -59,6 +60,7 @@ void Accounts::on_begin(Replay& replay) {
   replay.keep(kHeldPeak);
   replay.keep(kFreePeak);
   live_ = &replay.live();
+  arena_use_.begin(replay.memory());
   live_->for_each([this](const Block& block) {
     SiteAccount& account = site(block.stack);
     account.live_bytes += block.size;
@@ -89,6 +91,7 @@ void Accounts::on_call(const CallRow& row) {
 
 void Accounts::on_alloc(const CallRow& row, const Block& block) {
   usage_.on_alloc(row, block);
+  arena_use_.on_alloc(row, block);
   SiteAccount& account = changing_site(block.stack);
   ++account.calls;
   account.bytes += block.size;
@@ -117,6 +120,7 @@ void Accounts::on_alloc(const CallRow& row, const Block& block) {
 
 void Accounts::on_end(const CallRow& row, const Block& block) {
   usage_.on_end(row, block);
+  arena_use_.on_end(row, block);
   SiteAccount& account = changing_site(block.stack);
   account.live_bytes -= block.size;
   --account.live_blocks;

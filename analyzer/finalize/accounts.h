@@ -13,6 +13,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "analyzer/finalize/arena_use.h"
 #include "analyzer/finalize/usage.h"
 #include "analyzer/replay/replay.h"
 
@@ -71,7 +72,7 @@ struct FaultCounts {
 class Accounts : public ReplayObserver {
  public:
   // `calls`: how many the process made.
-  Accounts(int64_t start_ns, int64_t end_ns, int64_t calls);
+  Accounts(int64_t start_ns, int64_t end_ns, int64_t calls, std::vector<ArenaChange> arenas);
 
   void on_begin(Replay& replay) override;
   void on_call(const schema::CallRow& row) override;
@@ -90,6 +91,7 @@ class Accounts : public ReplayObserver {
   const std::vector<SiteAccount>& sites() const { return sites_; }
   const std::vector<TimelineRow>& timeline() const { return timeline_; }
   const UsageCounts& usage() const { return usage_; }
+  const ArenaUse& arena_use() const { return arena_use_; }
   using FaultSites = std::unordered_map<FaultKey, FaultCounts, FaultKeyHash>;
   const FaultSites& fault_sites() const { return fault_sites_; }
   uint64_t calls() const { return calls_; }
@@ -161,6 +163,7 @@ class Accounts : public ReplayObserver {
   uint64_t in_flight_ = 0;     // Threads that got memory for a call that has not returned.
   int64_t in_flight_ns_ = 0;   // When the last of them did.
   UsageCounts usage_;
+  ArenaUse arena_use_;
   const LiveSet* live_ = nullptr;
 };
 

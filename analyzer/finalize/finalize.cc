@@ -69,7 +69,7 @@ class ProcessPass {
         ns_per_fault_(ns_per_fault),
         start_ns_(process.start_ns.value_or(0)),
         end_ns_(process.end_ns.value_or(info.end_ns)),
-        accounts_(start_ns_, end_ns_, process.events),
+        accounts_(start_ns_, end_ns_, process.events, notes.arena_history(process.id)),
         map_(start_ns_, end_ns_, process.forked),
         ledger_(db, notes, process.id) {}
 
@@ -82,6 +82,7 @@ class ProcessPass {
     write_sites();
     write_timeline();
     write_usage();
+    write_arena_use();
     write_fault_sites();
     write_syscall_costs(db_, process_.id);
     write_damage();
@@ -206,6 +207,32 @@ class ProcessPass {
       thread_row.run_with(process_.id, i, use.blocks, use.bytes, use.freed, use.freed_bytes,
                           use.freed_foreign, use.freed_by_others);
     }
+  }
+
+  void write_arena_use() {
+    schema::Statement insert = db_.prepare("INSERT INTO arena_use VALUES (?, ?, ?, ?, ?, ?, ?, ?)");
+    const auto& arenas = accounts_.arena_use().arenas();
+    for (size_t arena = 0; arena < arenas.size(); ++arena) {
+      for (size_t thread = 0; thread < arenas[arena].size(); ++thread) {
+        const ArenaThreadUse& use = arenas[arena][thread];
+        if (use.is_empty()) continue;
+        insert.run_with(process_.id, arena, thread, use.blocks, use.bytes, use.freed,
+                        use.freed_bytes, use.freed_foreign);
+      }
+    }
+    constexpr size_t kStacksMax = 50;
+    schema::Statement foreign = db_.prepare("INSERT INTO foreign_free VALUES (?, ?, ?, ?, ?)");
+    const std::vector<ForeignFrees> frees = accounts_.arena_use().foreign_frees();
+    ForeignFrees rest;
+    for (size_t i = 0; i < frees.size(); ++i) {
+      if (i < kStacksMax) {
+        foreign.run_with(process_.id, frees[i].stack, 1, frees[i].blocks, frees[i].bytes);
+      }
+      rest.blocks += i < kStacksMax ? 0 : frees[i].blocks;
+      rest.bytes += i < kStacksMax ? 0 : frees[i].bytes;
+    }
+    if (frees.size() <= kStacksMax) return;
+    foreign.run_with(process_.id, nullptr, frees.size() - kStacksMax, rest.blocks, rest.bytes);
   }
 
   void write_fault_sites() {
@@ -365,10 +392,10 @@ std::vector<const ProcessInfo*> recorded_by_start(const TraceInfo& info) {
 }
 
 constexpr const char* kOwnTables[] = {
-    "call_count",     "site",          "site_batch",    "timeline",    "fragmentation",
-    "free_histogram", "pinner",        "fault_site",    "fidelity",    "balance",
-    "ledger",         "ledger_region", "ledger_moment", "page_holder", "size_class",
-    "lifetime",       "thread_use",    "syscall_cost",  "heap_map"};
+    "call_count",    "site",        "site_batch",  "timeline", "fragmentation", "free_histogram",
+    "pinner",        "fault_site",  "fidelity",    "balance",  "ledger",        "ledger_region",
+    "ledger_moment", "page_holder", "size_class",  "lifetime", "thread_use",    "syscall_cost",
+    "heap_map",      "arena_use",   "foreign_free"};
 
 // While it lives, changed pages stay in memory until the commit, however many: another connection
 // of ours reads, and writing them earlier would wait for it.

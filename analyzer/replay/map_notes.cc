@@ -2,6 +2,7 @@
 #include "analyzer/replay/map_notes.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "analyzer/replay/page_set.h"
 #include "analyzer/replay/range_map.h"
@@ -43,6 +44,12 @@ void MapNotes::load_heaps(schema::Database& db) {
   while (select.step()) {
     heaps_[select.column_int(0)].push_back(
         {select.column_int(1), select.column_uint(2), select.column_uint(3)});
+  }
+  schema::Statement gone = db.prepare(
+      "SELECT process, time_ns, old_value FROM policy_event WHERE kind = 'heap destroyed'"
+      " ORDER BY process, time_ns, rowid");
+  while (gone.step()) {
+    gone_[gone.column_int(0)].push_back({gone.column_int(1), gone.column_uint(2), 0});
   }
 }
 
@@ -116,6 +123,45 @@ ArenaHeaps MapNotes::arenas_at(int64_t process, int64_t time_ns) {
     }
   }
   return arenas;
+}
+
+std::vector<ArenaChange> MapNotes::arena_history(int64_t process) {
+  std::vector<ArenaChange> history;
+  std::map<uint64_t, size_t> at;  // Heap -> its last change.
+  int last = 1;
+  if (const ProcessInfo& child = info_.process(process); is_forked(child)) {
+    for (const auto& [heap, arena] : arenas_at(*child.parent, *child.start_ns)) {
+      at[heap] = history.size();
+      history.push_back({std::numeric_limits<int64_t>::min(), heap, arena});
+      last = std::max(last, arena);
+    }
+  }
+  // A heap that follows another is first taken for a new arena's, until it is said which it
+  // follows.
+  std::vector<size_t> follows;  // By change: the change that made the heap before it, or itself.
+  for (size_t i = 0; i < history.size(); ++i) follows.push_back(i);
+  for (const NewHeap& made : heaps_[process]) {
+    if (made.previous == 0 || !at.contains(made.heap)) {
+      at[made.heap] = history.size();
+      follows.push_back(history.size());
+      history.push_back({made.time_ns, made.heap, 0});
+    }
+    const auto previous = at.find(made.previous);
+    if (previous != at.end() && previous->second < at[made.heap]) {
+      follows[at[made.heap]] = previous->second;
+    }
+  }
+  for (size_t i = 0; i < history.size(); ++i) {
+    if (history[i].arena == 0) {
+      history[i].arena = follows[i] == i ? ++last : history[follows[i]].arena;
+    }
+  }
+  const std::vector<ArenaChange>& gone = gone_[process];
+  history.insert(history.end(), gone.begin(), gone.end());
+  std::stable_sort(history.begin(), history.end(), [](const ArenaChange& a, const ArenaChange& b) {
+    return a.time_ns < b.time_ns;
+  });
+  return history;
 }
 
 }  // namespace heapledger::analyzer

@@ -18,6 +18,13 @@ using AddressRanges = std::vector<std::pair<uint64_t, uint64_t>>;  // Sorted, wi
 // Address of an arena's heap -> number of the arena; the main arena is 1 and has none.
 using ArenaHeaps = std::map<uint64_t, int>;
 
+// From then on the heap at this address is the arena's; 0: it is nobody's.
+struct ArenaChange {
+  int64_t time_ns = 0;
+  uint64_t heap = 0;
+  int arena = 0;
+};
+
 class MapNotes {
  public:
   MapNotes(schema::Database& db, const TraceInfo& info);
@@ -27,6 +34,8 @@ class MapNotes {
   // Heaps made until then, in order; those that are gone are among them.
   std::vector<uint64_t> heaps_at(int64_t process, int64_t time_ns);
   ArenaHeaps arenas_at(int64_t process, int64_t time_ns);
+  // Whose each heap was, by time; what a fork child inherits comes first.
+  std::vector<ArenaChange> arena_history(int64_t process);
 
  private:
   struct Mapping {
@@ -56,6 +65,7 @@ class MapNotes {
   const TraceInfo& info_;
   std::map<int64_t, std::vector<Mapping>> mappings_;  // By process, in order of time.
   std::map<int64_t, std::vector<NewHeap>> heaps_;
+  std::map<int64_t, std::vector<ArenaChange>> gone_;  // Heaps that were given back.
   std::map<int64_t, State> at_fork_;
 };
 

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "analyzer/finalize/arena_use.h"
+
+#include <algorithm>
+
+namespace heapledger::analyzer {
+
+namespace {
+
+constexpr int kWindowBits = 26;
+
+}  // namespace
+
+uint32_t ArenaUse::arena_of(uint64_t address, int64_t now_ns) {
+  for (; next_ < history_.size() && history_[next_].time_ns <= now_ns; ++next_) {
+    const ArenaChange& change = history_[next_];
+    const uint64_t window = change.heap >> kWindowBits;
+    if (change.arena != 0) {
+      heaps_.put(window + 1, static_cast<uint32_t>(change.arena));
+    } else {
+      heaps_.take(window + 1);
+    }
+    window_ = UINT64_MAX;
+  }
+  return address >> kWindowBits == window_ ? arena_ : find_arena(address);
+}
+
+uint32_t ArenaUse::find_arena(uint64_t address) {
+  const uint64_t window = address >> kWindowBits;
+  if (const uint32_t arena = heaps_.find(window + 1); arena != FlatMap::kNone) {
+    window_ = window;
+    arena_ = arena;
+    return arena;
+  }
+  const HeldRange* range = memory_->held().find(address);
+  if (range == nullptr) return kNoArena;
+  if (range->kind == RangeKind::kMapped) return kNoArena;
+  if (range->kind == RangeKind::kBreak) {
+    window_ = window;
+    arena_ = kMainArena;
+  }
+  return kMainArena;
+}
+
+ArenaThreadUse& ArenaUse::use(uint32_t arena, uint32_t thread) {
+  if (arena >= arenas_.size()) arenas_.resize(arena + 1);
+  std::vector<ArenaThreadUse>& threads = arenas_[arena];
+  if (thread >= threads.size()) threads.resize(thread + 1);
+  return threads[thread];
+}
+
+void ArenaUse::on_alloc(const schema::CallRow& row, const Block& block) {
+  ArenaThreadUse& by = use(arena_of(block.address, row.time_ns), row.thread);
+  ++by.blocks;
+  by.bytes += block.size;
+}
+
+void ArenaUse::on_end(const schema::CallRow& row, const Block& block) {
+  const uint32_t arena = arena_of(block.address, row.time_ns);
+  ArenaThreadUse& by = use(arena, row.thread);
+  ++by.freed;
+  by.freed_bytes += block.size;
+  if (block.inherited || block.thread == row.thread) return;
+  ++by.freed_foreign;
+  if (arena <= kMainArena) return;
+  uint32_t place = foreign_places_.find(block.stack + uint64_t{1});
+  if (place == FlatMap::kNone) {
+    place = static_cast<uint32_t>(foreign_.size());
+    foreign_places_.put(block.stack + uint64_t{1}, place);
+    foreign_.push_back({block.stack, 0, 0});
+  }
+  ++foreign_[place].blocks;
+  foreign_[place].bytes += block.size;
+}
+
+std::vector<ForeignFrees> ArenaUse::foreign_frees() const {
+  std::vector<ForeignFrees> sorted = foreign_;
+  std::sort(sorted.begin(), sorted.end(), [](const ForeignFrees& a, const ForeignFrees& b) {
+    return a.blocks != b.blocks ? a.blocks > b.blocks : a.stack < b.stack;
+  });
+  return sorted;
+}
+
+}  // namespace heapledger::analyzer
