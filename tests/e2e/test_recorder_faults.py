@@ -240,8 +240,8 @@ class RecorderFaults(recording.RecordingTest):
 
     def test_size_limit(self):
         # Goal: recording ends a little below --max-size, all that was packed is there, the rest is counted.
-        limit = 2 << 20
-        trace = self.record([recording.victim("flood"), str(PAIRS)], ["--quiet", "--max-size", "2M"])
+        limit = 1 << 20
+        trace = self.record([recording.victim("flood"), str(PAIRS)], ["--quiet", "--max-size", "1M"])
         self.check_stopped(trace.run, f"the trace has reached --max-size {limit}")
         self.assertLess(os.path.getsize(trace.path), limit + (1 << 20))  # With the reports' tables.
         row = trace.sql("SELECT events, events_lost, exit_status FROM process WHERE id = 1")[0]
@@ -258,7 +258,7 @@ class RecorderFaults(recording.RecordingTest):
 
     def test_size_limit_without_record(self):
         environment = dict(os.environ, LD_PRELOAD=os.path.join(recording.BIN, "libheapledger.so"),
-                           HEAPLEDGER_OUTPUT=self.path("trace.db"), HEAPLEDGER_MAX_SIZE="2m")
+                           HEAPLEDGER_OUTPUT=self.path("trace.db"), HEAPLEDGER_MAX_SIZE="1m")
         run = self.native([recording.victim("flood"), str(PAIRS)], env=environment)
         self.assertEqual((run.returncode, run.stdout), (0, b"%d\n" % PAIRS), run.stderr)
         self.await_value("SELECT value FROM meta WHERE key = 'state'", lambda state: state == "stopped")
