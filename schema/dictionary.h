@@ -4,7 +4,7 @@
 // All keep their memory, since an encoder lives for many batches, and are emptied in no more time
 // than filling them took.
 // Thread safety: none. Cost: a multiplication and mostly one cache line a look-up; an index into an
-// array for what is numbered densely (IdRows, StackNumbers).
+// array for what is numbered densely (IdRows).
 #pragma once
 
 #include <algorithm>
@@ -89,18 +89,66 @@ struct Dictionary {
 // array from its first sequence of the batch on; what does not fit there is in a map.
 class IdRows {
  public:
+  static constexpr uint32_t kNone = UINT32_MAX;
+
   void start(size_t rows) {
     places_.start(kSlotsMax);
     for (size_t i = 0; i < used_; ++i) slots_[i].rows.clear();
     used_ = 0;
-    last_slot_ = UINT64_MAX;
+    last_ = {};
     span_max_ = 2 * rows + 64;
     others_.start(rows);
     has_others_ = false;
   }
   void put(uint64_t id, uint32_t row) {
+    const uint64_t place = id - last_.first;
+    if (place < last_.count) {
+      last_.rows[place] = row + 1;
+    } else {
+      put_elsewhere(id, row);
+    }
+  }
+  // kNone: in none.
+  uint32_t find(uint64_t id) {
+    const uint64_t place = id - last_.first;
+    if (place < last_.count && last_.rows[place] != 0) return last_.rows[place] - 1;
+    if (id >> kIdSequenceBits == last_.first >> kIdSequenceBits && !has_others_) return kNone;
+    return find_elsewhere(id);
+  }
+
+ private:
+  static constexpr size_t kSlotsMax = 4096;
+  struct Slot {
+    uint64_t first = 0;          // Id.
+    std::vector<uint32_t> rows;  // By id - first; row + 1, 0: none.
+  };
+  // The slot that was last looked into: ids are mostly of one for long.
+  struct View {
+    uint64_t first = UINT64_MAX;
+    uint64_t count = 0;
+    uint32_t* rows = nullptr;
+  };
+
+  void look_at(Slot& slot) {
+    const uint64_t until_next = (uint64_t{1} << kIdSequenceBits) - id_sequence(slot.first);
+    last_ = {slot.first, std::min<uint64_t>(slot.rows.size(), until_next), slot.rows.data()};
+  }
+  // Null: unknown, or there are too many.
+  Slot* slot_of(uint64_t id, bool make) {
+    const uint64_t number = id >> kIdSequenceBits;
+    const uint32_t* place = places_.find(number);
+    if (place == nullptr) {
+      if (!make || used_ == kSlotsMax) return nullptr;
+      bool inserted;
+      place = &places_.at(number, static_cast<uint32_t>(used_++), inserted);
+      if (used_ > slots_.size()) slots_.emplace_back();
+      slots_[*place].first = id;
+    }
+    return &slots_[*place];
+  }
+  void put_elsewhere(uint64_t id, uint32_t row) {
     Slot* slot = slot_of(id, true);
-    const uint64_t place = slot == nullptr ? UINT64_MAX : id_sequence(id) - slot->first;
+    const uint64_t place = slot == nullptr ? UINT64_MAX : id - slot->first;
     if (place >= span_max_) {
       bool inserted;
       others_.at(id, 0, inserted) = row;
@@ -108,107 +156,29 @@ class IdRows {
       return;
     }
     if (place >= slot->rows.size()) {
-      slot->rows.resize(std::max<size_t>(place + 1, 2 * slot->rows.size()));
+      slot->rows.resize(std::max<size_t>(place + kRoom, 2 * slot->rows.size()));
     }
     slot->rows[place] = row + 1;
+    look_at(*slot);
   }
-  // Asks for what find() will look at from memory.
-  void prefetch(uint64_t id) const {
-    if (id >> kIdSequenceBits != last_slot_) return;
-    const Slot& slot = slots_[last_place_];
-    const uint64_t place = id_sequence(id) - slot.first;
-    if (place < slot.rows.size()) __builtin_prefetch(&slot.rows[place]);
-  }
-  // kNone: in none.
-  uint32_t find(uint64_t id) {
-    if (const Slot* slot = slot_of(id, false)) {
-      const uint64_t place = id_sequence(id) - slot->first;
+  uint32_t find_elsewhere(uint64_t id) {
+    if (Slot* slot = slot_of(id, false)) {
+      look_at(*slot);
+      const uint64_t place = id - slot->first;
       if (place < slot->rows.size() && slot->rows[place] != 0) return slot->rows[place] - 1;
     }
     if (!has_others_) return kNone;
     const uint32_t* row = others_.find(id);
     return row == nullptr ? kNone : *row;
   }
-  static constexpr uint32_t kNone = UINT32_MAX;
-
- private:
-  static constexpr size_t kSlotsMax = 4096;
-  struct Slot {
-    uint64_t first = 0;
-    std::vector<uint32_t> rows;  // By sequence - first; row + 1, 0: none.
-  };
-  // Null: unknown, or there are too many.
-  Slot* slot_of(uint64_t id, bool make) {
-    const uint64_t number = id >> kIdSequenceBits;
-    if (number == last_slot_) return &slots_[last_place_];
-    bool inserted = false;
-    const uint32_t* place = places_.find(number);
-    if (place == nullptr) {
-      if (!make || used_ == kSlotsMax) return nullptr;
-      place = &places_.at(number, static_cast<uint32_t>(used_++), inserted);
-      if (used_ > slots_.size()) slots_.emplace_back();
-      slots_[*place].first = id_sequence(id);
-    }
-    last_slot_ = number;
-    last_place_ = *place;
-    return &slots_[last_place_];
-  }
+  static constexpr size_t kRoom = 64;
 
   NumberMap places_;  // Of slots.
   std::vector<Slot> slots_;
   size_t used_ = 0;
-  uint64_t last_slot_ = UINT64_MAX;
-  size_t last_place_ = 0;
+  View last_;
   size_t span_max_ = 0;
   NumberMap others_;
-  bool has_others_ = false;
-};
-
-// The distinct stacks of a batch, numbered in order of appearance. Stack ids are dense over the
-// whole trace, and those that are used near each other in time are near each other, so an array
-// over all of them is mostly in the cache where a hash table would not be.
-class StackNumbers {
- public:
-  void start() {
-    for (const uint32_t value : values_) {
-      if (value < kDirectMax) direct_[value] = 0;
-    }
-    values_.clear();
-    has_others_ = false;
-  }
-  void prefetch(uint32_t value) const {
-    if (value < direct_.size()) __builtin_prefetch(&direct_[value]);
-  }
-  uint32_t number(uint32_t value) {
-    if (value >= kDirectMax) return number_of_other(value);
-    if (value >= direct_.size()) {
-      direct_.resize(std::max<size_t>(value + size_t{1}, 2 * direct_.size()));
-    }
-    uint32_t& place = direct_[value];
-    if (place == 0) {
-      values_.push_back(value);
-      place = static_cast<uint32_t>(values_.size());
-    }
-    return place - 1;
-  }
-  const std::vector<uint32_t>& values() const { return values_; }
-
- private:
-  static constexpr uint32_t kDirectMax = 1U << 24;
-
-  uint32_t number_of_other(uint32_t value) {
-    if (!has_others_) others_.start(kBatchRowsMax);
-    has_others_ = true;
-    bool inserted;
-    const uint32_t number = others_.at(value, static_cast<uint32_t>(values_.size()), inserted);
-    if (inserted) values_.push_back(value);
-    return number;
-  }
-  static constexpr size_t kBatchRowsMax = 1U << 20;
-
-  std::vector<uint32_t> values_;
-  std::vector<uint32_t> direct_;  // By stack: its number + 1, 0: none.
-  NumberMap others_;              // For traces with more stacks than that.
   bool has_others_ = false;
 };
 

@@ -95,6 +95,8 @@ struct CallBatch {
   CallRow row(size_t index) const;
 };
 
+struct CallChunk;  // schema/call_chunk.h
+
 // Packs rows. Keep one for many batches: it reuses its memory. Throws Error for rows out of order
 // in time and for kinds that are no calls. Some 20 million rows a second.
 class CallEncoder {
@@ -111,6 +113,7 @@ class CallEncoder {
   // begin() may follow.
   void begin(size_t rows_max);
   void add(std::span<const CallRow> rows);
+  void add(const CallChunk& calls);
   size_t rows() const;  // Added since begin().
   std::span<const uint8_t> finish();
 

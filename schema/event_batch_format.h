@@ -84,6 +84,8 @@ enum CallSource : uint32_t {
 constexpr uint32_t make_shape(EventKind kind, uint8_t flags, uint32_t sources) {
   return static_cast<uint32_t>(kind) | uint32_t{flags} << 5 | sources << 13;
 }
+// What a further source adds to it.
+constexpr uint32_t shape_bits(uint32_t sources) { return sources << 13; }
 constexpr EventKind shape_kind(uint32_t shape) { return static_cast<EventKind>(shape & 31); }
 constexpr uint8_t shape_flags(uint32_t shape) { return static_cast<uint8_t>(shape >> 5); }
 constexpr uint32_t shape_sources(uint32_t shape) { return shape >> 13; }

@@ -1,71 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 // The writing half of schema/event_batch.h.
 //
-// Rows go through in chunks that stay in the processor's nearest cache, and through a chunk column
-// by column: which rows begin a block, end one, have a stack is written down once, so that what
-// follows are short loops over exactly those, with the ends of the sections in registers and
-// nothing for a branch predictor to guess: allocations and frees alternate at random.
+// Calls go through in chunks that stay in the processor's nearest cache, and through a chunk column
+// by column: lists say which rows begin a block, end one, have a stack (schema/call_chunk.h), so
+// that what follows are short loops over exactly those, with the ends of the sections in registers
+// and nothing for a branch predictor to guess: allocations and frees alternate at random.
 #include <algorithm>
 #include <array>
 #include <string>
 
+#include "schema/call_chunk.h"
 #include "schema/dictionary.h"
 #include "schema/error.h"
 #include "schema/event_batch.h"
 #include "schema/event_batch_format.h"
 #include "schema/packed_columns.h"
+#include "schema/stack_uses.h"
 #include "schema/time_column.h"
 
 namespace heapledger::schema {
 namespace {
 
-constexpr size_t kChunkRows = 256;
+constexpr size_t kChunkRows = CallChunk::kRows;
 
 // What predicts a thread's next row.
 struct ThreadState {
   uint64_t id = 0;
   uint64_t address = 0;
-};
-
-// Some rows of a chunk, by index, in order.
-struct RowList {
-  std::array<uint16_t, kChunkRows> index;
-  size_t count = 0;
-
-  // Adds to it, with the count in a register.
-  class Filler {
-   public:
-    explicit Filler(RowList& list) : list_(list) {}
-    ~Filler() { list_.count = count_; }
-    Filler(const Filler&) = delete;
-    Filler& operator=(const Filler&) = delete;
-    void add_if(size_t row, bool wanted) {
-      list_.index[count_] = static_cast<uint16_t>(row);
-      count_ += wanted ? 1 : 0;
-    }
-
-   private:
-    RowList& list_;
-    size_t count_ = 0;
-  };
-  const uint16_t* begin() const { return index.data(); }
-  const uint16_t* end() const { return index.data() + count; }
-};
-
-// Rows that follow each other in a batch, while they are encoded.
-struct Chunk {
-  std::span<const CallRow> rows;
-  size_t first = 0;  // Of the batch's rows.
-  std::array<uint32_t, kChunkRows> thread;
-  std::array<uint32_t, kChunkRows> sources;    // Collected column by column.
-  std::array<uint64_t, kChunkRows> reference;  // Address of the block that is ended, where it
-                                               // began in this batch; else 0.
-  RowList begins, ends, sized, stacked, rare;
-
-  void start(std::span<const CallRow> content, size_t at) {
-    rows = content;
-    first = at;
-  }
 };
 
 // The numbers of shapes, of which few are in use.
@@ -94,39 +55,49 @@ class ShapeNumbers {
 }  // namespace
 
 struct CallEncoder::State {
+  template <typename T>
+  using Column = CallChunk::Column<T>;
+
   PackedWriter packed;
   VarintWriter out[kCallSections];
   TimeColumnWriter times;
   ShapeNumbers shapes;
   Dictionary threads;
-  StackNumbers stacks;
+  StackUses stacks;
   IdRows row_of_id;
-  std::vector<uint64_t> addresses;  // By row, of those that began a block.
+  std::vector<uint64_t> addresses;  // By row.
   std::vector<ThreadState> thread_states;
   std::vector<uint32_t> thread_of_row;
-  std::vector<uint32_t> stack_of_row;  // Of the rows that have one: the first `stacked_rows`.
-  std::vector<uint32_t> stack_counts;
-  std::vector<uint64_t> stack_order;
   std::vector<uint64_t> rests;
-  Chunk chunk;
   size_t rows_max = 0;
   size_t rows = 0;
-  size_t stacked_rows = 0;
   int64_t last_time = 0;
   uint64_t last_ended_id = 0;
 
+  // Of the chunk that is being added.
+  CallChunk from_rows;
+  Column<uint32_t> shape;      // Collected column by column.
+  Column<uint64_t> reference;  // Address of the block that is ended, where it began in this batch;
+                               // else 0.
+  Column<uint64_t> numbers;    // On their way into a section.
+
   SplitWriter split(CallSection first, CallSection rest) { return {out[first], out[rest]}; }
   void start(size_t rows);
-  void add_chunk(std::span<const CallRow> content);
   uint32_t number_thread(uint32_t thread);
-  void sort_out();
-  void put_begins();
-  void put_ends();
-  void put_addresses();
-  void put_sizes();
-  void put_stacks();
-  void put_rare();
-  void put_shapes();
+  void check(const CallChunk& calls);
+  void add_rows(std::span<const CallRow> content);
+  void add_calls(const CallChunk& calls);
+  void put_common(const CallChunk& calls);
+  void put_begins(const CallChunk& calls, ThreadState& thread);
+  void put_begin(const CallChunk& calls, size_t row, ThreadState& thread);
+  void put_ends(const CallChunk& calls);
+  void put_addresses(const CallChunk& calls, ThreadState& thread);
+  void put_plain_addresses(const CallChunk& calls, size_t from, size_t to, ThreadState& thread);
+  void put_address(const CallChunk& calls, size_t row, uint64_t old_address, ThreadState& thread);
+  void put_sizes(const CallChunk& calls);
+  void put_stacks(const CallChunk& calls);
+  void put_rare(const CallChunk& calls);
+  void put_shapes(size_t count);
   void write_stacks();
   void write_threads();
 };
@@ -138,16 +109,13 @@ void CallEncoder::State::start(size_t rows_expected) {
   times.start(rows_expected);
   shapes.start(rows_expected);
   threads.start(rows_expected);
-  stacks.start();
+  stacks.start(rows_expected);
   row_of_id.start(rows_expected);
   addresses.resize(rows_expected);
   thread_states.clear();
   thread_of_row.resize(rows_expected);
-  stack_of_row.resize(rows_expected);
-  stack_counts.clear();
   rows_max = rows_expected;
   rows = 0;
-  stacked_rows = 0;
   last_ended_id = 0;
 }
 
@@ -157,161 +125,236 @@ uint32_t CallEncoder::State::number_thread(uint32_t thread) {
   return number;
 }
 
-// Checks the rows and finds which of them have what.
-void CallEncoder::State::sort_out() {
-  Chunk& c = chunk;
-  const size_t count = c.rows.size();
-  int64_t last = rows == 0 ? c.rows.front().time_ns : last_time;
+void CallEncoder::State::check(const CallChunk& calls) {
+  if (calls.count > rows_max - rows) {
+    throw Error("cannot encode a batch", "it has no room for more events");
+  }
+  int64_t last = rows == 0 ? calls.time_ns[0] : last_time;
   bool rises = true;
   bool are_calls = true;
-  uint32_t thread = c.rows.front().thread;
-  uint32_t number = number_thread(thread);
-  RowList::Filler begins(c.begins), ends(c.ends), sized(c.sized), stacked(c.stacked), rare(c.rare);
-  for (size_t i = 0; i < count; ++i) {
-    const CallRow& row = c.rows[i];
-    row_of_id.prefetch(row.ended_id);
-    stacks.prefetch(row.stack);
-    rises &= row.time_ns >= last;
-    last = row.time_ns;
-    are_calls &= is_call(row.kind);
-    if (row.thread != thread) {
-      thread = row.thread;
-      number = number_thread(thread);
-    }
-    c.thread[i] = number;
-    c.reference[i] = 0;
-    begins.add_if(i, row.id != 0);
-    ends.add_if(i, row.ended_id != 0);
-    sized.add_if(i, row.size != 0);
-    stacked.add_if(i, row.stack != 0);
-    const bool has_usable = row.usable != 0;
-    const bool by_rule = row.usable == usable_by_rule(row.size);
-    const bool earlier = row.ended_ns != row.time_ns;
-    rare.add_if(i, (has_usable && !by_rule) | (row.alignment != 0) | earlier);
-    c.sources[i] = kUsableByRule * uint32_t{by_rule} |
-                   kUsableStored * uint32_t{has_usable && !by_rule} |
-                   kHasSize * uint32_t{row.size != 0} | kHasStackValue * uint32_t{row.stack != 0};
+  for (size_t i = 0; i < calls.count; ++i) {
+    rises &= calls.time_ns[i] >= last;
+    last = calls.time_ns[i];
+    are_calls &= is_call(calls.kind_at(i));
   }
   if (!rises) throw Error("cannot encode a batch", "events are out of order");
   if (!are_calls) throw Error("cannot encode a batch", "an event is no call");
-  std::copy_n(c.thread.begin(), count, thread_of_row.begin() + static_cast<ptrdiff_t>(c.first));
   last_time = last;
 }
 
-void CallEncoder::State::put_begins() {
-  Chunk& c = chunk;
-  VarintCursor ids = out[kSectionId].cursor();
-  for (const size_t i : c.begins) {
-    const CallRow& row = c.rows[i];
-    ThreadState& thread = thread_states[c.thread[i]];
-    const bool next = row.id == thread.id + 1;
-    if (!next) ids.put(zigzag(row.id - thread.id));
-    c.sources[i] |= next ? kIdNext : kIdStored;
-    thread.id = row.id;
-    row_of_id.put(row.id, static_cast<uint32_t>(c.first + i));
-    addresses[c.first + i] = row.address;
+// Rows of any threads.
+void CallEncoder::State::add_rows(std::span<const CallRow> content) {
+  CallChunk& calls = from_rows;
+  calls.assign(content);
+  const auto is_of_first = [&](const CallRow& row) { return row.thread == content[0].thread; };
+  if (std::all_of(content.begin(), content.end(), is_of_first)) return add_calls(calls);
+  check(calls);
+  std::array<uint32_t, kChunkRows> number;
+  for (size_t i = 0; i < content.size(); ++i) number[i] = number_thread(content[i].thread);
+  std::copy_n(number.begin(), content.size(), &thread_of_row[rows]);
+  put_common(calls);
+  for (const size_t i : calls.begins) put_begin(calls, i, thread_states[number[i]]);
+  put_ends(calls);
+  const uint16_t* rare = calls.rare.begin();
+  for (size_t i = 0; i < content.size(); ++i) {
+    const bool is_rare = rare != calls.rare.end() && *rare == i;
+    if (is_rare) ++rare;
+    put_address(calls, i, is_rare ? calls.old_address[i] : 0, thread_states[number[i]]);
   }
-  out[kSectionId].advance_to(ids);
+  put_rare(calls);
+  put_shapes(calls.count);
+  rows += calls.count;
 }
 
-void CallEncoder::State::put_ends() {
-  Chunk& c = chunk;
-  SplitCursor references = split(kSectionReference, kSectionReferenceRest).cursor();
-  VarintCursor ids = out[kSectionEndedId].cursor();
-  for (const size_t i : c.ends) {
-    const uint64_t id = c.rows[i].ended_id;
-    const size_t index = c.first + i;
+// Calls of one thread.
+void CallEncoder::State::add_calls(const CallChunk& calls) {
+  if (calls.count == 0) return;
+  check(calls);
+  const uint32_t number = number_thread(calls.thread);
+  std::fill_n(&thread_of_row[rows], calls.count, number);
+  put_common(calls);
+  put_begins(calls, thread_states[number]);
+  put_ends(calls);
+  put_addresses(calls, thread_states[number]);
+  put_rare(calls);
+  put_shapes(calls.count);
+  rows += calls.count;
+}
+
+// What does not depend on the thread.
+void CallEncoder::State::put_common(const CallChunk& calls) {
+  for (size_t i = 0; i < calls.count; ++i) {
+    shape[i] = make_shape(calls.kind_at(i), calls.flags_at(i), 0);
+  }
+  std::fill_n(reference.begin(), calls.count, uint64_t{0});
+  std::copy_n(calls.address.begin(), calls.count, &addresses[rows]);
+  times.put_all({calls.time_ns.data(), calls.count});
+  put_sizes(calls);
+  put_stacks(calls);
+}
+
+void CallEncoder::State::put_begins(const CallChunk& calls, ThreadState& thread) {
+  const auto first = static_cast<uint32_t>(rows);
+  uint64_t last = thread.id;
+  for (const size_t i : calls.begins) {
+    const uint64_t id = calls.id[i];
+    if (id != last + 1) {
+      thread.id = last;
+      put_begin(calls, i, thread);
+    } else {
+      const uint32_t sized = kHasSize * uint32_t{calls.size[i] != 0};
+      shape[i] |= shape_bits(kUsableByRule | kIdNext | sized);
+      row_of_id.put(id, first + static_cast<uint32_t>(i));
+    }
+    last = id;
+  }
+  thread.id = last;
+}
+
+void CallEncoder::State::put_begin(const CallChunk& calls, size_t row, ThreadState& thread) {
+  const uint64_t id = calls.id[row];
+  const bool next = id == thread.id + 1;
+  if (!next) out[kSectionId].put(zigzag(id - thread.id));
+  const uint32_t sized = kHasSize * uint32_t{calls.size[row] != 0};
+  shape[row] |= shape_bits(kUsableByRule | (next ? kIdNext : kIdStored) | sized);
+  row_of_id.put(id, static_cast<uint32_t>(rows + row));
+  thread.id = id;
+}
+
+void CallEncoder::State::put_ends(const CallChunk& calls) {
+  size_t referring = 0;
+  for (const size_t i : calls.ends) {
+    const uint64_t id = calls.ended_id[i];
+    const size_t index = rows + i;
     // The whole chunk's blocks are known already, also those that begin after this row.
     if (const uint32_t began = row_of_id.find(id); began < index) {
-      c.reference[i] = addresses[began];
-      references.put(index - began);
-      c.sources[i] |= kEndedReference;
+      reference[i] = addresses[began];
+      numbers[referring++] = index - began;
+      shape[i] |= shape_bits(kEndedReference);
     } else {
-      ids.put(zigzag(id - last_ended_id));
+      out[kSectionEndedId].put(zigzag(id - last_ended_id));
       last_ended_id = id;
-      c.sources[i] |= kEndedStored;
+      shape[i] |= shape_bits(kEndedStored);
     }
   }
-  split(kSectionReference, kSectionReferenceRest).advance_to(references);
-  out[kSectionEndedId].advance_to(ids);
+  static_assert(kBatchEventsMax <= SplitWriter::kSplitShortEnd);
+  split(kSectionReference, kSectionReferenceRest).put_all_short(referring, [&](size_t i) {
+    return numbers[i];
+  });
 }
 
-void CallEncoder::State::put_addresses() {
-  Chunk& c = chunk;
-  VarintCursor addresses_out = out[kSectionAddress].cursor();
-  for (size_t i = 0; i < c.rows.size(); ++i) {
-    const CallRow& row = c.rows[i];
-    ThreadState& thread = thread_states[c.thread[i]];
-    const uint64_t reference = c.reference[i];
-    uint32_t sources = 0;
-    if (row.old_address != 0) {
-      if (reference == row.old_address) {
-        sources |= kOldReference;
-      } else {
-        sources |= kOldStored;
-        out[kSectionOldAddress].put(zigzag(row.old_address - thread.address));
-      }
-      thread.address = row.old_address;
-    }
-    const bool named = reference == row.address;
-    if (row.address == 0) {
-      c.sources[i] |= sources;
-      continue;
-    }
-    if (row.address % 16 != 0 && !named && row.address != row.old_address) {
-      sources |= kAddressStored | kAddressFine;
-      addresses_out.put(zigzag(row.address - thread.address));
+void CallEncoder::State::put_addresses(const CallChunk& calls, ThreadState& thread) {
+  size_t from = 0;
+  for (const size_t rare : calls.rare) {
+    put_plain_addresses(calls, from, rare, thread);
+    put_address(calls, rare, calls.old_address[rare], thread);
+    from = rare + 1;
+  }
+  put_plain_addresses(calls, from, calls.count, thread);
+}
+
+// Of rows that are not rare.
+void CallEncoder::State::put_plain_addresses(const CallChunk& calls, size_t from, size_t to,
+                                             ThreadState& thread) {
+  if (from == to) return;
+  uint64_t last = thread.address & ~uint64_t{15};
+  size_t stored = 0;
+  for (size_t i = from; i < to; ++i) {
+    const uint64_t address = calls.address[i];
+    const bool named = reference[i] == address;
+    const auto units = static_cast<int64_t>(address - last) >> 4;
+    numbers[stored] = zigzag(static_cast<uint64_t>(units));
+    stored += named ? 0 : 1;
+    shape[i] |= named ? shape_bits(kAddressReference) : shape_bits(kAddressStored);
+    last = address;
+  }
+  thread.address = last;
+  VarintCursor cursor = out[kSectionAddress].cursor();
+  for (size_t i = 0; i < stored; ++i) cursor.put(numbers[i]);
+  out[kSectionAddress].advance_to(cursor);
+}
+
+// Of any row.
+void CallEncoder::State::put_address(const CallChunk& calls, size_t row, uint64_t old_address,
+                                     ThreadState& thread) {
+  const uint64_t address = calls.address[row];
+  uint32_t sources = 0;
+  if (old_address != 0) {
+    if (reference[row] == old_address) {
+      sources |= kOldReference;
     } else {
-      const bool stays = row.address == row.old_address;
-      const bool stored = !named && !stays;
-      const uint64_t difference = row.address - (thread.address & ~uint64_t{15});
-      const auto units = static_cast<int64_t>(difference) >> 4;
-      addresses_out.put_if(zigzag(static_cast<uint64_t>(units)), stored);
-      sources |= named ? kAddressReference : stays ? kAddressOld : kAddressStored;
+      sources |= kOldStored;
+      out[kSectionOldAddress].put(zigzag(old_address - thread.address));
     }
-    thread.address = row.address;
-    c.sources[i] |= sources;
+    thread.address = old_address;
   }
-  out[kSectionAddress].advance_to(addresses_out);
+  if (address != 0) {
+    if (reference[row] == address) {
+      sources |= kAddressReference;
+    } else if (address == old_address) {
+      sources |= kAddressOld;
+    } else if (address % 16 != 0) {
+      sources |= kAddressStored | kAddressFine;
+      out[kSectionAddress].put(zigzag(address - thread.address));
+    } else {
+      const uint64_t difference = address - (thread.address & ~uint64_t{15});
+      const auto units = static_cast<int64_t>(difference) >> 4;
+      sources |= kAddressStored;
+      out[kSectionAddress].put(zigzag(static_cast<uint64_t>(units)));
+    }
+    thread.address = address;
+  }
+  shape[row] |= shape_bits(sources);
 }
 
-void CallEncoder::State::put_sizes() {
+void CallEncoder::State::put_sizes(const CallChunk& calls) {
   VarintCursor sizes = out[kSectionSize].cursor();
-  for (const size_t i : chunk.sized) sizes.put(chunk.rows[i].size);
+  for (const size_t i : calls.sized) {
+    const uint64_t size = calls.size[i];
+    if (size < VarintCursor::kShortEnd) {
+      sizes.put_short(size);
+    } else {
+      sizes.put(size);
+    }
+  }
   out[kSectionSize].advance_to(sizes);
 }
 
-void CallEncoder::State::put_stacks() {
-  for (const size_t i : chunk.stacked) {
-    const uint32_t number = stacks.number(chunk.rows[i].stack);
-    if (number == stack_counts.size()) stack_counts.push_back(0);
-    ++stack_counts[number];
-    stack_of_row[stacked_rows++] = number;
+void CallEncoder::State::put_stacks(const CallChunk& calls) {
+  stacks.add(calls.stacked.rows(), [&](size_t i) {
+    const uint32_t stack = calls.stack[i];
+    shape[i] |= stack != 0 ? shape_bits(kHasStackValue) : 0;
+    return stack;
+  });
+}
+
+void CallEncoder::State::put_rare(const CallChunk& calls) {
+  for (const size_t i : calls.rare) {
+    const uint64_t usable = calls.usable[i];
+    shape[i] &= ~shape_bits(kUsableMask | kHasSize);
+    if (calls.size[i] != 0) shape[i] |= shape_bits(kHasSize);
+    if (usable == usable_by_rule(calls.size[i])) {
+      shape[i] |= shape_bits(kUsableByRule);
+    } else if (usable != 0) {
+      shape[i] |= shape_bits(kUsableStored);
+      out[kSectionUsable].put(usable);
+    }
+    if (calls.alignment[i] != 0) {
+      shape[i] |= shape_bits(kHasAlignmentValue);
+      out[kSectionAlignment].put(calls.alignment[i]);
+    }
+    if (calls.ended_ns[i] != calls.time_ns[i]) {
+      shape[i] |= shape_bits(kEndedEarlier);
+      const auto ended = static_cast<uint64_t>(calls.ended_ns[i]);
+      out[kSectionEndedTime].put(zigzag(static_cast<uint64_t>(calls.time_ns[i]) - ended));
+    }
   }
 }
 
-void CallEncoder::State::put_rare() {
-  for (const size_t i : chunk.rare) {
-    const CallRow& row = chunk.rows[i];
-    if ((chunk.sources[i] & kUsableMask) == kUsableStored) out[kSectionUsable].put(row.usable);
-    if (row.alignment != 0) {
-      chunk.sources[i] |= kHasAlignmentValue;
-      out[kSectionAlignment].put(row.alignment);
-    }
-    if (row.ended_ns != row.time_ns) {
-      chunk.sources[i] |= kEndedEarlier;
-      out[kSectionEndedTime].put(
-          zigzag(static_cast<uint64_t>(row.time_ns) - static_cast<uint64_t>(row.ended_ns)));
-    }
-  }
-}
-
-void CallEncoder::State::put_shapes() {
+void CallEncoder::State::put_shapes(size_t count) {
   VarintCursor indices = out[kSectionShape].cursor();
-  for (size_t i = 0; i < chunk.rows.size(); ++i) {
-    const CallRow& row = chunk.rows[i];
-    const auto flags = static_cast<uint8_t>(row.flags & kStoredFlags);
-    const uint32_t number = shapes.number(make_shape(row.kind, flags, chunk.sources[i]));
+  for (size_t i = 0; i < count; ++i) {
+    const uint32_t number = shapes.number(shape[i]);
     if (number < 0x80) {
       indices.put_byte(static_cast<uint8_t>(number));
     } else {
@@ -321,50 +364,18 @@ void CallEncoder::State::put_shapes() {
   out[kSectionShape].advance_to(indices);
 }
 
-void CallEncoder::State::add_chunk(std::span<const CallRow> content) {
-  chunk.start(content, rows);
-  sort_out();
-  times.put_all(content.size(), [&](size_t i) { return content[i].time_ns; });
-  put_begins();
-  put_ends();
-  put_addresses();
-  put_sizes();
-  put_stacks();
-  put_rare();
-  put_shapes();
-  rows += content.size();
-}
-
-// The stacks that are used most come first, so that they have indices of one byte; the others
-// follow in ascending order, so that they are small differences.
 void CallEncoder::State::write_stacks() {
-  constexpr size_t kOneByte = 128;
-  const std::vector<uint32_t>& values_used = stacks.values();
-  // As one number each: how seldom, then the value.
-  std::vector<uint64_t>& order = stack_order;
-  order.resize(values_used.size());
-  for (uint32_t i = 0; i < order.size(); ++i) {
-    order[i] = uint64_t{UINT32_MAX - stack_counts[i]} << 32 | values_used[i];
-  }
-  const auto middle = order.begin() + static_cast<ptrdiff_t>(std::min(kOneByte, order.size()));
-  std::nth_element(order.begin(), middle, order.end());
-  std::sort(order.begin(), middle);
-  for (auto rest = middle; rest != order.end(); ++rest) *rest &= UINT32_MAX;
-  std::sort(middle, order.end());
-
+  stacks.number();
   VarintCursor values = out[kSectionStackValues].cursor();
-  values.put(order.size());
-  std::vector<uint32_t>& place = stack_counts;  // Not needed as counts any more.
+  values.put(stacks.values().size());
   uint64_t last = 0;
-  for (uint32_t i = 0; i < order.size(); ++i) {
-    const uint64_t value = order[i] & UINT32_MAX;
+  for (const uint64_t value : stacks.values()) {
     values.put(zigzag(value - last));
     last = value;
-    place[stacks.number(static_cast<uint32_t>(value))] = i;
   }
   out[kSectionStackValues].advance_to(values);
-  split(kSectionStack, kSectionStackRest).put_all(stacked_rows, rests, [&](size_t i) {
-    return place[stack_of_row[i]];
+  split(kSectionStack, kSectionStackRest).put_all_short(stacks.rows(), [&](size_t i) {
+    return stacks.index(i);
   });
 }
 
@@ -387,15 +398,14 @@ void CallEncoder::begin(size_t rows_max) {
 }
 
 void CallEncoder::add(std::span<const CallRow> rows) {
-  if (rows.size() > state_->rows_max - state_->rows) {
-    throw Error("cannot encode a batch", "it has no room for more events");
-  }
   while (!rows.empty()) {
     const size_t count = std::min(kChunkRows, rows.size());
-    state_->add_chunk(rows.first(count));
+    state_->add_rows(rows.first(count));
     rows = rows.subspan(count);
   }
 }
+
+void CallEncoder::add(const CallChunk& calls) { state_->add_calls(calls); }
 
 size_t CallEncoder::rows() const { return state_->rows; }
 

@@ -3,11 +3,12 @@
 
 #include <zstd.h>
 
-#include <array>
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <new>
 
+#include "schema/crc32.h"
 #include "schema/error.h"
 
 namespace heapledger::schema {
@@ -18,24 +19,6 @@ constexpr size_t kSmallSection = 64;  // Shorter ones are not worth a zstd frame
 
 // A section holds at most two varints per row (a dictionary and an index into it) and a count.
 constexpr size_t raw_bytes_max(size_t rows) { return (2 * rows + 4) * kVarintBytesMax; }
-
-// tables[k][b] is the CRC of byte b followed by k zero bytes: eight bytes are then eight look-ups
-// that do not wait for each other.
-constexpr auto kCrcTables = [] {
-  std::array<std::array<uint32_t, 256>, 8> tables{};
-  for (uint32_t byte = 0; byte < 256; ++byte) {
-    uint32_t crc = byte;
-    for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ (0xEDB88320u & (0u - (crc & 1)));
-    tables[0][byte] = crc;
-  }
-  for (size_t k = 1; k < 8; ++k) {
-    for (size_t byte = 0; byte < 256; ++byte) {
-      const uint32_t crc = tables[k - 1][byte];
-      tables[k][byte] = crc >> 8 ^ tables[0][crc & 0xff];
-    }
-  }
-  return tables;
-}();
 
 template <typename T>
 void put_raw(uint8_t* at, T value) {
@@ -69,19 +52,6 @@ uint32_t header_crc(std::span<const uint8_t> blob, size_t sections) {
 
 }  // namespace
 
-uint32_t crc32(std::span<const uint8_t> bytes, uint32_t crc) {
-  crc = ~crc;
-  const uint8_t* at = bytes.data();
-  size_t left = bytes.size();
-  for (; left >= 8; left -= 8, at += 8) {
-    const uint64_t word = take_raw<uint64_t>(at) ^ crc;
-    crc = 0;
-    for (size_t k = 0; k < 8; ++k) crc ^= kCrcTables[7 - k][word >> (8 * k) & 0xff];
-  }
-  for (; left > 0; --left, ++at) crc = crc >> 8 ^ kCrcTables[0][(crc ^ *at) & 0xff];
-  return ~crc;
-}
-
 void VarintReader::fail() { damaged("a column ends too early or holds an impossible number"); }
 
 PackedWriter::PackedWriter() : context_(ZSTD_createCCtx()) {
@@ -92,8 +62,21 @@ PackedWriter::PackedWriter() : context_(ZSTD_createCCtx()) {
 
 PackedWriter::~PackedWriter() { ZSTD_freeCCtx(context_); }
 
+// Keeps what is there; new bytes are not cleared, since a frame's bound is mostly cut again.
+void PackedWriter::reserve(size_t bytes) {
+  if (bytes <= capacity_) return;
+  const size_t larger = std::max(bytes, 2 * capacity_);
+  auto blob = std::make_unique_for_overwrite<uint8_t[]>(larger);
+  std::copy_n(blob_.get(), size_, blob.get());
+  blob_ = std::move(blob);
+  capacity_ = larger;
+}
+
 void PackedWriter::begin(uint32_t magic, size_t rows, size_t sections) {
-  blob_.assign(kPackedHeaderBytes + sections * kPackedDirectoryBytes, 0);
+  size_ = 0;
+  reserve(kPackedHeaderBytes + sections * kPackedDirectoryBytes);
+  size_ = kPackedHeaderBytes + sections * kPackedDirectoryBytes;
+  std::fill_n(blob_.get(), size_, uint8_t{0});
   put_raw(&blob_[0], magic);
   put_raw(&blob_[4], kPackedVersion);
   put_raw(&blob_[6], static_cast<uint16_t>(sections));
@@ -103,31 +86,28 @@ void PackedWriter::begin(uint32_t magic, size_t rows, size_t sections) {
 }
 
 void PackedWriter::add(std::span<const uint8_t> section) {
-  const size_t start = blob_.size();
+  const size_t start = size_;
   const size_t raw = section.size();
   size_t packed = raw;
+  reserve(start + std::max(raw, ZSTD_compressBound(raw)));
   if (raw >= kSmallSection) {
-    blob_.resize(start + ZSTD_compressBound(raw));
     const size_t result =
-        ZSTD_compress2(context_, &blob_[start], blob_.size() - start, section.data(), raw);
+        ZSTD_compress2(context_, &blob_[start], capacity_ - start, section.data(), raw);
     if (ZSTD_isError(result) == 0 && result < raw) packed = result;
   }
-  if (packed == raw) {
-    blob_.resize(start);
-    blob_.insert(blob_.end(), section.begin(), section.end());
-  } else {
-    blob_.resize(start + packed);
-  }
+  if (packed == raw) std::copy(section.begin(), section.end(), &blob_[start]);
+  size_ += packed;
   uint8_t* entry = &blob_[kPackedHeaderBytes + next_section_ * kPackedDirectoryBytes];
   put_raw(entry, static_cast<uint32_t>(raw));
   put_raw(entry + 4, static_cast<uint32_t>(packed));
-  put_raw(entry + 8, crc32(std::span(blob_).subspan(start, packed)));
+  put_raw(entry + 8, crc32({&blob_[start], packed}));
   ++next_section_;
 }
 
 std::span<const uint8_t> PackedWriter::finish() {
-  put_raw(&blob_[12], header_crc(blob_, sections_));
-  return blob_;
+  const std::span<const uint8_t> blob(blob_.get(), size_);
+  put_raw(&blob_[12], header_crc(blob, sections_));
+  return blob;
 }
 
 PackedReader::PackedReader() : context_(ZSTD_createDCtx()) {

@@ -40,8 +40,6 @@ inline constexpr size_t kPackedHeaderBytes = 16;
 inline constexpr size_t kPackedDirectoryBytes = 12;  // Per section.
 inline constexpr size_t kVarintBytesMax = 10;
 
-uint32_t crc32(std::span<const uint8_t> bytes, uint32_t crc = 0);
-
 constexpr uint64_t zigzag(uint64_t difference) {
   return difference << 1 ^ (0 - (difference >> 63));
 }
@@ -69,13 +67,15 @@ struct VarintCursor {
     std::memcpy(at, &word, sizeof word);
     at += bytes;
   }
-  // put() if `wanted`, else nothing; costs the same.
-  void put_if(uint64_t value, bool wanted) {
-    uint8_t* const before = at;
-    put(wanted ? value : 0);
-    at = wanted ? at : before;
-  }
   void put_byte(uint8_t byte) { *at++ = byte; }
+  // Of less than kShortEnd.
+  static constexpr uint64_t kShortEnd = uint64_t{1} << 14;
+  void put_short(uint64_t value) {
+    const bool more = value >= 0x80;
+    const auto word = static_cast<uint16_t>((value & 0x7f) | (more ? 0x80 : 0) | value >> 7 << 8);
+    std::memcpy(at, &word, sizeof word);
+    at += more ? 2 : 1;
+  }
 
  private:
   void put_long(uint64_t value) {
@@ -176,16 +176,6 @@ class VarintReader {
 // Varints in two sections: of each number its first byte in one, what follows it in the other. What
 // first bytes are like says little of the bytes that follow, so each part packs better by itself:
 // by a tenth where most numbers have one byte or two.
-struct SplitCursor {
-  VarintCursor first;
-  VarintCursor rest;
-
-  void put(uint64_t value) {
-    const bool more = value >= 0x80;
-    first.put_byte(static_cast<uint8_t>((value & 0x7f) | (more ? 0x80 : 0)));
-    if (more) rest.put(value >> 7);
-  }
-};
 struct SplitWriter {
   VarintWriter& first;
   VarintWriter& rest;
@@ -209,10 +199,23 @@ struct SplitWriter {
     for (const uint64_t* at = rests.data(); at != next_rest; ++at) cursor.put(*at);
     rest.advance_to(cursor);
   }
-  SplitCursor cursor() const { return {first.cursor(), rest.cursor()}; }
-  void advance_to(const SplitCursor& cursor) {
-    first.advance_to(cursor.first);
-    rest.advance_to(cursor.rest);
+  // The same for numbers of less than kSplitShortEnd: nothing is put aside.
+  static constexpr uint64_t kSplitShortEnd = VarintCursor::kShortEnd << 7;
+  template <typename ValueOf>
+  void put_all_short(size_t count, ValueOf value_of) {
+    uint8_t* const bytes = first.cursor().at;
+    VarintCursor cursor = rest.cursor();
+    for (size_t i = 0; i < count; ++i) {
+      const uint64_t value = value_of(i);
+      const bool more = value >= 0x80;
+      bytes[i] = static_cast<uint8_t>((value & 0x7f) | (more ? 0x80 : 0));
+      VarintCursor kept = cursor;
+      cursor.put_short(value >> 7);
+      kept.at = more ? cursor.at : kept.at;
+      cursor = kept;
+    }
+    first.advance_to({bytes + count});
+    rest.advance_to(cursor);
   }
 };
 struct SplitReader {
@@ -242,8 +245,12 @@ class PackedWriter {
   std::span<const uint8_t> finish();           // Valid until begin().
 
  private:
+  void reserve(size_t bytes);
+
   ZSTD_CCtx_s* context_;
-  std::vector<uint8_t> blob_;
+  std::unique_ptr<uint8_t[]> blob_;  // The first `size_` bytes of it.
+  size_t size_ = 0;
+  size_t capacity_ = 0;
   size_t next_section_ = 0;
   size_t sections_ = 0;
 };

@@ -43,7 +43,11 @@ std::vector<uint8_t> encode_stacks(uint32_t first_id, std::span<const StackRow> 
     } else {
       parent.put(distance);
     }
-    frame.put(rows[i].frame);
+    if (rows[i].frame < VarintCursor::kShortEnd) {
+      frame.put_short(rows[i].frame);
+    } else {
+      frame.put(rows[i].frame);
+    }
   }
   parents.advance_to(parent);
   frames.advance_to(frame);

@@ -12,7 +12,7 @@ namespace {
 constexpr int kStepBits = 16;
 constexpr uint64_t kOneNs = uint64_t{1} << kStepBits;
 constexpr uint64_t kStepMax = 256;                   // Nanoseconds.
-constexpr uint64_t kInStepsMax = uint64_t{1} << 40;  // Longer differences are written whole.
+constexpr uint64_t kInStepsMax = uint64_t{1} << 33;  // Longer differences are written whole.
 constexpr size_t kSample = 512;
 
 uint64_t in_ns(uint64_t steps, uint64_t step) { return steps * step >> kStepBits; }
@@ -22,12 +22,15 @@ uint64_t in_ns(uint64_t steps, uint64_t step) { return steps * step >> kStepBits
 uint64_t coarse_step(std::span<const uint64_t> sorted) {
   constexpr size_t kEnough = 64;
   for (uint64_t step = 64; step > 4; --step) {
-    size_t fitting = 0;
-    size_t seen = 0;
-    for (; seen < sorted.size() && sorted[seen] < 32 * step; ++seen) {
-      fitting += sorted[seen] % step <= 1 ? 1 : 0;
-    }
-    if (seen >= kEnough && fitting * 50 >= seen * 49) return step;
+    const auto short_ones = sorted.first(static_cast<size_t>(
+        std::lower_bound(sorted.begin(), sorted.end(), 32 * step) - sorted.begin()));
+    if (short_ones.size() < kEnough) continue;
+    // Most steps are refused after a few differences.
+    size_t may_fail = short_ones.size() / 50;
+    const bool fits = std::all_of(short_ones.begin(), short_ones.end(), [&](uint64_t difference) {
+      return difference % step <= 1 || may_fail-- > 0;
+    });
+    if (fits) return step;
   }
   return 0;
 }
@@ -68,14 +71,15 @@ void TimeColumnWriter::finish(SplitWriter out) {
     out.put_all(count_, rests_, [&](size_t i) { return differences[i]; });
     return;
   }
-  numbers_.resize(2 * count_);
+  if (numbers_.size() < 2 * count_) numbers_.resize(2 * count_);
   uint64_t* next = numbers_.data();
-  const double steps_per_ns = static_cast<double>(kOneNs) / static_cast<double>(step);
+  // A step is more than 2^18, so that a difference times this fits. What it is too small by is a
+  // step for half a second and more: that is then written whole.
+  constexpr int kInverseBits = 32;
+  const uint64_t inverse = (kOneNs << kInverseBits) / step;
   for (const uint64_t difference : differences) {
     // One more, so that what rounding took away does not take a whole step.
-    const auto steps = static_cast<uint64_t>(
-        static_cast<double>(static_cast<int64_t>(std::min(difference, kInStepsMax) + 1)) *
-        steps_per_ns);
+    const uint64_t steps = (std::min(difference, kInStepsMax) + 1) * inverse >> kInverseBits;
     const uint64_t rest = difference - in_ns(steps, step);
     if (rest > 1) {
       *next++ = 0;

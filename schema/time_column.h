@@ -29,22 +29,18 @@ class TimeColumnWriter {
     count_ = 0;
     last_ = 0;
   }
-  // Adds rows: the time of the i-th is time_of(i).
-  template <typename TimeOf>
-  void put_all(size_t rows, TimeOf time_of) {
+  void put_all(std::span<const int64_t> times) {
     uint64_t last = last_;
-    uint64_t* const place = differences_.data() + count_;
-    for (size_t i = 0; i < rows; ++i) {
-      const auto time = static_cast<uint64_t>(time_of(i));
-      place[i] = time - last;
+    uint64_t* place = differences_.data() + count_;
+    for (const int64_t time_ns : times) {
+      const auto time = static_cast<uint64_t>(time_ns);
+      *place++ = time - last;
       last = time;
     }
-    count_ += rows;
+    count_ += times.size();
     last_ = last;
   }
-  void put(int64_t time_ns) {
-    put_all(1, [time_ns](size_t) { return time_ns; });
-  }
+  void put(int64_t time_ns) { put_all({&time_ns, 1}); }
   // Writes the sections, which are started here, with room for as many rows as this was.
   void finish(SplitWriter out);
 

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "interposer/collector/packer.h"
+#include "schema/call_chunk.h"
 #include "schema/event_batch.h"
 
 namespace heapledger::collector {
@@ -71,21 +72,24 @@ class CallPacker {
 
   // Calls of one ring, which `ring` stands for.
   template <typename Emit>
-  void add(const void* ring, std::span<const schema::CallRow> rows, CallEncoders& encoders,
-           Emit emit) {
-    if (ring != ring_ && ring_ != nullptr) {
-      several_ = true;
-      if (streams_) stop_stream(encoders, emit);
-    }
-    ring_ = ring;
-    if (!streams_ && !several_ && held_.size() + rows.size() >= kStreamFrom) {
-      start_stream(encoders, emit);
-    }
-    if (streams_ && rises(rows)) {
-      stream(rows, emit);
+  void add(const void* ring, const schema::CallChunk& calls, CallEncoders& encoders, Emit emit) {
+    if (calls.count == 0) return;
+    look_at_ring(ring, calls.count, encoders, emit);
+    if (streams_ && calls.rises && calls.time_ns[0] > last_ns_) {
+      stream(calls, emit);
     } else {
-      held_.begin_after(last_ns_);
-      held_.add(rows);
+      rows_.resize(calls.count);
+      calls.copy_to(rows_);
+      hold(rows_);
+    }
+  }
+  template <typename Emit>
+  void add(const void* ring, const schema::CallRow& row, CallEncoders& encoders, Emit emit) {
+    look_at_ring(ring, 1, encoders, emit);
+    if (streams_ && row.time_ns > last_ns_) {
+      stream({&row, 1}, emit);
+    } else {
+      hold({&row, 1});
     }
   }
 
@@ -112,6 +116,19 @@ class CallPacker {
   size_t size() const { return held_.size() + (streams_ ? stream_->rows() : 0); }
 
  private:
+  template <typename Emit>
+  void look_at_ring(const void* ring, size_t more, CallEncoders& encoders, Emit emit) {
+    if (ring != ring_ && ring_ != nullptr) {
+      several_ = true;
+      if (streams_) stop_stream(encoders, emit);
+    }
+    ring_ = ring;
+    if (!streams_ && !several_ && held_.size() + more >= kStreamFrom) start_stream(encoders, emit);
+  }
+  void hold(std::span<const schema::CallRow> rows) {
+    held_.begin_after(last_ns_);
+    held_.add(rows);
+  }
   bool rises(std::span<const schema::CallRow> rows) const {
     int64_t last_ns = last_ns_;
     bool all = true;
@@ -122,6 +139,15 @@ class CallPacker {
     return all;
   }
 
+  template <typename Emit>
+  void stream(const schema::CallChunk& calls, Emit emit) {
+    // A batch that these do not fit into stays a little smaller.
+    if (stream_->rows() + calls.count > kBatch) finish_batch(emit);
+    if (stream_->rows() == 0) first_ns_ = calls.time_ns[0];
+    stream_->add(calls);
+    last_ns_ = calls.time_ns[calls.count - 1];
+    if (stream_->rows() == kBatch) finish_batch(emit);
+  }
   template <typename Emit>
   void stream(std::span<const schema::CallRow> rows, Emit emit) {
     while (!rows.empty()) {
@@ -161,6 +187,7 @@ class CallPacker {
   }
 
   Packer<schema::CallRow, CallBefore, kBatch> held_;
+  std::vector<schema::CallRow> rows_;  // Of the calls that are being added.
   std::unique_ptr<schema::CallEncoder> stream_;
   bool streams_ = false;
   bool several_ = false;         // Rings, since the last close_before().

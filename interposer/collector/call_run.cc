@@ -18,15 +18,30 @@ uint64_t word_at(const std::byte* at) {
 
 }  // namespace
 
+// What an event says; the fields that its kind does not have are 0.
+struct CallRun::Fields {
+  uint64_t address;
+  uint64_t size;
+  uint64_t id;
+  uint64_t ended_id;
+};
+
 size_t CallRun::read(std::span<const std::byte> bytes, Times& times, uint32_t thread) {
   constexpr size_t kAhead = 1024;  // Bytes that are on their way from memory.
-  Times now = times;               // A copy that nothing written here may lie in.
-  incomplete_ = 0;
-  stacked_ = 0;
+  constexpr uint8_t kRare = schema::kHasUsable | schema::kHasAlignment | schema::kFailed;
+  Times now = times;  // A copy that nothing written here may lie in.
+  schema::CallChunk& c = calls_;
+  using Filler = schema::CallChunk::List::Filler;
+  Filler begins(c.begins), ends(c.ends), sized(c.sized), stacked(c.stacked), rare(c.rare);
   size_t count = 0;
+  size_t stacks = 0;
+  size_t incomplete = 0;
+  bool rises = true;
+  int64_t last_ns = INT64_MIN;
   const std::byte* at = bytes.data();
   const std::byte* const end = at + bytes.size();
-  // The longest fixed part is looked at whole, whatever the kind.
+  // The longest fixed part is looked at whole, whatever the kind. Allocations and releases
+  // alternate at random: what tells them apart is no branch.
   for (; count < kRowsMax && static_cast<size_t>(end - at) >= sizeof(schema::ReallocEvent);
        ++count) {
     __builtin_prefetch(at + kAhead);
@@ -34,103 +49,98 @@ size_t CallRun::read(std::span<const std::byte> bytes, Times& times, uint32_t th
     std::memcpy(&head, at, sizeof head);
     const size_t length = size_t{head.words} * 8;
     if (length > static_cast<size_t>(end - at) || !schema::is_call(head.kind)) break;
-    schema::CallRow& row = rows_[count];
-    row.time_ns = now.clock.to_ns(head.tick) - now.origin_raw_ns;
-    if (row.time_ns < 0 || row.time_ns > now.last_ns) break;
-    row.thread = thread;
-    size_t fixed = take_plain(head, at, row);
-    constexpr uint8_t kMore = schema::kHasUsable | schema::kHasAlignment;
-    if (head.kind >= EventKind::kRealloc) fixed = take_realloc(head, at, now, row);
-    if ((head.flags & kMore) != 0) fixed = take_more(head, at, fixed, row);
+    const int64_t time_ns = now.clock.to_ns(head.tick) - now.origin_raw_ns;
+    if (time_ns < 0 || time_ns > now.last_ns) break;
+    const bool frees = head.kind >= EventKind::kFree;
+    Fields fields{word_at(at + 16), word_at(at + 24), word_at(at + 32), 0};
+    fields.ended_id = frees ? fields.size : 0;
+    fields.size = frees ? 0 : fields.size;
+    fields.id = frees ? 0 : fields.id;
+    size_t fixed = frees ? sizeof(schema::FreeEvent) : sizeof(schema::AllocEvent);
+    const bool is_rare = (head.kind >= EventKind::kRealloc) | ((head.flags & kRare) != 0) |
+                         (fields.address == 0) | (fields.address % 16 != 0) |
+                         (!frees & (fields.id == 0));
+    c.time_ns[count] = time_ns;
+    if (is_rare) fixed = take_rare(head, at, count, now, fields);
     const bool has_stack = (head.flags & schema::kHasStack) != 0;
-    const size_t frames = has_stack ? head.fresh : 0;
-    if (fixed + frames * 8 > length) break;
-    stacks_[stacked_] = {at + fixed, head.fresh, head.keep, static_cast<uint16_t>(count),
-                         (head.flags & schema::kStackIncomplete) != 0};
-    stacked_ += has_stack ? 1 : 0;
+    if (fixed + (has_stack ? size_t{head.fresh} * 8 : 0) > length) break;
+    c.kind[count] = schema::CallChunk::kind_of(head.kind, head.flags);
+    c.address[count] = fields.address;
+    c.size[count] = fields.size;
+    c.id[count] = fields.id;
+    c.ended_id[count] = fields.ended_id;
+    begins.add_if(count, fields.id != 0);
+    ends.add_if(count, fields.ended_id != 0);
+    sized.add_if(count, fields.size != 0);
+    stacked.add_if(count, has_stack);
+    rare.add_if(count, is_rare);
+    const bool cut = (head.flags & schema::kStackIncomplete) != 0;
+    stacks_[stacks] = {at + fixed, head.fresh, head.keep, static_cast<uint16_t>(count), cut};
+    stacks += has_stack ? 1 : 0;
+    incomplete += has_stack && cut ? 1 : 0;
+    rises &= time_ns > last_ns;
+    last_ns = time_ns;
     at += length;
   }
   times.clock = now.clock;
-  count_ = count;
+  c.count = count;
+  c.thread = thread;
+  c.rises = rises;
+  stacked_ = stacks;
+  incomplete_ = incomplete;
   return static_cast<size_t>(at - bytes.data());
 }
 
-// Allocations and releases, which alternate at random: nothing here is a branch. Returns the bytes
-// of the fixed part.
-size_t CallRun::take_plain(const EventHead& head, const std::byte* at, schema::CallRow& row) {
-  const bool frees = head.kind >= EventKind::kFree;
-  const uint64_t second = word_at(at + 24);
-  const uint64_t third = word_at(at + 32);
-  row.ended_ns = row.time_ns;
-  row.kind = head.kind;
-  row.flags = head.flags & schema::kStoredFlags;
-  row.address = word_at(at + 16);
-  row.size = frees ? 0 : second;
-  row.ended_id = frees ? second : 0;
-  row.id = frees ? 0 : third;
-  row.old_address = 0;
-  row.alignment = 0;
-  row.stack = 0;
-  const bool began = !frees && row.address != 0 && (head.flags & schema::kFailed) == 0;
-  row.usable = began ? schema::usable_by_rule(second) : 0;
-  return frees ? sizeof(schema::FreeEvent) : sizeof(schema::AllocEvent);
-}
-
-size_t CallRun::take_realloc(const EventHead& head, const std::byte* at, Times& times,
-                             schema::CallRow& row) {
-  schema::ReallocEvent event;
-  std::memcpy(&event, at, sizeof event);
-  const int64_t ended_ns = times.clock.to_ns(event.ended_tick) - times.origin_raw_ns;
-  row.ended_ns = std::min(row.time_ns, ended_ns);
-  row.old_address = event.old_address;
-  row.ended_id = event.ended_id;
-  row.address = event.address;
-  row.size = event.size;
-  row.id = event.id;
-  const bool began = row.address != 0 && (head.flags & schema::kFailed) == 0;
-  row.usable = began ? schema::usable_by_rule(row.size) : 0;
-  return sizeof event;
-}
-
-// The optional words; returns where they end.
-size_t CallRun::take_more(const EventHead& head, const std::byte* at, size_t fixed,
-                          schema::CallRow& row) {
+// What is no plain allocation or release of a block. Returns the bytes of the fixed part with the
+// optional words.
+size_t CallRun::take_rare(const EventHead& head, const std::byte* at, size_t row, Times& times,
+                          Fields& fields) {
+  schema::CallChunk& c = calls_;
   const bool frees = head.kind >= EventKind::kFree && head.kind < EventKind::kRealloc;
-  const bool began = !frees && row.address != 0 && (head.flags & schema::kFailed) == 0;
+  size_t fixed = frees ? sizeof(schema::FreeEvent) : sizeof(schema::AllocEvent);
+  c.ended_ns[row] = c.time_ns[row];
+  c.old_address[row] = 0;
+  c.alignment[row] = 0;
+  if (head.kind >= EventKind::kRealloc) {
+    schema::ReallocEvent event;
+    std::memcpy(&event, at, sizeof event);
+    const int64_t ended_ns = times.clock.to_ns(event.ended_tick) - times.origin_raw_ns;
+    c.ended_ns[row] = std::min(c.time_ns[row], ended_ns);
+    c.old_address[row] = event.old_address;
+    fields = {event.address, event.size, event.id, event.ended_id};
+    fixed = sizeof event;
+  }
+  const bool began = !frees && fields.address != 0 && (head.flags & schema::kFailed) == 0;
+  c.usable[row] = began ? schema::usable_by_rule(fields.size) : 0;
   for (const uint8_t flag : {schema::kHasUsable, schema::kHasAlignment}) {
     if ((head.flags & flag) == 0) continue;
     if (fixed + 8 > size_t{head.words} * 8) return SIZE_MAX / 2;  // Longer than the event.
     const uint64_t word = word_at(at + fixed);
     fixed += 8;
-    if (flag == schema::kHasAlignment && !frees) row.alignment = word;
-    if (flag == schema::kHasUsable && began) row.usable = word;
+    if (flag == schema::kHasAlignment && !frees) c.alignment[row] = word;
+    if (flag == schema::kHasUsable && began) c.usable[row] = word;
   }
   return fixed;
 }
 
 void CallRun::find_stacks(StackCursor& cursor, CallTree& tree, AddressSpace& space) {
-  size_t resolved = 0;  // Stacks before this one are known.
-  const auto resolve_until = [&](size_t until) {
-    cursor.resolve(tree, plan_);
-    for (; resolved < until; ++resolved) {
-      rows_[stacks_[resolved].row].stack = plan_.node(nodes_[resolved]);
-    }
+  const auto key_of = [&](const StackDelta& delta, uint32_t index) {
+    return space.key(delta.pc(index), calls_.time_ns[delta.row]);
   };
-  for (size_t i = 0; i < stacked_; ++i) {
-    const Stack& stack = stacks_[i];
-    const int64_t time_ns = rows_[stack.row].time_ns;
-    incomplete_ += stack.incomplete ? 1 : 0;
-    const auto key_at = [&](size_t index) {
-      return space.key(word_at(stack.fresh + index * 8), time_ns);
-    };
-    if (!cursor.plan(tree, stack.keep, stack.fresh_count, stack.incomplete, key_at, plan_,
-                     nodes_[i])) {
-      resolve_until(i);
-      cursor.apply(tree, stack.keep, stack.fresh_count, stack.incomplete, key_at, nodes_[i]);
-      resolve_until(i + 1);
+  for (size_t done = 0; done < stacked_;) {
+    const std::span<const StackDelta> rest(&stacks_[done], stacked_ - done);
+    const size_t planned = cursor.plan(tree, rest, key_of, plan_, &nodes_[done]);
+    cursor.resolve(tree, plan_);
+    for (size_t i = 0; i < planned; ++i) {
+      calls_.stack[rest[i].row] = plan_.node(nodes_[done + i]);
     }
+    done += planned;
+    if (done == stacked_) break;
+    const StackDelta& delta = stacks_[done++];
+    cursor.apply(
+        tree, delta.keep, delta.fresh_count, delta.incomplete,
+        [&](uint32_t index) { return key_of(delta, index); }, calls_.stack[delta.row]);
   }
-  resolve_until(stacked_);
 }
 
 }  // namespace heapledger::collector

@@ -10,7 +10,7 @@
 // its path alone, and where a stack is known, its node's parents must be the frames that the event
 // names, which is seen in the nodes themselves; they lie side by side as they were made. And all
 // places of a run of events are known, and asked for from memory, before the first of them is
-// looked at: StackCursor::plan() for each event, then StackCursor::resolve() once.
+// looked at: StackCursor::plan(), then StackCursor::resolve().
 //
 // Invariants. 1. Node ids count from 1 in the order of creation, so that a parent's row is written
 // before its child's. 2. A stack that could not be walked to its root has kIncompleteFrame as its
@@ -21,7 +21,9 @@
 #pragma once
 
 #include <bit>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <vector>
 
@@ -71,14 +73,26 @@ class CallTree {
   uint32_t node(uint32_t parent, uint64_t key, uint64_t hash) {
     uint32_t ignored;
     const uint32_t found = find(parent, {&key, 1}, hash, &ignored);
-    return found != 0 ? found : insert(parent, key, hash);
+    if (found != 0) return found;
+    room(1);
+    return insert(parent, key, hash);
   }
   Place child(const Place& parent, uint64_t key) {
     const uint64_t hash = hash_of(parent.hash, key);
     return {node(parent.node, key, hash), hash};
   }
-  // Makes a node that is not there yet.
-  uint32_t insert(uint32_t parent, uint64_t key, uint64_t hash);
+  // Makes a node that is not there yet. There must be room().
+  uint32_t insert(uint32_t parent, uint64_t key, uint64_t hash) {
+    Slot* slot = &slots_[hash >> shift_];
+    while (slot->node != 0) slot = next(slot);
+    *slot = {tag_of(hash), ++count_};
+    nodes_[count_] = {key, parent};
+    return count_;
+  }
+  // Makes room for so many more.
+  void room(size_t more) {
+    if ((count_ + more + 1) * 2 > slots_.size() || count_ + more + 1 > nodes_.size()) grow(more);
+  }
 
   uint64_t key(uint32_t node) const { return nodes_[node].key; }
 
@@ -99,6 +113,7 @@ class CallTree {
   const Slot* next(const Slot* slot) const {
     return slot == &slots_[slots_.size() - 1] ? &slots_[0] : slot + 1;
   }
+  Slot* next(Slot* slot) { return slot == &slots_[slots_.size() - 1] ? &slots_[0] : slot + 1; }
   bool leads_to(uint32_t base, std::span<const uint64_t> keys, uint32_t node,
                 uint32_t* nodes) const {
     for (size_t i = keys.size(); i-- > 0;) {
@@ -109,14 +124,29 @@ class CallTree {
     }
     return node == base;
   }
-  Slot& free_slot(uint64_t hash);
-  void grow();
+  void grow(size_t more);
 
   HugeArray<Slot> slots_;  // Half of them empty at least.
   HugeArray<Node> nodes_;  // By id; a grown one may have more room than there are nodes.
   uint32_t count_ = 0;
   uint32_t written_ = 0;
   int shift_ = 64 - kFirstBits;
+};
+
+// One event's stack, as its ring tells of it: the outermost `keep` frames of the stack before, then
+// `fresh_count` return addresses inside them, innermost first.
+struct StackDelta {
+  const std::byte* fresh;
+  uint16_t fresh_count;
+  uint16_t keep;
+  uint16_t row;  // Whose it is, in its run.
+  bool incomplete;
+
+  uint64_t pc(size_t index) const {
+    uint64_t word;
+    std::memcpy(&word, fresh + index * 8, sizeof word);
+    return word;
+  }
 };
 
 class StackCursor {
@@ -135,25 +165,28 @@ class StackCursor {
     friend class StackCursor;
     // Fresh frames of one event: steps from `first` on, inside the node `base`.
     struct Stack {
+      uint64_t base_hash;
+      uint64_t hash;
       uint32_t first;
       uint32_t count;
       NodeRef base;
     };
-    // Room for that many more steps.
-    void reserve(size_t more) {
-      if (used_ + more > keys_.size()) {
-        keys_.resize(2 * (used_ + more));
-        hashes_.resize(keys_.size());
+    // Room for that many more.
+    void reserve(size_t stacks, size_t steps) {
+      if (stacks_.size() < stack_count_ + stacks + 1) stacks_.resize(stack_count_ + stacks + 1);
+      if (keys_.size() < used_ + steps) {
+        keys_.resize(2 * (used_ + steps));
         nodes_.resize(keys_.size());
       }
     }
-    std::vector<Stack> stacks_;
-    // The first `used_` of them: no check at each.
-    std::vector<uint64_t> keys_;
-    std::vector<uint64_t> hashes_;
+    std::vector<Stack> stacks_;  // The first `stack_count_` of them.
+    size_t stack_count_ = 0;
+    std::vector<uint64_t> keys_;  // The first `used_` of them, and of nodes_.
     std::vector<uint32_t> nodes_;
     size_t used_ = 0;
   };
+
+  StackCursor() : path_(1) {}
 
   // Keeps the outermost `keep` frames and puts `fresh` (innermost first, as frame keys) inside
   // them. False: more were to be kept than there are; the stack is then made of the fresh ones
@@ -163,47 +196,60 @@ class StackCursor {
              uint32_t& node) {
     const bool known = keep <= depth_;
     if (!known) keep = 0;
-    cut(keep, fresh);
+    depth_ = keep;
+    make_room(keep + fresh);
     // What hangs on an incomplete stack is incomplete itself.
     const bool root = incomplete || !known || (keep > 0 && incomplete_);
     if (root != incomplete_) rebase(tree, root);
-    CallTree::Place place = top();
+    CallTree::Place place = path_[depth_];
     for (uint32_t i = fresh; i-- > 0;) {
       place = tree.child(place, key_at(i));
-      path_[depth_++] = place;
+      path_[++depth_] = place;
     }
     node = place.node;
     return known;
   }
 
-  // apply() in two steps: the node is known after resolve(). False: this one needs apply(), after
-  // resolve().
-  template <typename KeyAt>
-  bool plan(const CallTree& tree, uint32_t keep, uint32_t fresh, bool incomplete, KeyAt key_at,
-            Plan& plan, NodeRef& node) {
-    if (keep > depth_) return false;
-    if ((incomplete || (keep > 0 && incomplete_)) != incomplete_) return false;
-    cut(keep, fresh);
-    CallTree::Place place = top();
-    if (fresh != 0) {
-      plan.reserve(fresh);
-      const auto first = static_cast<uint32_t>(plan.used_);
-      plan.stacks_.push_back({first, fresh, place.node});
-      CallTree::Place* path = path_.data() + keep;
-      uint64_t* const keys = plan.keys_.data() + first;
-      uint64_t* const hashes = plan.hashes_.data() + first;
-      for (uint32_t i = 0; i < fresh; ++i) {
-        keys[i] = key_at(fresh - 1 - i);
-        hashes[i] = place.hash = CallTree::hash_of(place.hash, keys[i]);
-        place.node = kPlanned | (first + i);
-        path[i] = place;
+  // apply() for many, in two steps: nodes are known after resolve(). Goes as far as it can: returns
+  // how many were planned; the next one needs apply(), after resolve(). `key_of` makes keys of
+  // return addresses; there must be room for a node reference per delta.
+  template <typename KeyOf>
+  size_t plan(const CallTree& tree, std::span<const StackDelta> deltas, KeyOf key_of, Plan& plan,
+              NodeRef* refs) {
+    size_t steps = 0;
+    for (const StackDelta& delta : deltas) steps += delta.fresh_count;
+    plan.reserve(deltas.size(), steps);
+    Plan::Stack* stack = plan.stacks_.data() + plan.stack_count_;
+    uint64_t* const keys = plan.keys_.data();
+    auto used = static_cast<uint32_t>(plan.used_);
+    uint32_t depth = depth_;
+    size_t planned = 0;
+    for (; planned < deltas.size(); ++planned) {
+      const StackDelta& delta = deltas[planned];
+      const uint32_t keep = delta.keep;
+      const uint32_t fresh = delta.fresh_count;
+      const bool incomplete = delta.incomplete || (keep > 0 && incomplete_);
+      if (keep > depth || incomplete != incomplete_) break;
+      make_room(keep + fresh);
+      CallTree::Place* at = path_.data() + keep;
+      uint64_t hash = at->hash;
+      *stack = {hash, 0, used, fresh, at->node};
+      for (uint32_t i = fresh; i-- > 0; ++used) {
+        const uint64_t key = key_of(delta, i);
+        hash = CallTree::hash_of(hash, key);
+        keys[used] = key;
+        *++at = {kPlanned | used, hash};
       }
-      tree.prefetch(place.hash);
-      plan.used_ += fresh;
-      depth_ = keep + fresh;
+      tree.prefetch(hash);
+      stack->hash = hash;
+      stack += fresh != 0 ? 1 : 0;
+      refs[planned] = at->node;
+      depth = keep + fresh;
     }
-    node = place.node;
-    return true;
+    depth_ = depth;
+    plan.used_ = used;
+    plan.stack_count_ = static_cast<size_t>(stack - plan.stacks_.data());
+    return planned;
   }
   // Looks up what was planned, all of it by this cursor.
   void resolve(CallTree& tree, Plan& plan);
@@ -211,25 +257,24 @@ class StackCursor {
   void clear() {
     depth_ = 0;
     incomplete_ = false;
-    root_ = {};
+    path_[0] = {};
   }
   uint32_t depth() const { return depth_; }
 
  private:
   static constexpr NodeRef kPlanned = 1U << 31;  // No trace has as many nodes.
 
-  const CallTree::Place& top() const { return depth_ == 0 ? root_ : path_[depth_ - 1]; }
-  // Leaves the outermost `keep` frames, with room for `more` inside them.
-  void cut(uint32_t keep, uint32_t more) {
-    depth_ = keep;
-    if (keep + more > path_.size()) path_.resize(2 * (keep + more));
+  // For a path of so many frames.
+  void make_room(size_t frames) {
+    if (frames >= path_.size()) path_.resize(2 * (frames + 1));
   }
   // The kept frames get another root.
   void rebase(CallTree& tree, bool incomplete);
+  static void find_or_make(CallTree& tree, Plan& plan, const Plan::Stack& stack);
 
-  std::vector<CallTree::Place> path_;  // Outermost first; the first `depth_` of them.
+  // Outermost first, behind what is above all outermost frames; then the first `depth_` of them.
+  std::vector<CallTree::Place> path_;
   uint32_t depth_ = 0;
-  CallTree::Place root_;
   bool incomplete_ = false;
 };
 

@@ -142,7 +142,9 @@ class Recorder {
   bool scan_modules(const RingPiece& piece, std::span<const std::byte> bytes);
   void decode_piece(const RingPiece& piece, std::span<const std::byte> bytes);
   bool decode_calls(Ring& ring, WireReader& reader, CallRun::Times& times);
-  void add_calls(Ring& ring, std::span<const schema::CallRow> rows);
+  // A schema::CallRow, or CallChunk of `count`.
+  template <typename Calls>
+  void add_calls(Ring& ring, const Calls& calls, size_t count);
   void decode_event(Image& image, Ring& ring, uint32_t slot, const WireEvent& event);
   void decode_call(Ring& ring, const WireEvent& event, int64_t time_ns);
   void decode_syscall(Ring& ring, const WireEvent& event, int64_t time_ns);

@@ -138,22 +138,23 @@ void Recorder::decode_piece(const RingPiece& piece, std::span<const std::byte> b
 // As many calls as follow each other, up to a run. False: there are none.
 bool Recorder::decode_calls(Ring& ring, WireReader& reader, CallRun::Times& times) {
   const size_t bytes = run_.read(reader.rest(), times, ring.thread->id);
-  const size_t count = run_.rows().size();
+  const size_t count = run_.calls().count;
   if (count == 0) return false;
   reader.pass(bytes, count);
   Process& process = *ring.owner;
   run_.find_stacks(ring.stack, tree_, *process.space);
   process.incomplete_stacks += run_.incomplete_stacks();
-  add_calls(ring, run_.rows());
+  add_calls(ring, run_.calls(), count);
   return true;
 }
 
-void Recorder::add_calls(Ring& ring, std::span<const schema::CallRow> rows) {
+template <typename Calls>
+void Recorder::add_calls(Ring& ring, const Calls& calls, size_t count) {
   Process& process = *ring.owner;
-  process.events += rows.size();
+  process.events += count;
   process.changed = true;
-  counters_.events += rows.size();
-  process.calls.add(&ring, rows, encoders_,
+  counters_.events += count;
+  process.calls.add(&ring, calls, encoders_,
                     [&](const auto& batch) { writer_.calls(process.id, batch); });
 }
 
@@ -226,7 +227,7 @@ void Recorder::decode_call(Ring& ring, const WireEvent& event, int64_t time_ns) 
   }
   // Of the thread's own ring: what it interrupted is not told of before it returns.
   if (!event.has(schema::kNested)) ring.thread->events_until_ns = time_ns;
-  add_calls(ring, {&row, 1});
+  add_calls(ring, row, 1);
 }
 
 void Recorder::decode_syscall(Ring& ring, const WireEvent& event, int64_t time_ns) {

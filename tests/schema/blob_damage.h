@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "schema/crc32.h"
 #include "schema/packed_columns.h"
 
 namespace heapledger::schema {

@@ -3,10 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <random>
 
+#include "schema/call_chunk.h"
+#include "schema/crc32.h"
 #include "schema/error.h"
 #include "schema/event_batch_format.h"
 #include "schema/packed_columns.h"
@@ -123,6 +126,60 @@ TEST(EventBatch, KeepsSenselessRowsExactly) {
   for (uint64_t seed = 1; seed <= 20; ++seed) {
     const std::vector<CallRow> rows = senseless_rows(seed, 500);
     ASSERT_EQ(decode_calls(encode_calls(rows)), rows) << "seed " << seed;
+  }
+}
+
+TEST(EventBatch, KeepsColumnsOfOneThreadExactly) {
+  // Goal: the way of the collector, which has no rows. Method: rows with every extreme and
+  // plausible ones as columns, many times into one batch, and rows of several threads between them.
+  PlausibleCalls calls(3);
+  std::vector<CallRow> all = calls.take(5000);
+  for (CallRow& row : all) row.thread = 4;
+  const auto append = [&](std::vector<CallRow> rows) {
+    const int64_t shift = all.back().time_ns - rows.front().time_ns;
+    for (CallRow& row : rows) {
+      row.time_ns += shift;
+      row.ended_ns += shift;
+    }
+    all.insert(all.end(), rows.begin(), rows.end());
+  };
+  PlausibleCalls senseful(8);
+  for (int i = 0; i < 5; ++i) append(senseful.take(700));
+  CallEncoder encoder;
+  encoder.begin(all.size());
+  CallChunk columns;
+  for (size_t at = 0; at < all.size();) {
+    const size_t count = std::min<size_t>(1 + at % CallChunk::kRows, all.size() - at);
+    const auto part = std::span(all).subspan(at, count);
+    const bool one = std::all_of(part.begin(), part.end(),
+                                 [&](const CallRow& row) { return row.thread == part[0].thread; });
+    if (one) {
+      columns.assign(part);
+      std::vector<CallRow> back(count);
+      columns.copy_to(back);
+      ASSERT_TRUE(std::equal(back.begin(), back.end(), part.begin()));
+      encoder.add(columns);
+    } else {
+      encoder.add(part);
+    }
+    at += count;
+  }
+  const auto blob = encoder.finish();
+  const std::vector<CallRow> rows = decode_calls(blob);
+  ASSERT_EQ(rows.size(), all.size());
+  for (size_t i = 0; i < rows.size(); ++i) ASSERT_EQ(rows[i], all[i]) << i;
+}
+
+TEST(EventBatch, KeepsSenselessRowsOfOneThreadExactly) {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    std::vector<CallRow> rows = senseless_rows(seed, 500);
+    for (CallRow& row : rows) row.thread = 7;
+    ASSERT_EQ(decode_calls(encode_calls(rows)), rows) << "seed " << seed;
+    CallChunk columns;
+    columns.assign(std::span(rows).first(CallChunk::kRows));
+    std::vector<CallRow> back(CallChunk::kRows);
+    columns.copy_to(back);
+    ASSERT_TRUE(std::equal(back.begin(), back.end(), rows.begin())) << "seed " << seed;
   }
 }
 
@@ -259,6 +316,25 @@ TEST(EventBatch, SaysWhatIsWrongWithItsHeader) {
   EXPECT_EQ(why(4, 9), "it has batch version 9, this heapledger reads version 2");
   EXPECT_EQ(why(6, 3), "it has the wrong number of columns");
   EXPECT_EQ(why(11, 0xff), "it claims 4278190083 rows");
+}
+
+TEST(Crc32, IsThatOfEveryBitInTurn) {
+  // Goal: one checksum, whatever the way to it. Method: random bytes of every length up to some
+  // hundred and at every offset, cut in two anywhere, against the definition, bit by bit.
+  std::mt19937 random(6);
+  std::vector<uint8_t> bytes(600);
+  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
+  for (size_t length = 0; length < 560; ++length) {
+    const auto part = std::span(bytes).subspan(random() % 32, length);
+    uint32_t slow = ~uint32_t{0};
+    for (const uint8_t byte : part) {
+      slow ^= byte;
+      for (int bit = 0; bit < 8; ++bit) slow = slow >> 1 ^ (slow % 2 == 0 ? 0 : 0xEDB88320u);
+    }
+    const size_t cut = random() % (length + 1);
+    ASSERT_EQ(crc32(part), ~slow) << length;
+    ASSERT_EQ(crc32(part.subspan(cut), crc32(part.first(cut))), ~slow) << length << " at " << cut;
+  }
 }
 
 TEST(PackedColumns, HasTheChecksumOfZlib) {

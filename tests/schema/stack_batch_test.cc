@@ -6,10 +6,12 @@
 
 #include <filesystem>
 #include <map>
+#include <numeric>
 #include <random>
 
 #include "schema/dictionary.h"
 #include "schema/error.h"
+#include "schema/stack_uses.h"
 #include "schema/trace_db.h"
 
 namespace heapledger::schema {
@@ -130,15 +132,49 @@ TEST(IdRows, FindsRowsOfDenseAndOfStrangeIds) {
   }
 }
 
-TEST(StackNumbers, NumbersInOrderOfAppearanceInEveryBatch) {
-  // Goal: a dictionary. Method: small and huge ids, twice, after start() anew.
-  StackNumbers numbers;
-  for (int batch = 0; batch < 2; ++batch) {
-    numbers.start();
-    const uint32_t values[] = {5, UINT32_MAX, 0, 1U << 23, 1U << 25, 6};
-    for (uint32_t i = 0; i < 6; ++i) EXPECT_EQ(numbers.number(values[i]), i);
-    for (uint32_t i = 0; i < 6; ++i) EXPECT_EQ(numbers.number(values[i]), i);
-    EXPECT_EQ(numbers.values().size(), 6U);
+TEST(StackUses, ListsTheMostUsedFirstAndTheOthersAscending) {
+  // Goal: the order that README.md promises, and an index for each row. Method: skewed random
+  // stacks, few and many, near each other and anywhere, against a count of them; one object for
+  // all.
+  std::mt19937_64 random(9);
+  StackUses uses;
+  for (const size_t count : {0, 5, 300, 20000, 20000, 7, 20000}) {
+    const uint32_t range = count % 2 == 0 ? 30000 : UINT32_MAX;
+    std::vector<uint32_t> stacks(count);
+    for (uint32_t& stack : stacks) {
+      stack = static_cast<uint32_t>(random() % (random() % range + 1));
+      if (random() % 50 == 0) stack = UINT32_MAX - stack % 40;
+    }
+    uses.start(count);
+    std::vector<uint16_t> rows;
+    std::vector<uint32_t> expected;
+    for (size_t at = 0; at < count; at += rows.size()) {
+      rows.resize(std::min<size_t>(200, count - at));
+      std::iota(rows.begin(), rows.end(), uint16_t{0});
+      uses.add(rows, [&](size_t row) { return stacks[at + row]; });
+    }
+    std::map<uint32_t, size_t> seen;
+    for (const uint32_t stack : stacks) {
+      if (stack == 0) continue;
+      ++seen[stack];
+      expected.push_back(stack);
+    }
+    uses.number();
+    const auto values = uses.values();
+    ASSERT_EQ(values.size(), seen.size());
+    ASSERT_EQ(uses.rows(), expected.size());
+    for (size_t row = 0; row < expected.size(); ++row) {
+      ASSERT_EQ(values[uses.index(row)], expected[row]);
+    }
+    const size_t often = std::min(values.size(), StackUses::kOneByte);
+    for (size_t i = 1; i < values.size(); ++i) {
+      if (i < often) {
+        EXPECT_GE(seen[values[i - 1]], seen[values[i]]);
+      } else {
+        EXPECT_LE(seen[values[i]], seen[values[often - 1]]);
+        EXPECT_TRUE(i == often || values[i - 1] < values[i]);
+      }
+    }
   }
 }
 

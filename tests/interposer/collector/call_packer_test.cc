@@ -50,7 +50,9 @@ class CallPackerTest : public ::testing::Test {
     return Emit{this};
   }
   void add(int ring, std::span<const CallRow> rows) {
-    packer_.add(&rings_[ring], rows, encoders_, emit());
+    schema::CallChunk calls;
+    calls.assign(rows);
+    packer_.add(&rings_[ring], calls, encoders_, emit());
     added_.insert(added_.end(), rows.begin(), rows.end());
   }
   // `count` calls of one ring, `step` ns apart.
