@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// flood PAIRS: allocates and frees as fast as it can, PAIRS times. Its sizes follow no rule, so that a pair takes at least a byte in any
-// trace, however well that is packed.
+// flood PAIRS: allocates and frees as fast as it can, PAIRS times. Its sizes follow no rule, so
+// that a pair takes at least a byte in any trace, however well that is packed.
 #include <cstdio>
 #include <cstdlib>
 
