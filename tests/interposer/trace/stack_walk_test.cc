@@ -95,6 +95,7 @@ __attribute__((noinline)) void capture() {
 // ---- Functions with frames of all kinds that call each other by chance.
 
 std::mt19937 g_random;
+// Called with how many levels lie below; -1 where the function is a leaf.
 using Node = void (*)(int);
 extern const std::vector<Node> g_nodes;
 
@@ -123,7 +124,7 @@ __attribute__((noinline)) void sized(int depth) {
 }
 template <int N>
 __attribute__((noinline)) void variable(int depth) {  // Finds its frame by rbp.
-  auto* room = static_cast<volatile char*>(alloca(static_cast<size_t>(16 + depth * N)));
+  auto* room = static_cast<volatile char*>(alloca(static_cast<size_t>(16 + (depth + 1) * N)));
   room[0] = 1;
   if (depth >= 0) descend(depth);
   KEEP_FRAME;
@@ -137,7 +138,7 @@ __attribute__((noinline)) void aligned(int depth) {
   KEEP_FRAME;
 }
 __attribute__((noinline)) void aligned_variable(int depth) {  // gcc's way by a saved pointer.
-  auto* more = static_cast<volatile char*>(alloca(static_cast<size_t>(16 + depth)));
+  auto* more = static_cast<volatile char*>(alloca(static_cast<size_t>(17 + depth)));
   alignas(64) volatile char room[64];
   more[0] = 1;
   room[0] = 1;
