@@ -4,8 +4,7 @@
 namespace heapledger::schema {
 
 void CallChunk::assign(std::span<const CallRow> rows) {
-  List::Filler into_begins(begins), into_ends(ends), into_sized(sized), into_stacked(stacked),
-      into_rare(rare);
+  List::Filler into_takes(takes), into_ends(ends), into_stacked(stacked), into_rare(rare);
   count = rows.size();
   thread = rows.empty() ? 0 : rows.front().thread;
   rises = true;
@@ -23,9 +22,8 @@ void CallChunk::assign(std::span<const CallRow> rows) {
     alignment[i] = row.alignment;
     old_address[i] = row.old_address;
     ended_ns[i] = row.ended_ns;
-    into_begins.add_if(i, row.id != 0);
+    into_takes.add_if(i, (row.id != 0) | (row.size != 0));
     into_ends.add_if(i, row.ended_id != 0);
-    into_sized.add_if(i, row.size != 0);
     into_stacked.add_if(i, row.stack != 0);
     const uint64_t expected = row.id != 0 ? usable_by_rule(row.size) : 0;
     const bool odd = (row.address == 0) | (row.address % 16 != 0) | (row.usable != expected) |
@@ -45,10 +43,10 @@ void CallChunk::copy_to(std::span<CallRow> rows) const {
     row.flags = flags_at(i);
     row.address = address[i];
   }
-  for (const size_t i : sized) rows[i].size = size[i];
-  for (const size_t i : begins) {
+  for (const size_t i : takes) {
+    rows[i].size = size[i];
     rows[i].id = id[i];
-    rows[i].usable = usable_by_rule(rows[i].size);
+    if (id[i] != 0) rows[i].usable = usable_by_rule(size[i]);
   }
   for (const size_t i : ends) rows[i].ended_id = ended_id[i];
   for (const size_t i : stacked) rows[i].stack = stack[i];

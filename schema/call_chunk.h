@@ -5,10 +5,10 @@
 // of them what it has is most of the work of packing. Here a column of the fields that all calls
 // have is filled from end to end, and lists say which rows have the others.
 //
-// Invariants. 1. Lists ascend. 2. A row that is not in `rare` has no alignment and no old address,
-// ended when it began, has an address that is a multiple of 16 but not 0; if it began a block its
-// usable size is usable_by_rule(size), else it has neither size.
-// Thread safety: none; some 14 KiB, so that one stays in the processor's nearest cache.
+// Invariants. 1. Kinds are calls; lists ascend. 2. A row that is not in `rare` has no alignment and
+// no old address, ended when it began, has an address that is a multiple of 16 but not 0; if it
+// began a block its usable size is usable_by_rule(size), else it has neither size. Thread safety:
+// none; some 14 KiB, so that one stays in the processor's nearest cache.
 #pragma once
 
 #include <array>
@@ -61,11 +61,11 @@ struct CallChunk {
   Column<uint16_t> kind;  // EventKind; above it the flags, of which those in kStoredFlags count.
   Column<uint64_t> address;
   // Of the rows that the lists name; what stands at others means nothing.
-  List begins, ends, sized, stacked, rare;
-  Column<uint64_t> id;        // begins: not 0.
-  Column<uint64_t> ended_id;  // ends: not 0.
-  Column<uint64_t> size;      // sized: not 0; begins and rare: perhaps 0.
-  Column<uint32_t> stack;     // stacked: perhaps 0.
+  List takes, ends, stacked, rare;
+  Column<uint64_t> id;        // takes; 0: it began no block after all.
+  Column<uint64_t> size;      // takes and rare; perhaps 0.
+  Column<uint64_t> ended_id;  // ends; 0: it ended none.
+  Column<uint32_t> stack;     // stacked: not 0.
   // Of rare rows.
   Column<uint64_t> usable, alignment, old_address;
   Column<int64_t> ended_ns;

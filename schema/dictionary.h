@@ -19,23 +19,26 @@
 namespace heapledger::schema {
 
 // A hash map from numbers to 32-bit values that is emptied in no time: open addressing, and an
-// entry counts only if it was written in the present epoch.
+// entry counts only if it was written in the present epoch. It keeps the size it has grown to.
 class NumberMap {
  public:
-  void start(size_t keys_max) {
-    const size_t slots = std::bit_ceil(2 * keys_max + 2);
-    if (entries_.size() < slots || ++epoch_ == 0) {
-      entries_.assign(slots, {});
-      epoch_ = 1;
-    }
-    shift_ = 64 - std::countr_zero(entries_.size());
+  void start() {
+    used_ = 0;
+    if (!entries_.empty() && ++epoch_ != 0) return;
+    resize(std::max(entries_.size(), kFew));
   }
   // The value of a key, made (with `fresh`) if it has none.
   uint32_t& at(uint64_t key, uint32_t fresh, bool& inserted) {
-    Entry& entry = entries_[slot_of(key)];
-    inserted = entry.epoch != epoch_;
-    if (inserted) entry = {key, fresh, epoch_};
-    return entry.value;
+    Entry* entry = &entries_[slot_of(key)];
+    inserted = entry->epoch != epoch_;
+    if (inserted) {
+      if (2 * ++used_ > entries_.size()) {
+        grow();
+        entry = &entries_[slot_of(key)];
+      }
+      *entry = {key, fresh, epoch_};
+    }
+    return entry->value;
   }
   // Or nullptr.
   const uint32_t* find(uint64_t key) const {
@@ -57,7 +60,25 @@ class NumberMap {
     return slot;
   }
 
+  static constexpr size_t kFew = 64;
+  static_assert(std::has_single_bit(kFew));
+
+  void resize(size_t entries) {
+    entries_.assign(entries, {});
+    epoch_ = 1;
+    shift_ = 64 - std::countr_zero(entries);
+  }
+  void grow() {
+    const std::vector<Entry> old = std::move(entries_);
+    const uint32_t old_epoch = epoch_;
+    resize(2 * old.size());
+    for (const Entry& entry : old) {
+      if (entry.epoch == old_epoch) entries_[slot_of(entry.key)] = {entry.key, entry.value, epoch_};
+    }
+  }
+
   std::vector<Entry> entries_;
+  size_t used_ = 0;
   uint32_t epoch_ = 0;
   int shift_ = 0;
 };
@@ -70,8 +91,8 @@ struct Dictionary {
   // asking whether this one is the last would be a guess wrong each time.
   std::array<uint32_t, 256> recent{};
 
-  void start(size_t rows) {
-    index.start(rows);
+  void start() {
+    index.start();
     values.clear();
     recent.fill(0);
   }
@@ -92,12 +113,12 @@ class IdRows {
   static constexpr uint32_t kNone = UINT32_MAX;
 
   void start(size_t rows) {
-    places_.start(kSlotsMax);
+    places_.start();
     for (size_t i = 0; i < used_; ++i) slots_[i].rows.clear();
     used_ = 0;
     last_ = {};
     span_max_ = 2 * rows + 64;
-    others_.start(rows);
+    others_.start();
     has_others_ = false;
   }
   void put(uint64_t id, uint32_t row) {

@@ -32,8 +32,8 @@ struct ThreadState {
 // The numbers of shapes, of which few are in use.
 class ShapeNumbers {
  public:
-  void start(size_t rows) {
-    all_.start(rows);
+  void start() {
+    all_.start();
     known_.fill({});
   }
   uint32_t number(uint32_t shape) {
@@ -107,8 +107,8 @@ void CallEncoder::State::start(size_t rows_expected) {
   // and not kept.
   for (VarintWriter& writer : out) writer.start(2 * rows_expected + 2);
   times.start(rows_expected);
-  shapes.start(rows_expected);
-  threads.start(rows_expected);
+  shapes.start();
+  threads.start();
   stacks.start(rows_expected);
   row_of_id.start(rows_expected);
   addresses.resize(rows_expected);
@@ -129,21 +129,20 @@ void CallEncoder::State::check(const CallChunk& calls) {
   if (calls.count > rows_max - rows) {
     throw Error("cannot encode a batch", "it has no room for more events");
   }
-  int64_t last = rows == 0 ? calls.time_ns[0] : last_time;
-  bool rises = true;
-  bool are_calls = true;
-  for (size_t i = 0; i < calls.count; ++i) {
-    rises &= calls.time_ns[i] >= last;
-    last = calls.time_ns[i];
-    are_calls &= is_call(calls.kind_at(i));
+  bool rises = rows == 0 || calls.time_ns[0] >= last_time;
+  for (size_t i = 1; i < calls.count && !calls.rises; ++i) {
+    rises &= calls.time_ns[i] >= calls.time_ns[i - 1];
   }
   if (!rises) throw Error("cannot encode a batch", "events are out of order");
-  if (!are_calls) throw Error("cannot encode a batch", "an event is no call");
-  last_time = last;
+  last_time = calls.time_ns[calls.count - 1];
 }
 
 // Rows of any threads.
 void CallEncoder::State::add_rows(std::span<const CallRow> content) {
+  const auto is_a_call = [](const CallRow& row) { return is_call(row.kind); };
+  if (!std::all_of(content.begin(), content.end(), is_a_call)) {
+    throw Error("cannot encode a batch", "an event is no call");
+  }
   CallChunk& calls = from_rows;
   calls.assign(content);
   const auto is_of_first = [&](const CallRow& row) { return row.thread == content[0].thread; };
@@ -153,7 +152,9 @@ void CallEncoder::State::add_rows(std::span<const CallRow> content) {
   for (size_t i = 0; i < content.size(); ++i) number[i] = number_thread(content[i].thread);
   std::copy_n(number.begin(), content.size(), &thread_of_row[rows]);
   put_common(calls);
-  for (const size_t i : calls.begins) put_begin(calls, i, thread_states[number[i]]);
+  for (const size_t i : calls.takes) {
+    if (calls.id[i] != 0) put_begin(calls, i, thread_states[number[i]]);
+  }
   put_ends(calls);
   const uint16_t* rare = calls.rare.begin();
   for (size_t i = 0; i < content.size(); ++i) {
@@ -183,10 +184,14 @@ void CallEncoder::State::add_calls(const CallChunk& calls) {
 
 // What does not depend on the thread.
 void CallEncoder::State::put_common(const CallChunk& calls) {
-  for (size_t i = 0; i < calls.count; ++i) {
-    shape[i] = make_shape(calls.kind_at(i), calls.flags_at(i), 0);
+  // Over all of the chunk, whatever its length, and told that they are apart: several at a time.
+  const uint16_t* __restrict kind = calls.kind.data();
+  uint32_t* __restrict to = shape.data();
+  for (size_t i = 0; i < kChunkRows; ++i) {
+    const uint32_t flags = uint32_t{kind[i]} >> 8 & kStoredFlags;
+    to[i] = (kind[i] & 31u) | flags << 5;
   }
-  std::fill_n(reference.begin(), calls.count, uint64_t{0});
+  reference.fill(0);
   std::copy_n(calls.address.begin(), calls.count, &addresses[rows]);
   times.put_all({calls.time_ns.data(), calls.count});
   put_sizes(calls);
@@ -196,8 +201,9 @@ void CallEncoder::State::put_common(const CallChunk& calls) {
 void CallEncoder::State::put_begins(const CallChunk& calls, ThreadState& thread) {
   const auto first = static_cast<uint32_t>(rows);
   uint64_t last = thread.id;
-  for (const size_t i : calls.begins) {
+  for (const size_t i : calls.takes) {
     const uint64_t id = calls.id[i];
+    if (id == 0) continue;
     if (id != last + 1) {
       thread.id = last;
       put_begin(calls, i, thread);
@@ -225,6 +231,7 @@ void CallEncoder::State::put_ends(const CallChunk& calls) {
   size_t referring = 0;
   for (const size_t i : calls.ends) {
     const uint64_t id = calls.ended_id[i];
+    if (id == 0) continue;
     const size_t index = rows + i;
     // The whole chunk's blocks are known already, also those that begin after this row.
     if (const uint32_t began = row_of_id.find(id); began < index) {
@@ -261,11 +268,14 @@ void CallEncoder::State::put_plain_addresses(const CallChunk& calls, size_t from
   size_t stored = 0;
   for (size_t i = from; i < to; ++i) {
     const uint64_t address = calls.address[i];
-    const bool named = reference[i] == address;
+    const uint64_t apart = reference[i] ^ address;
     const auto units = static_cast<int64_t>(address - last) >> 4;
     numbers[stored] = zigzag(static_cast<uint64_t>(units));
-    stored += named ? 0 : 1;
-    shape[i] |= named ? shape_bits(kAddressReference) : shape_bits(kAddressStored);
+    // As in is_above(): allocations and frees alternate at random.
+    const auto stores = static_cast<uint32_t>((apart | (0 - apart)) >> 63);
+    stored += stores;
+    static_assert(kAddressStored == 2 * kAddressReference);
+    shape[i] |= shape_bits(kAddressReference) << stores;
     last = address;
   }
   thread.address = last;
@@ -309,8 +319,9 @@ void CallEncoder::State::put_address(const CallChunk& calls, size_t row, uint64_
 
 void CallEncoder::State::put_sizes(const CallChunk& calls) {
   VarintCursor sizes = out[kSectionSize].cursor();
-  for (const size_t i : calls.sized) {
+  for (const size_t i : calls.takes) {
     const uint64_t size = calls.size[i];
+    if (size == 0) continue;
     if (size < VarintCursor::kShortEnd) {
       sizes.put_short(size);
     } else {
@@ -322,9 +333,8 @@ void CallEncoder::State::put_sizes(const CallChunk& calls) {
 
 void CallEncoder::State::put_stacks(const CallChunk& calls) {
   stacks.add(calls.stacked.rows(), [&](size_t i) {
-    const uint32_t stack = calls.stack[i];
-    shape[i] |= stack != 0 ? shape_bits(kHasStackValue) : 0;
-    return stack;
+    shape[i] |= shape_bits(kHasStackValue);
+    return calls.stack[i];
   });
 }
 

@@ -136,8 +136,8 @@ std::vector<uint8_t> encode_faults(std::span<const FaultRow> rows) {
   VarintWriter out[kFaultSections];
   for (VarintWriter& writer : out) writer.start(2 * rows.size() + 1);
   Dictionary threads, ips;
-  threads.start(rows.size());
-  ips.start(rows.size());
+  threads.start();
+  ips.start();
   std::vector<uint64_t> page;  // Per thread.
   std::vector<uint32_t> thread_of_row(rows.size());
   TimeColumnWriter times;

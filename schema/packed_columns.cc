@@ -58,6 +58,10 @@ PackedWriter::PackedWriter() : context_(ZSTD_createCCtx()) {
   if (context_ == nullptr) throw std::bad_alloc();
   ZSTD_CCtx_setParameter(context_, ZSTD_c_compressionLevel, kZstdLevel);
   ZSTD_CCtx_setParameter(context_, ZSTD_c_contentSizeFlag, 0);  // The directory has it.
+  // Its table of places takes 16 KiB, and short repetitions are not looked for: columns of numbers
+  // become no larger by that, in a sixth less time.
+  ZSTD_CCtx_setParameter(context_, ZSTD_c_hashLog, 12);
+  ZSTD_CCtx_setParameter(context_, ZSTD_c_minMatch, 6);
 }
 
 PackedWriter::~PackedWriter() { ZSTD_freeCCtx(context_); }

@@ -5,6 +5,8 @@
 #include <array>
 #include <utility>
 
+#include "schema/packed_columns.h"
+
 namespace heapledger::schema {
 namespace {
 
@@ -25,7 +27,7 @@ void StackUses::start(size_t rows_max) {
 
 // Gives those beyond the array their numbers; returns the largest.
 uint32_t StackUses::alias(std::span<uint32_t> uses) {
-  if (other_values_.empty()) others_.start(uses_.size());
+  if (other_values_.empty()) others_.start();
   uint32_t largest = 0;
   for (uint32_t& slot : uses) {
     if (slot >= kDirectMax) {
@@ -91,8 +93,9 @@ void StackUses::number() {
     __builtin_prefetch(&uses_of[uses_[i + kAhead]]);
     const uint32_t slot = uses_[i];
     slots[distinct] = slot;
-    distinct += uses_of[slot] == 0 ? 1 : 0;
-    ++uses_of[slot];
+    const uint64_t before = uses_of[slot];
+    distinct += 1 - is_above(before, 0);
+    uses_of[slot] = static_cast<uint32_t>(before + 1);
   }
   distinct_ = distinct;
   sort_slots();

@@ -71,8 +71,15 @@ void TimeColumnWriter::finish(SplitWriter out) {
     out.put_all(count_, rests_, [&](size_t i) { return differences[i]; });
     return;
   }
-  if (numbers_.size() < 2 * count_) numbers_.resize(2 * count_);
-  uint64_t* next = numbers_.data();
+  if (rests_.size() < 2 * count_) rests_.resize(2 * count_);
+  uint64_t* next_rest = rests_.data();
+  uint8_t* next = out.first.cursor().at;
+  const auto put = [&](uint64_t value) {
+    const uint64_t more = is_above(value, 0x7f);
+    *next++ = static_cast<uint8_t>((value & 0x7f) | more << 7);
+    *next_rest = value >> 7;
+    next_rest += more;
+  };
   // A step is more than 2^18, so that a difference times this fits. What it is too small by is a
   // step for half a second and more: that is then written whole.
   constexpr int kInverseBits = 32;
@@ -81,15 +88,18 @@ void TimeColumnWriter::finish(SplitWriter out) {
     // One more, so that what rounding took away does not take a whole step.
     const uint64_t steps = (std::min(difference, kInStepsMax) + 1) * inverse >> kInverseBits;
     const uint64_t rest = difference - in_ns(steps, step);
-    if (rest > 1) {
-      *next++ = 0;
-      *next++ = difference;
-    } else {
-      *next++ = 1 + 2 * steps + rest;
+    if (rest <= 1) {
+      put(1 + 2 * steps + rest);
+      continue;
     }
+    *next++ = 0;
+    *next++ = static_cast<uint8_t>((difference & 0x7f) | (difference > 0x7f ? 0x80 : 0));
+    if (difference > 0x7f) *next_rest++ = difference >> 7;
   }
-  out.put_all(static_cast<size_t>(next - numbers_.data()), rests_,
-              [&](size_t i) { return numbers_[i]; });
+  out.first.advance_to({next});
+  VarintCursor cursor = out.rest.cursor();
+  for (const uint64_t* at = rests_.data(); at != next_rest; ++at) cursor.put(*at);
+  out.rest.advance_to(cursor);
 }
 
 void read_times(SplitReader in, std::span<int64_t> times) {

@@ -46,7 +46,7 @@ class TimeColumnWriter {
 
  private:
   std::vector<uint64_t> differences_;  // The first `count_` of them.
-  std::vector<uint64_t> sample_, numbers_, rests_;
+  std::vector<uint64_t> sample_, rests_;
   size_t count_ = 0;
   uint64_t last_ = 0;
 };

@@ -2,6 +2,7 @@
 #include "interposer/collector/call_run.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 
 namespace heapledger::collector {
@@ -16,15 +17,12 @@ uint64_t word_at(const std::byte* at) {
   return word;
 }
 
-}  // namespace
+// 1 where `kind` is `first` or a later one, else 0: a carry, which no compiler makes a branch of.
+unsigned is_from(EventKind first, EventKind kind) {
+  return (static_cast<unsigned>(kind) + (256 - static_cast<unsigned>(first))) >> 8;
+}
 
-// What an event says; the fields that its kind does not have are 0.
-struct CallRun::Fields {
-  uint64_t address;
-  uint64_t size;
-  uint64_t id;
-  uint64_t ended_id;
-};
+}  // namespace
 
 size_t CallRun::read(std::span<const std::byte> bytes, Times& times, uint32_t thread) {
   constexpr size_t kAhead = 1024;  // Bytes that are on their way from memory.
@@ -32,16 +30,15 @@ size_t CallRun::read(std::span<const std::byte> bytes, Times& times, uint32_t th
   Times now = times;  // A copy that nothing written here may lie in.
   schema::CallChunk& c = calls_;
   using Filler = schema::CallChunk::List::Filler;
-  Filler begins(c.begins), ends(c.ends), sized(c.sized), stacked(c.stacked), rare(c.rare);
+  Filler takes(c.takes), ends(c.ends), rare(c.rare);
   size_t count = 0;
   size_t stacks = 0;
-  size_t incomplete = 0;
   bool rises = true;
   int64_t last_ns = INT64_MIN;
   const std::byte* at = bytes.data();
   const std::byte* const end = at + bytes.size();
-  // The longest fixed part is looked at whole, whatever the kind. Allocations and releases
-  // alternate at random: what tells them apart is no branch.
+  // The longest fixed part is looked at whole, whatever the kind: allocations and releases
+  // alternate at random, and a column may have anything at rows that are on no list.
   for (; count < kRowsMax && static_cast<size_t>(end - at) >= sizeof(schema::ReallocEvent);
        ++count) {
     __builtin_prefetch(at + kAhead);
@@ -51,33 +48,33 @@ size_t CallRun::read(std::span<const std::byte> bytes, Times& times, uint32_t th
     if (length > static_cast<size_t>(end - at) || !schema::is_call(head.kind)) break;
     const int64_t time_ns = now.clock.to_ns(head.tick) - now.origin_raw_ns;
     if (time_ns < 0 || time_ns > now.last_ns) break;
-    const bool frees = head.kind >= EventKind::kFree;
-    Fields fields{word_at(at + 16), word_at(at + 24), word_at(at + 32), 0};
-    fields.ended_id = frees ? fields.size : 0;
-    fields.size = frees ? 0 : fields.size;
-    fields.id = frees ? 0 : fields.id;
-    size_t fixed = frees ? sizeof(schema::FreeEvent) : sizeof(schema::AllocEvent);
-    const bool is_rare = (head.kind >= EventKind::kRealloc) | ((head.flags & kRare) != 0) |
-                         (fields.address == 0) | (fields.address % 16 != 0) |
-                         (!frees & (fields.id == 0));
+    const unsigned frees = is_from(EventKind::kFree, head.kind);
+    const unsigned reallocs = is_from(EventKind::kRealloc, head.kind);
+    const uint64_t address = word_at(at + 16);
+    const uint64_t second = word_at(at + 24);
+    const uint64_t third = word_at(at + 32);
+    std::memcpy(&c.kind[count], at, sizeof c.kind[count]);
     c.time_ns[count] = time_ns;
-    if (is_rare) fixed = take_rare(head, at, count, now, fields);
-    const bool has_stack = (head.flags & schema::kHasStack) != 0;
-    if (fixed + (has_stack ? size_t{head.fresh} * 8 : 0) > length) break;
-    c.kind[count] = schema::CallChunk::kind_of(head.kind, head.flags);
-    c.address[count] = fields.address;
-    c.size[count] = fields.size;
-    c.id[count] = fields.id;
-    c.ended_id[count] = fields.ended_id;
-    begins.add_if(count, fields.id != 0);
-    ends.add_if(count, fields.ended_id != 0);
-    sized.add_if(count, fields.size != 0);
-    stacked.add_if(count, has_stack);
+    c.address[count] = address;
+    c.size[count] = second;
+    c.ended_id[count] = second;
+    c.id[count] = third;
+    static_assert(sizeof(schema::AllocEvent) == sizeof(schema::FreeEvent) + 8);
+    size_t fixed = sizeof(schema::AllocEvent) - 8 * frees;
+    const bool is_rare = (reallocs != 0) | ((head.flags & kRare) != 0) | (address == 0) |
+                         (address % 16 != 0) | ((third == 0) & (frees == 0));
+    if (is_rare) fixed = take_rare(head, at, count, now);
+    const unsigned has_stack = head.flags & schema::kHasStack;
+    if (fixed + head.fresh * size_t{8} * has_stack > length) break;
+    StackDelta& stack = stacks_[stacks];
+    stack.fresh = at + fixed;
+    std::memcpy(&stack.frames, at + offsetof(EventHead, fresh), sizeof stack.frames);
+    stack.row = static_cast<uint16_t>(count);
+    stack.incomplete = (head.flags & schema::kStackIncomplete) != 0;
+    stacks += has_stack;
+    takes.add_if(count, (frees == 0) | (reallocs != 0));
+    ends.add_if(count, frees != 0);
     rare.add_if(count, is_rare);
-    const bool cut = (head.flags & schema::kStackIncomplete) != 0;
-    stacks_[stacks] = {at + fixed, head.fresh, head.keep, static_cast<uint16_t>(count), cut};
-    stacks += has_stack ? 1 : 0;
-    incomplete += has_stack && cut ? 1 : 0;
     rises &= time_ns > last_ns;
     last_ns = time_ns;
     at += length;
@@ -87,31 +84,33 @@ size_t CallRun::read(std::span<const std::byte> bytes, Times& times, uint32_t th
   c.thread = thread;
   c.rises = rises;
   stacked_ = stacks;
-  incomplete_ = incomplete;
   return static_cast<size_t>(at - bytes.data());
 }
 
 // What is no plain allocation or release of a block. Returns the bytes of the fixed part with the
 // optional words.
-size_t CallRun::take_rare(const EventHead& head, const std::byte* at, size_t row, Times& times,
-                          Fields& fields) {
+size_t CallRun::take_rare(const EventHead& head, const std::byte* at, size_t row, Times& times) {
   schema::CallChunk& c = calls_;
   const bool frees = head.kind >= EventKind::kFree && head.kind < EventKind::kRealloc;
   size_t fixed = frees ? sizeof(schema::FreeEvent) : sizeof(schema::AllocEvent);
   c.ended_ns[row] = c.time_ns[row];
   c.old_address[row] = 0;
   c.alignment[row] = 0;
+  if (frees) c.size[row] = 0;
   if (head.kind >= EventKind::kRealloc) {
     schema::ReallocEvent event;
     std::memcpy(&event, at, sizeof event);
     const int64_t ended_ns = times.clock.to_ns(event.ended_tick) - times.origin_raw_ns;
     c.ended_ns[row] = std::min(c.time_ns[row], ended_ns);
     c.old_address[row] = event.old_address;
-    fields = {event.address, event.size, event.id, event.ended_id};
+    c.address[row] = event.address;
+    c.size[row] = event.size;
+    c.id[row] = event.id;
+    c.ended_id[row] = event.ended_id;
     fixed = sizeof event;
   }
-  const bool began = !frees && fields.address != 0 && (head.flags & schema::kFailed) == 0;
-  c.usable[row] = began ? schema::usable_by_rule(fields.size) : 0;
+  const bool began = !frees && c.address[row] != 0 && (head.flags & schema::kFailed) == 0;
+  c.usable[row] = began ? schema::usable_by_rule(c.size[row]) : 0;
   for (const uint8_t flag : {schema::kHasUsable, schema::kHasAlignment}) {
     if ((head.flags & flag) == 0) continue;
     if (fixed + 8 > size_t{head.words} * 8) return SIZE_MAX / 2;  // Longer than the event.
@@ -124,22 +123,27 @@ size_t CallRun::take_rare(const EventHead& head, const std::byte* at, size_t row
 }
 
 void CallRun::find_stacks(StackCursor& cursor, CallTree& tree, AddressSpace& space) {
-  const auto key_of = [&](const StackDelta& delta, uint32_t index) {
-    return space.key(delta.pc(index), calls_.time_ns[delta.row]);
+  const auto key_of = [&](uint64_t pc, size_t row) { return space.key(pc, calls_.time_ns[row]); };
+  schema::CallChunk::List::Filler stacked(calls_.stacked);
+  incomplete_ = 0;
+  const auto put = [&](const StackDelta& delta, uint32_t node) {
+    calls_.stack[delta.row] = node;
+    stacked.add_if(delta.row, node != 0);
+    incomplete_ += delta.incomplete ? 1 : 0;
   };
   for (size_t done = 0; done < stacked_;) {
     const std::span<const StackDelta> rest(&stacks_[done], stacked_ - done);
-    const size_t planned = cursor.plan(tree, rest, key_of, plan_, &nodes_[done]);
+    const size_t planned = cursor.plan(tree, rest, key_of, plan_, nodes_.data());
     cursor.resolve(tree, plan_);
-    for (size_t i = 0; i < planned; ++i) {
-      calls_.stack[rest[i].row] = plan_.node(nodes_[done + i]);
-    }
+    for (size_t i = 0; i < planned; ++i) put(rest[i], plan_.node(nodes_[i]));
     done += planned;
-    if (done == stacked_) break;
+    if (planned == rest.size()) break;
     const StackDelta& delta = stacks_[done++];
+    uint32_t node = 0;
     cursor.apply(
-        tree, delta.keep, delta.fresh_count, delta.incomplete,
-        [&](uint32_t index) { return key_of(delta, index); }, calls_.stack[delta.row]);
+        tree, delta.frames.keep, delta.frames.fresh, delta.incomplete,
+        [&](uint32_t index) { return key_of(delta.pc(index), delta.row); }, node);
+    put(delta, node);
   }
 }
 

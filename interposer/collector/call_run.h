@@ -43,9 +43,7 @@ class CallRun {
   size_t incomplete_stacks() const { return incomplete_; }
 
  private:
-  struct Fields;
-  size_t take_rare(const schema::EventHead& head, const std::byte* at, size_t row, Times& times,
-                   Fields& fields);
+  size_t take_rare(const schema::EventHead& head, const std::byte* at, size_t row, Times& times);
 
   schema::CallChunk calls_;
   // Of the calls that have one; the last place is written and not kept.

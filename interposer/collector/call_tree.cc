@@ -49,14 +49,24 @@ void StackCursor::find_or_make(CallTree& tree, Plan& plan, const Plan::Stack& st
 void StackCursor::resolve(CallTree& tree, Plan& plan) {
   tree.room(plan.used_);
   const std::span<const Plan::Stack> stacks(plan.stacks_.data(), plan.stack_count_);
-  for (const Plan::Stack& stack : stacks) {
-    if (tree.prefetch_nodes(stack.hash)) continue;
-    uint64_t hash = stack.base_hash;
-    for (uint32_t i = 0; i + 1 < stack.count; ++i) {
-      hash = CallTree::hash_of(hash, plan.keys_[stack.first + i]);
-      tree.prefetch(hash);
-    }
+  size_t new_ones = 0;
+  for (uint32_t i = 0; i < stacks.size(); ++i) {
+    plan.new_[new_ones] = i;
+    new_ones += tree.prefetch_nodes(stacks[i].hash) ? 0 : 1;
   }
+  // What a new one has in common with others: first where that is in the table, then the nodes.
+  const auto for_parents = [&](auto ask) {
+    for (const uint32_t i : std::span(plan.new_).first(new_ones)) {
+      uint64_t hash = stacks[i].base_hash;
+      const uint64_t* const keys = plan.keys_.data() + stacks[i].first;
+      for (uint32_t step = 0; step + 1 < stacks[i].count; ++step) {
+        hash = CallTree::hash_of(hash, keys[step]);
+        ask(hash);
+      }
+    }
+  };
+  for_parents([&](uint64_t hash) { tree.prefetch(hash); });
+  for_parents([&](uint64_t hash) { tree.prefetch_nodes(hash); });
   for (const Plan::Stack& stack : stacks) {
     const std::span<const uint64_t> keys(plan.keys_.data() + stack.first, stack.count);
     uint32_t* const nodes = plan.nodes_.data() + stack.first;

@@ -52,7 +52,7 @@ class CallTree {
     return (std::rotl(parent_hash, 32) ^ key) * 0x9E3779B97F4A7C15U;
   }
   void prefetch(uint64_t hash) const { __builtin_prefetch(&slots_[hash >> shift_]); }
-  // Asks for the nodes that the stack may consist of. False: it is hardly a known one.
+  // Asks for the nodes that the path may consist of. False: it is hardly a known one.
   bool prefetch_nodes(uint64_t hash) const {
     const Slot& slot = slots_[hash >> shift_];
     __builtin_prefetch(&nodes_[slot.node]);
@@ -134,11 +134,14 @@ class CallTree {
 };
 
 // One event's stack, as its ring tells of it: the outermost `keep` frames of the stack before, then
-// `fresh_count` return addresses inside them, innermost first.
+// `fresh` return addresses inside them, innermost first.
 struct StackDelta {
+  struct Frames {  // As in schema::EventHead.
+    uint16_t fresh;
+    uint16_t keep;
+  };
   const std::byte* fresh;
-  uint16_t fresh_count;
-  uint16_t keep;
+  Frames frames;
   uint16_t row;  // Whose it is, in its run.
   bool incomplete;
 
@@ -153,7 +156,7 @@ class StackCursor {
  public:
   // Stands for a node until resolve().
   using NodeRef = uint32_t;
-  // What was planned and is not resolved yet, of one cursor at a time.
+  // What was planned last and is perhaps not resolved yet.
   class Plan {
    public:
     // The node that a reference of the last resolve() stands for.
@@ -171,11 +174,11 @@ class StackCursor {
       uint32_t count;
       NodeRef base;
     };
-    // Room for that many more.
     void reserve(size_t stacks, size_t steps) {
-      if (stacks_.size() < stack_count_ + stacks + 1) stacks_.resize(stack_count_ + stacks + 1);
-      if (keys_.size() < used_ + steps) {
-        keys_.resize(2 * (used_ + steps));
+      if (stacks_.size() <= stacks) stacks_.resize(stacks + 1);
+      if (new_.size() < stacks) new_.resize(stacks);
+      if (keys_.size() < steps) {
+        keys_.resize(2 * steps);
         nodes_.resize(keys_.size());
       }
     }
@@ -184,6 +187,7 @@ class StackCursor {
     std::vector<uint64_t> keys_;  // The first `used_` of them, and of nodes_.
     std::vector<uint32_t> nodes_;
     size_t used_ = 0;
+    std::vector<uint32_t> new_;  // Stacks that are hardly known.
   };
 
   StackCursor() : path_(1) {}
@@ -212,42 +216,60 @@ class StackCursor {
 
   // apply() for many, in two steps: nodes are known after resolve(). Goes as far as it can: returns
   // how many were planned; the next one needs apply(), after resolve(). `key_of` makes keys of
-  // return addresses; there must be room for a node reference per delta.
+  // return addresses and rows; there must be room for a node reference per delta.
   template <typename KeyOf>
   size_t plan(const CallTree& tree, std::span<const StackDelta> deltas, KeyOf key_of, Plan& plan,
               NodeRef* refs) {
     size_t steps = 0;
-    for (const StackDelta& delta : deltas) steps += delta.fresh_count;
+    for (const StackDelta& delta : deltas) steps += delta.frames.fresh;
     plan.reserve(deltas.size(), steps);
-    Plan::Stack* stack = plan.stacks_.data() + plan.stack_count_;
-    uint64_t* const keys = plan.keys_.data();
-    auto used = static_cast<uint32_t>(plan.used_);
+    Plan::Stack* stack = plan.stacks_.data();
+    uint64_t* next_key = plan.keys_.data();
+    NodeRef next_ref = kPlanned;
     uint32_t depth = depth_;
+    CallTree::Place* path = path_.data();
+    size_t room = path_.size();
     size_t planned = 0;
     for (; planned < deltas.size(); ++planned) {
       const StackDelta& delta = deltas[planned];
-      const uint32_t keep = delta.keep;
-      const uint32_t fresh = delta.fresh_count;
-      const bool incomplete = delta.incomplete || (keep > 0 && incomplete_);
-      if (keep > depth || incomplete != incomplete_) break;
-      make_room(keep + fresh);
-      CallTree::Place* at = path_.data() + keep;
+      const uint32_t keep = delta.frames.keep;
+      const uint32_t fresh = delta.frames.fresh;
+      if (keep > depth) break;
+      if (delta.incomplete || incomplete_) {
+        if ((delta.incomplete || keep > 0) != incomplete_) break;
+      }
+      depth = keep + fresh;
+      if (depth >= room) {
+        make_room(depth);
+        path = path_.data();
+        room = path_.size();
+      }
+      CallTree::Place* at = path + keep;
       uint64_t hash = at->hash;
-      *stack = {hash, 0, used, fresh, at->node};
-      for (uint32_t i = fresh; i-- > 0; ++used) {
-        const uint64_t key = key_of(delta, i);
+      stack->base_hash = hash;
+      stack->first = next_ref & ~kPlanned;
+      stack->count = fresh;
+      stack->base = at->node;
+      const size_t row = delta.row;
+      const std::byte* const first = delta.fresh;
+      for (const std::byte* word = first + fresh * size_t{8}; word != first;) {
+        word -= 8;
+        uint64_t pc;
+        std::memcpy(&pc, word, sizeof pc);
+        const uint64_t key = key_of(pc, row);
         hash = CallTree::hash_of(hash, key);
-        keys[used] = key;
-        *++at = {kPlanned | used, hash};
+        *next_key++ = key;
+        ++at;
+        at->hash = hash;
+        at->node = next_ref++;
       }
       tree.prefetch(hash);
       stack->hash = hash;
       stack += fresh != 0 ? 1 : 0;
       refs[planned] = at->node;
-      depth = keep + fresh;
     }
     depth_ = depth;
-    plan.used_ = used;
+    plan.used_ = next_ref & ~kPlanned;
     plan.stack_count_ = static_cast<size_t>(stack - plan.stacks_.data());
     return planned;
   }
