@@ -7,6 +7,7 @@
 #include "analyzer/render/units.h"
 #include "analyzer/sweep_command.h"
 #include "analyzer/whatif/advice.h"
+#include "schema/error.h"
 
 namespace heapledger::analyzer {
 
@@ -115,7 +116,7 @@ class AdviceText {
     json["syscall_ns"] = static_cast<int64_t>(choice.row.syscall_ns);
     json["faults"] = choice.row.faults + advice_.sweep.other_faults;
     json["fault_ns"] = static_cast<int64_t>(choice.row.fault_ns);
-    json["rss_bytes_peak"] = choice.row.resident_bytes_peak + advice_.sweep.other_rss_bytes;
+    json["rss_bytes_peak"] = choice.row.rss_bytes_peak;
     return json;
   }
 
@@ -132,6 +133,9 @@ Document run_advise(Trace& trace, const ReportOptions& options) {
   sweep_options.progress = [&](double done) { progress.tell(done); };
   const Advice advice =
       advise(trace.db, trace.info, process, fault_cost_ns(trace.db), sweep_options);
+  if (advice.sweep.operations == 0) {
+    throw schema::Error(trace.path, "it has no recorded calls to advise on");
+  }
   Document document = AdviceText(advice).document();
   for (std::string& note : sweep_notes(advice.sweep)) document.notes.push_back(std::move(note));
   // Why the recording may not be the whole truth: for whoever uses the figures elsewhere, too.

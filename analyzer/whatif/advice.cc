@@ -62,7 +62,7 @@ class Adviser {
     if (advice_.threads > 1) sweep_arenas();
     std::vector<SweepRow>& rows = advice_.sweep.rows;
     advice_.recorded = rows.front();
-    advice_.rss_bytes_peak = rows.front().resident_bytes_peak + advice_.sweep.other_rss_bytes;
+    advice_.rss_bytes_peak = rows.front().rss_bytes_peak;
     for (const Goal goal : {Goal::kTime, Goal::kMemory, Goal::kBoth}) choose(goal);
     warn();
     return std::move(advice_);
@@ -71,7 +71,7 @@ class Adviser {
  private:
   double run_ns() const { return static_cast<double>(std::max<int64_t>(1, advice_.run_ns)); }
   double rss() const { return static_cast<double>(std::max<uint64_t>(1, advice_.rss_bytes_peak)); }
-  static double bytes(const SweepRow& row) { return static_cast<double>(row.resident_bytes_peak); }
+  static double bytes(const SweepRow& row) { return static_cast<double>(row.rss_bytes_peak); }
 
   // What the number of arenas does depends on the thresholds: it is tried with the best ones.
   void sweep_arenas() {
@@ -82,7 +82,7 @@ class Adviser {
     std::array<std::vector<std::string>, 3> words;
     for (const SweepRow* row :
          {&rows.front(), &least(rows, kNoise * run_ns(), &Adviser::cost, &Adviser::bytes),
-          &least(rows, kNoise * rss_of(rows.front()), &Adviser::bytes, &Adviser::cost)}) {
+          &least(rows, kNoise * bytes(rows.front()), &Adviser::bytes, &Adviser::cost)}) {
       for (size_t axis = 0; axis < words.size(); ++axis) {
         const std::string& word = row->choice.words[axis];
         if (std::find(words[axis].begin(), words[axis].end(), word) == words[axis].end()) {
@@ -112,7 +112,7 @@ class Adviser {
       const auto capped = std::find_if(
           rows.begin(), rows.end(), [&](const SweepRow& row) { return row.choice.words == words; });
       if (capped == rows.end()) continue;
-      const double change = (bytes(*capped) - bytes(free)) / rss_of(free);
+      const double change = (bytes(*capped) - bytes(free)) / bytes(free);
       if (low == nullptr || change < low_change) low = &free, low_change = change;
       if (high == nullptr || change > high_change) high = &free, high_change = change;
     }
@@ -123,9 +123,6 @@ class Adviser {
         low_change * 100, low->choice.label, high_change * 100, high->choice.label));
   }
 
-  double rss_of(const SweepRow& row) const {
-    return bytes(row) + static_cast<double>(advice_.sweep.other_rss_bytes);
-  }
   static double cost(const SweepRow& row) { return row.cost_ns(); }
 
   void choose(Goal goal) {
@@ -137,8 +134,8 @@ class Adviser {
                            : goal == Goal::kMemory ? least(rows, kNoise / 2, memory, time)
                                                    : least(rows, kNoise / 2, both, time);
     Choice choice{goal, best, advice_.recorded.cost_ns() - best.cost_ns(),
-                  static_cast<int64_t>(advice_.recorded.resident_bytes_peak) -
-                      static_cast<int64_t>(best.resident_bytes_peak),
+                  static_cast<int64_t>(advice_.recorded.rss_bytes_peak) -
+                      static_cast<int64_t>(best.rss_bytes_peak),
                   false};
     const double gained_time = choice.gain_ns / run_ns();
     const double gained_memory = static_cast<double>(choice.gain_bytes) / rss();

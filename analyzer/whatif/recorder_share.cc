@@ -2,6 +2,7 @@
 #include "analyzer/whatif/recorder_share.h"
 
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <string_view>
 
@@ -19,6 +20,9 @@ constexpr int64_t kOneLookNs = 100'000;
 // A fault on a file maps what lies around it, too, in windows of so many bytes (the kernel's
 // fault_around_bytes, 64 KiB unless somebody changed it).
 constexpr uint64_t kFaultAroundBytes = uint64_t{64} << 10;
+// Smaller steps of what is not heap are taken together: each costs a sweep a look per setting.
+constexpr uint64_t kStepLeast = uint64_t{16} << 10;
+constexpr uint64_t kStepsMost = 512;
 
 std::string file_name(std::string_view path) {
   return std::string(path.substr(path.rfind('/') + 1));
@@ -32,6 +36,92 @@ PageSet brought_in(const PageSet& touched, uint64_t start, uint64_t end) {
     pages.add_range(std::max(start, window), std::min(end, window + kFaultAroundBytes));
   });
   return pages;
+}
+
+// A mapping at the moment that is counted, with what of it is resident for the program's sake.
+struct CountedRegion {
+  uint64_t start, end;
+  bool is_file;
+  uint64_t pages;
+  uint64_t brought_in = 0;  // Of `pages`: by touches that were recorded.
+};
+
+std::vector<CountedRegion> counted_regions(schema::Database& db, int64_t snapshot,
+                                           const RecorderShare& recorder, const PageSet& touched,
+                                           const PageSet& touched_by_recorder) {
+  schema::Statement select = db.prepare(
+      "SELECT start, end, kind IN ('anonymous', 'bss') AND huge_bytes = 0, kind IN ('file',"
+      " 'text'), rss_bytes FROM region WHERE snapshot = ? AND kind NOT IN ('heap', 'block',"
+      " 'recorder') ORDER BY start");
+  select.bind_all(snapshot);
+  std::vector<CountedRegion> regions;
+  while (select.step()) {
+    CountedRegion region{select.column_uint(0), select.column_uint(1), select.column_int(3) != 0,
+                         select.column_uint(4) / kPageBytes};
+    if (recorder.has(region.start)) continue;
+    uint64_t ours = 0;
+    if (select.column_int(2) != 0) {
+      const uint64_t seen = touched.count(region.start, region.end);
+      // What nobody was seen to touch is the recorder's, unless there is more of it than it ever
+      // has: a mapping that was populated or locked.
+      if (seen < region.pages && region.pages - seen <= kRecorderMost / kPageBytes) {
+        ours = region.pages - seen;
+      }
+    } else if (region.is_file) {
+      PageSet pages = brought_in(touched_by_recorder, region.start, region.end);
+      pages.remove_common(brought_in(touched, region.start, region.end), region.start, region.end);
+      ours = std::min(region.pages, pages.count(region.start, region.end));
+    }
+    region.pages -= ours;
+    regions.push_back(region);
+  }
+  return regions;
+}
+
+// How many pages of its region a touch brings in that none before it has.
+uint64_t fresh_pages(const CountedRegion& region, uint64_t address, PageSet& seen) {
+  uint64_t start = address & ~(kPageBytes - 1);
+  uint64_t end = start + kPageBytes;
+  if (region.is_file) {
+    start = std::max(region.start, address & ~(kFaultAroundBytes - 1));
+    end = std::min(region.end, (address & ~(kFaultAroundBytes - 1)) + kFaultAroundBytes);
+  }
+  const uint64_t fresh = (end - start) / kPageBytes - seen.count(start, end);
+  seen.add_range(start, end);
+  return fresh;
+}
+
+std::vector<OtherRss::Step> steps_of(std::vector<CountedRegion>& regions,
+                                     const std::vector<OtherTouch>& touches, int64_t counted_ns) {
+  std::vector<OtherRss::Step> gains;
+  PageSet seen;
+  uint64_t gained = 0;
+  for (const OtherTouch& touch : touches) {
+    auto region = std::upper_bound(
+        regions.begin(), regions.end(), touch.address,
+        [](uint64_t address, const CountedRegion& other) { return address < other.end; });
+    if (region == regions.end() || touch.address < region->start) continue;
+    uint64_t pages = fresh_pages(*region, touch.address, seen);
+    if (touch.time_ns <= counted_ns) {
+      pages = std::min(pages, region->pages - region->brought_in);
+      region->brought_in += pages;
+    }
+    if (pages == 0) continue;
+    gained += pages * kPageBytes;
+    gains.push_back({touch.time_ns, pages * kPageBytes});
+  }
+  uint64_t bytes = 0;
+  for (const CountedRegion& region : regions)
+    bytes += (region.pages - region.brought_in) * kPageBytes;
+  std::vector<OtherRss::Step> steps = {{std::numeric_limits<int64_t>::min(), bytes}};
+  const uint64_t step_least = std::max(kStepLeast, gained / kStepsMost);
+  for (size_t i = 0; i < gains.size(); ++i) {
+    bytes += gains[i].bytes;
+    if (bytes - steps.back().bytes >= step_least || i + 1 == gains.size()) {
+      steps.push_back({gains[i].time_ns, bytes});
+    }
+  }
+  return steps;
 }
 
 }  // namespace
@@ -66,34 +156,24 @@ bool RecorderShare::has(uint64_t address) const {
   });
 }
 
-uint64_t other_rss_bytes(schema::Database& db, int64_t process, const RecorderShare& recorder,
-                         const PageSet& touched, const PageSet& touched_by_recorder) {
-  schema::Statement select = db.prepare(
-      "SELECT start, end, kind IN ('anonymous', 'bss') AND huge_bytes = 0, kind IN ('file',"
-      " 'text'), rss_bytes FROM region WHERE snapshot = (SELECT id FROM snapshot WHERE process = ?"
-      " AND rss_bytes NOTNULL ORDER BY rss_bytes DESC LIMIT 1) AND kind NOT IN ('heap', 'block',"
-      " 'recorder')");
-  select.bind_all(process);
-  uint64_t bytes = 0;
-  while (select.step()) {
-    const uint64_t start = select.column_uint(0);
-    const uint64_t end = select.column_uint(1);
-    const uint64_t rss = select.column_uint(4);
-    if (recorder.has(start)) continue;
-    uint64_t ours = 0;
-    if (select.column_int(2) != 0) {
-      const uint64_t seen = touched.count(start, end) * kPageBytes;
-      // What nobody was seen to touch is the recorder's, unless there is more of it than it ever
-      // has: a mapping that was populated or locked.
-      if (seen < rss && rss - seen <= kRecorderMost) ours = rss - seen;
-    } else if (select.column_int(3) != 0) {
-      PageSet pages = brought_in(touched_by_recorder, start, end);
-      pages.remove_common(brought_in(touched, start, end), start, end);
-      ours = std::min(rss, pages.count(start, end) * kPageBytes);
-    }
-    bytes += rss - ours;
+OtherRss other_rss(schema::Database& db, int64_t process, const RecorderShare& recorder,
+                   const std::vector<OtherTouch>& touches, const PageSet& touched_by_recorder) {
+  schema::Statement snapshot = db.prepare(
+      "SELECT id, time_ns FROM snapshot WHERE process = ? AND rss_bytes NOTNULL ORDER BY rss_bytes"
+      " DESC LIMIT 1");
+  snapshot.bind_all(process);
+  OtherRss result;
+  std::vector<CountedRegion> regions;
+  int64_t counted_ns = 0;
+  if (snapshot.step()) {
+    counted_ns = snapshot.column_int(1);
+    PageSet touched;
+    for (const OtherTouch& touch : touches) touched.add(touch.address);
+    regions = counted_regions(db, snapshot.column_int(0), recorder, touched, touched_by_recorder);
   }
-  return bytes;
+  for (const CountedRegion& region : regions) result.bytes += region.pages * kPageBytes;
+  result.steps = steps_of(regions, touches, counted_ns);
+  return result;
 }
 
 }  // namespace heapledger::analyzer

@@ -26,11 +26,28 @@ class RecorderShare {
   std::vector<std::pair<uint64_t, uint64_t>> modules_;  // Start, end.
 };
 
-// RSS at the largest recorded one that is neither heap nor the recorder's. Of anonymous memory the
-// program's pages are those that it was seen to touch: `touched`. Of files they are those that are
-// resident but for what only the recorder's own touches brought in: it reads every module's unwind
-// tables.
-uint64_t other_rss_bytes(schema::Database& db, int64_t process, const RecorderShare& recorder,
-                         const PageSet& touched, const PageSet& touched_by_recorder);
+// A page fault of the program on what is not heap.
+struct OtherTouch {
+  int64_t time_ns;
+  uint64_t address;
+};
+
+// RSS that is neither heap nor the recorder's, over time: when the heap is largest, a program has
+// often not touched all of its libraries yet.
+struct OtherRss {
+  struct Step {
+    int64_t time_ns;
+    uint64_t bytes;  // From then on.
+  };
+  uint64_t bytes = 0;       // At the largest recorded RSS.
+  std::vector<Step> steps;  // In order; never empty. What comes before the first one is as in it.
+};
+
+// At the largest recorded RSS it is counted. Of anonymous memory the program's pages are those that
+// it was seen to touch: `touches`, in order of time. Of files they are those that are resident but
+// for what only the recorder's own touches brought in: it reads every module's unwind tables.
+// Before and after, in the same mappings, there is less or more by what those touches brought in.
+OtherRss other_rss(schema::Database& db, int64_t process, const RecorderShare& recorder,
+                   const std::vector<OtherTouch>& touches, const PageSet& touched_by_recorder);
 
 }  // namespace heapledger::analyzer

@@ -26,8 +26,32 @@ constexpr size_t kModelsAtOnce = 200;
 
 // Operations, with the requested bytes that live after each.
 struct Chunk {
+  struct OtherStep {
+    size_t op;       // The first one from then on.
+    uint64_t bytes;  // RSS that is not heap.
+  };
   std::vector<Op> ops;
   std::vector<uint64_t> live_bytes;
+  std::vector<OtherStep> other_steps;
+};
+
+// Puts steps of what is not heap between the operations.
+class OtherSteps {
+ public:
+  explicit OtherSteps(const std::vector<OtherRss::Step>& steps) : steps_(steps) {}
+
+  void fill(Chunk& chunk) {
+    chunk.other_steps.clear();
+    for (size_t i = 0; i < chunk.ops.size() && next_ < steps_.size(); ++i) {
+      const size_t before = next_;
+      while (next_ < steps_.size() && steps_[next_].time_ns <= chunk.ops[i].time_ns) ++next_;
+      if (next_ != before) chunk.other_steps.push_back({i, steps_[next_ - 1].bytes});
+    }
+  }
+
+ private:
+  const std::vector<OtherRss::Step>& steps_;
+  size_t next_ = 0;
 };
 
 class LiveBytes {
@@ -93,8 +117,14 @@ class Lane {
     std::span<const Op> ops = chunk.ops;
     if (jitter_ != 0) ops = changed(ops);
     first_ = 0;
-    // What the ancestors cost is not this process's.
+    auto step = chunk.other_steps.begin();
     for (size_t i = 0; i < ops.size(); ++i) {
+      if (step != chunk.other_steps.end() && step->op == i) {
+        run_part(ops, i);
+        note_peak();
+        other_bytes_ = (step++)->bytes;
+      }
+      // What the ancestors cost is not this process's.
       if (ops[i].kind != OpKind::kFork) continue;
       run_part(ops, i + 1);
       begin_own_part(ops[i].time_ns);
@@ -103,11 +133,14 @@ class Lane {
     sample(ops.back().time_ns);
   }
 
-  SweepRow finish(int64_t ns_per_fault, uint64_t second_faults) {
+  // `other_bytes_end`: RSS that is not heap, at the end.
+  SweepRow finish(int64_t ns_per_fault, uint64_t second_faults, uint64_t other_bytes_end) {
+    note_peak();
+    other_bytes_ = other_bytes_end;
+    note_peak();
     const ModelCounts counts = model_->counts();
     row_.calls = counts.calls;
     row_.held_bytes_peak = counts.held_bytes_peak;
-    row_.resident_bytes_peak = model_->space().resident_bytes_peak();
     row_.faults = model_->space().faults() - inherited_faults_ + second_faults;
     row_.fault_ns = static_cast<double>(row_.faults) * static_cast<double>(ns_per_fault);
     const double lasted = static_cast<double>(last_ns_ - start_ns_);
@@ -138,8 +171,17 @@ class Lane {
     first_ = end;
   }
 
+  // With what was not heap since the last time.
+  void note_peak() {
+    const uint64_t heap = model_->space().resident_bytes_peak();
+    row_.resident_bytes_peak = std::max(row_.resident_bytes_peak, heap);
+    row_.rss_bytes_peak = std::max(row_.rss_bytes_peak, heap + other_bytes_);
+    model_->space().restart_resident_peak();
+  }
+
   void begin_own_part(int64_t time_ns) {
     row_.syscall_ns = 0;
+    row_.resident_bytes_peak = row_.rss_bytes_peak = 0;
     held_integral_ = resident_integral_ = 0;
     held_peak_ = 0;
     inherited_faults_ = model_->space().faults();
@@ -184,6 +226,7 @@ class Lane {
   double held_ = 0, resident_ = 0, held_peak_ = 0;
   double held_integral_ = 0, resident_integral_ = 0;
   uint64_t inherited_faults_ = 0;
+  uint64_t other_bytes_ = 0;  // RSS that is not heap.
 };
 
 // Threads that run every lane over one chunk at a time.
@@ -276,9 +319,10 @@ class Sweep {
     result.touches_known = plan_.is_known();
     result.fresh_pages = plan_.fresh_pages();
     result.recycled_pages = plan_.recycled_pages();
-    result.other_faults = plan_.other_faults();
-    result.other_rss_bytes = other_rss_bytes(db_, process_, RecorderShare::of(db_, process_),
-                                             plan_.other_pages(), plan_.recorder_pages());
+    result.other_faults = plan_.other_touches().size();
+    other_ = other_rss(db_, process_, RecorderShare::of(db_, process_), plan_.other_touches(),
+                       plan_.recorder_pages());
+    result.other_rss_bytes = other_.bytes;
     std::vector<SettingChoice> grid =
         setting_grid(recorded_settings(db_, info_, process_), options_.axes);
     first_jitter_ = grid.size();
@@ -313,6 +357,7 @@ class Sweep {
     RecordedOps reader(
         db_, info_, process_, [](const schema::Damage&) {}, &plan_);
     LiveBytes live;
+    OtherSteps others(other_.steps);
     uint64_t operations = 0;
     {
       Crew crew(lanes, std::min(threads_, lanes.size()));
@@ -321,6 +366,7 @@ class Sweep {
       bool more = reader.next_chunk(chunks[now].ops);
       while (more) {
         live.fill(chunks[now]);
+        others.fill(chunks[now]);
         crew.start(chunks[now]);
         operations += chunks[now].ops.size();
         report(chunks[now].ops.back().time_ns);
@@ -330,7 +376,8 @@ class Sweep {
       }
     }
     for (Lane& lane : lanes) {
-      result.rows.push_back(lane.finish(result.ns_per_fault, plan_.second_faults()));
+      result.rows.push_back(
+          lane.finish(result.ns_per_fault, plan_.second_faults(), other_.steps.back().bytes));
     }
     result.operations = operations;
     result.unmatched_ends = reader.unmatched_ends();
@@ -348,6 +395,7 @@ class Sweep {
   const SweepOptions& options_;
   size_t threads_;
   TouchPlan plan_;
+  OtherRss other_;
   size_t first_jitter_ = 0;  // Number of the first choice whose sizes are changed.
   double done_before_ = 0, part_ = 1;
 };

@@ -31,7 +31,8 @@ struct SweepRow {
   double held_bytes_mean = 0;
   uint64_t resident_bytes_peak = 0;  // Of the heap.
   double resident_bytes_mean = 0;
-  double external = 0;  // 1 - requested live bytes / held bytes, at the peak of held.
+  uint64_t rss_bytes_peak = 0;  // Of the process: of heap and what else there is at a time.
+  double external = 0;          // 1 - requested live bytes / held bytes, at the peak of held.
 
   uint64_t call_count() const;
   double cost_ns() const { return syscall_ns + fault_ns; }
@@ -48,7 +49,7 @@ struct SweepResult {
   uint64_t fresh_pages = 0, recycled_pages = 0;  // See TouchPlan.
   // What the process had besides heap, without the recorder's.
   uint64_t other_faults = 0;
-  uint64_t other_rss_bytes = 0;  // At its peak.
+  uint64_t other_rss_bytes = 0;  // At the largest recorded RSS.
 };
 
 struct SweepOptions {

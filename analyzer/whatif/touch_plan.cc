@@ -57,8 +57,7 @@ class TouchPlan::Observer : public ReplayObserver {
       if (recorder_.has(fault.row.ip)) {
         plan_.recorder_pages_.add(fault.row.address);
       } else {
-        ++plan_.other_faults_;
-        plan_.other_pages_.add(fault.row.address);
+        plan_.other_touches_.push_back({fault.row.time_ns, fault.row.address});
       }
       return;
     }
@@ -106,8 +105,9 @@ TouchPlan TouchPlan::of(schema::Database& db, const TraceInfo& info, int64_t pro
   options.observer = &observer;
   Replay(db, info, process, options).run_to_end();
   // A fault inside a call is told when the call ends.
-  std::stable_sort(plan.touches_.begin(), plan.touches_.end(),
-                   [](const Touch& a, const Touch& b) { return a.time_ns < b.time_ns; });
+  const auto is_before = [](const auto& a, const auto& b) { return a.time_ns < b.time_ns; };
+  std::stable_sort(plan.touches_.begin(), plan.touches_.end(), is_before);
+  std::stable_sort(plan.other_touches_.begin(), plan.other_touches_.end(), is_before);
   return plan;
 }
 

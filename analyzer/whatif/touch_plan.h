@@ -11,7 +11,8 @@
 // anyhow; they count as touched in full. A write to a page that was only read until then, and so
 // was the zero page, is a second fault; there are taken to be as many of those as were recorded.
 // Thread safety: none while it is made, const afterwards.
-// Memory: 24 bytes per fault in a wide block, 16 per wide block with fresh pages. Cost: one replay.
+// Memory: 24 bytes per fault in a wide block, 16 per other fault and per wide block with fresh
+// pages. Cost: one replay.
 #pragma once
 
 #include <array>
@@ -51,10 +52,9 @@ class TouchPlan {
   // Second faults on pages of blocks.
   uint64_t second_faults() const { return second_faults_; }
 
-  // Faults that neither touched the heap nor came from the recorder's code, and their pages.
-  uint64_t other_faults() const { return other_faults_; }
-  const PageSet& other_pages() const { return other_pages_; }
-  // That came from the recorder's code, outside its own memory.
+  // Faults that neither touched the heap nor came from the recorder's code, in order of time.
+  const std::vector<OtherTouch>& other_touches() const { return other_touches_; }
+  // Pages of those that came from the recorder's code, outside its own memory.
   const PageSet& recorder_pages() const { return recorder_pages_; }
 
   bool is_known() const { return known_; }
@@ -79,8 +79,9 @@ class TouchPlan {
   std::array<Share, 64> by_size_{};  // By the power of two.
   Share all_;
   uint64_t fresh_pages_ = 0, recycled_pages_ = 0;
-  uint64_t other_faults_ = 0, second_faults_ = 0;
-  PageSet other_pages_, recorder_pages_;
+  uint64_t second_faults_ = 0;
+  std::vector<OtherTouch> other_touches_;
+  PageSet recorder_pages_;
 };
 
 }  // namespace heapledger::analyzer

@@ -102,9 +102,10 @@ class AddressSpace {
   // Peaks begin again at what is now.
   void restart_peaks() {
     books_.held_peak = held_bytes();
-    books_.resident_peak = books_.resident_pages;
+    restart_resident_peak();
   }
   size_t mapping_count() const { return books_.mappings.size(); }
+  void restart_resident_peak() { books_.resident_peak = books_.resident_pages; }
   uintptr_t break_begin() const { return break_begin_; }
 
   // The space as it is now, and back to it: how a model goes on with a forked child and then with

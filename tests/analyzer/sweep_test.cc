@@ -263,15 +263,25 @@ TEST_F(SweepTest, WhatTheRecorderBringsInIsNotTheProgramsRss) {
   EXPECT_TRUE(recorder.has(0x50000010));
   EXPECT_FALSE(recorder.has(0x30000010));
   EXPECT_FALSE(recorder.has(0x60000010));
-  PageSet program;
+  const std::vector<OtherTouch> program = {{100, 0x10000000}, {200, 0x30003000},
+                                           {300, 0x30004000}, {400, 0x70000000},
+                                           {500, 0x70004000}, {20000000, 0x60000000}};
   PageSet ours;
-  program.add(0x10000000);
-  program.add(0x30003000);
-  program.add(0x70000000);
-  program.add(0x70004000);
   ours.add(0x10021000);
   ours.add(0x3000f000);
-  EXPECT_EQ(other_rss_bytes(db, 1, recorder, program, ours), (40 - 16 + 16 + 11 + 2) * kPages);
+  const OtherRss other = other_rss(db, 1, recorder, program, ours);
+  constexpr uint64_t kAll = (40 - 16 + 16 + 11 + 2) * kPages;
+  EXPECT_EQ(other.bytes, kAll);
+  // Before it touched them, they were not there; those that nobody saw it touch always were. What
+  // it touches after the snapshot comes on top. Two pages are no step of their own.
+  ASSERT_EQ(other.steps.size(), 4U);
+  EXPECT_EQ(other.steps[0].bytes, kAll - (16 + 16 + 2) * kPages);
+  EXPECT_EQ(other.steps[1].time_ns, 100);
+  EXPECT_EQ(other.steps[1].bytes, kAll - (16 + 2) * kPages);
+  EXPECT_EQ(other.steps[2].time_ns, 200);
+  EXPECT_EQ(other.steps[2].bytes, kAll - 2 * kPages);
+  EXPECT_EQ(other.steps[3].time_ns, 20000000);
+  EXPECT_EQ(other.steps[3].bytes, kAll + 16 * kPages);
 }
 
 TEST_F(SweepTest, RecordingsThatAreNotTheWholeTruthSaySo) {
@@ -450,7 +460,7 @@ TEST(ParetoFront, HasOnlyWhatNothingBeatsInBoth) {
   std::vector<SweepRow> rows(4);
   const auto set = [&](size_t row, double cost, uint64_t bytes) {
     rows[row].syscall_ns = cost;
-    rows[row].resident_bytes_peak = bytes;
+    rows[row].resident_bytes_peak = rows[row].rss_bytes_peak = bytes;
   };
   set(0, 30, 10);
   set(1, 10, 40);

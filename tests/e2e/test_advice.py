@@ -58,6 +58,25 @@ class Advice(recording.RecordingTest):
         self.assertLess(rows["cpu_ns"]["advised"], rows["cpu_ns"]["now"])
         self.assertLess(abs(rows["rss_bytes_peak"]["predicted"] - rows["rss_bytes_peak"]["advised"]), 1 << 20)
 
+    def test_timed_runs_have_nobody_beside_them(self):
+        # Goal: runs that are timed go by turns, and neither ptrace nor a library of ours is in them; calls are counted in runs of their own.
+        # Method: the program notes, each time, its tracer, what is preloaded into it and its settings.
+        trace = self.recorded(FIXED)
+        log = self.path("runs")
+        script = f"""while read -r key value; do
+            if [ "$key" = TracerPid: ]; then echo "$((value != 0)) ${{LD_PRELOAD:-none}} $GLIBC_TUNABLES" >> {log}; fi
+            done < /proc/$$/status; exec {recording.victim("refill")} {ROUNDS}"""
+        advised = {row["goal"]: row for row in trace.report("advise")["choices"]}["time"]["tunables"]
+        done = subprocess.run([recording.HEAPLEDGER, "verify", "--json", "--quiet", "--goal", "time", "--runs", "3", trace.path, "--", "/bin/sh", "-c",
+                               script], capture_output=True, text=True, timeout=recording.TIMEOUT_S)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        with open(log, encoding="ascii") as file:
+            runs = [line.split() for line in file]
+        self.assertEqual([run[:2] for run in runs], [["0", "none"]] * 6 + [["1", "none"]] * 2)
+        now = runs[0][2:]
+        self.assertIn("mmap_threshold=131072", now[0])
+        self.assertEqual([run[2:] for run in runs], [now, advised.split()] * 4)
+
     def test_what_is_well_is_left_alone(self):
         trace = self.record(["/usr/bin/perl", "-e", "my $s = 0; for (1 .. 500000) { my @a = ($_, $_); $s += @a } print $s"], ["--quiet"])
         choices = trace.report("advise")["choices"]

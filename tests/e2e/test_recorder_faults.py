@@ -109,6 +109,20 @@ class RecorderFaults(recording.RecordingTest):
         self.assertLess(seconds, STALL_MAX_S)
         self.check_cut("its collector ended before it could close the file")
 
+    def test_what_a_cut_recording_says_of_settings(self):
+        # Goal: what is predicted without the recording's end never comes without a word of it. Method: kill the collector in mid-recording.
+        run, collector = self.start_until("alone")
+        os.kill(collector, signal.SIGKILL)
+        self.assertEqual(self.go_on(run)[2], 7)
+        trace = self.check_cut("its collector ended before it could close the file")
+        words = "the recording was cut short"
+        for command in ("sweep", "advise", "replay"):
+            options = ["--runs", "1", "--quiet"] if command == "replay" else []
+            done = self.native([recording.HEAPLEDGER, command, *options, trace.path])
+            self.assertEqual((done.returncode, done.stderr), (0, b""), command)
+            self.assertIn(words, " ".join(done.stdout.decode().split()), command)
+        self.assertIn(words, " ".join(trace.report("advise")["doubts"]))
+
     def test_killed_collector_of_a_slow_program(self):
         # Goal: what is more than some seconds old stays, however little it is. Method: 200 calls a second, which fill a batch in five minutes:
         # they must come into the file long before that. Kill it then; nothing that was there is gone.
@@ -132,6 +146,12 @@ class RecorderFaults(recording.RecordingTest):
         # With luck the program's first word was written, too; then there is a summary, with nothing in it.
         said = summary.stderr if summary.returncode != 0 else b" ".join(summary.stdout.split())
         self.assertIn(b"the recording was cut short", said)
+        # No calls: nothing to predict from, or to replay.
+        if recording.Trace(self.path("trace.db"), None).one("SELECT count(*) FROM event_batch") == 0:
+            for command in ("sweep", "advise", "replay"):
+                refused = self.native([recording.HEAPLEDGER, command, *(["--quiet"] if command == "replay" else []), self.path("trace.db")])
+                self.assertEqual((refused.returncode, refused.stdout), (1, b""), command)
+                self.assertEqual(len(refused.stderr.splitlines()), 1, refused.stderr)
 
     def test_stopped_collector(self):
         # Goal: no progress for ten seconds is a dead collector, for the program and for `record`; once continued it closes the trace.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The parts of the front command that need no process: sizes, where options end, what a program
-// file is.
+// The parts of the front command that need no recording: sizes, where options end, what a program
+// file is, and what a run under ptrace sees.
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "tools/heapledger/child.h"
 #include "tools/heapledger/command_error.h"
 #include "tools/heapledger/command_line.h"
 #include "tools/heapledger/narration.h"
@@ -145,6 +146,27 @@ TEST(Texts, ReadWell) {
   EXPECT_EQ(shell_word("it's"), "'it'\\''s'");
   EXPECT_EQ(ending_text(3 << 8), "ended with status 3");
   EXPECT_EQ(ending_text(11), "was killed by SIGSEGV (Segmentation fault)");
+}
+
+TEST(RunCounted, SeesWhatWasGivenBackBeforeTheEnd) {
+  // Goal: the peak of RSS is that before the memory goes, and neither ours nor that of what it
+  // replaces. Method: dd fills a buffer of 64 MiB, which it frees; then a shell becomes a program
+  // that needs little.
+  constexpr uint64_t kMiB = uint64_t{1} << 20;
+  const std::string path = std::string("PATH=") + getenv("PATH");
+  const auto filled =
+      run_counted({"dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1"}, {path});
+  EXPECT_EQ(filled.status, 0);
+  EXPECT_GE(filled.rss_peak_bytes, 64 * kMiB);
+  EXPECT_LT(filled.rss_peak_bytes, 80 * kMiB);
+  EXPECT_GT(filled.minor_faults, 10U);
+  std::vector<char> ours(64 * kMiB, 1);
+  const auto small = run_counted({"sh", "-c", "exec true"}, {path});
+  EXPECT_EQ(small.status, 0);
+  EXPECT_GT(small.rss_peak_bytes, 100U << 10);
+  EXPECT_LT(small.rss_peak_bytes, 16 * kMiB);
+  EXPECT_LT(small.minor_faults, 2000U);
+  EXPECT_EQ(ours.back(), 1);
 }
 
 }  // namespace

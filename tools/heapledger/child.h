@@ -44,7 +44,8 @@ struct CountedRun {
                                                         "mremap", "madvise", "mprotect"};
   int status = 0;
   std::array<uint64_t, kNames.size()> calls{};  // Of the program's first process, loader and all.
-  uint64_t rss_peak_bytes = 0;                  // VmHWM; 0: not known.
+  uint64_t rss_peak_bytes = 0;                  // By the page tables; 0: not known.
+  uint64_t minor_faults = 0;                    // Since it was executed.
 
   uint64_t total() const;
 };
