@@ -50,9 +50,9 @@ std::vector<CountedRegion> counted_regions(schema::Database& db, int64_t snapsho
                                            const RecorderShare& recorder, const PageSet& touched,
                                            const PageSet& touched_by_recorder) {
   schema::Statement select = db.prepare(
-      "SELECT start, end, kind IN ('anonymous', 'bss') AND huge_bytes = 0, kind IN ('file',"
-      " 'text'), rss_bytes FROM region WHERE snapshot = ? AND kind NOT IN ('heap', 'block',"
-      " 'recorder') ORDER BY start");
+      "SELECT start, end, kind IN ('anonymous', 'bss', 'thread stack') AND huge_bytes = 0,"
+      " kind IN ('file', 'text'), rss_bytes FROM region WHERE snapshot = ? AND kind NOT IN ('heap',"
+      " 'block', 'recorder') ORDER BY start");
   select.bind_all(snapshot);
   std::vector<CountedRegion> regions;
   while (select.step()) {
@@ -62,8 +62,9 @@ std::vector<CountedRegion> counted_regions(schema::Database& db, int64_t snapsho
     uint64_t ours = 0;
     if (select.column_int(2) != 0) {
       const uint64_t seen = touched.count(region.start, region.end);
-      // What nobody was seen to touch is the recorder's, unless there is more of it than it ever
-      // has: a mapping that was populated or locked.
+      // What nobody was seen to touch is the recorder's (its stacks with their guards look like a
+      // thread's), unless there is more of it than it ever has: a mapping that was populated or
+      // locked.
       if (seen < region.pages && region.pages - seen <= kRecorderMost / kPageBytes) {
         ours = region.pages - seen;
       }

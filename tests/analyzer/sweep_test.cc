@@ -255,6 +255,7 @@ TEST_F(SweepTest, WhatTheRecorderBringsInIsNotTheProgramsRss) {
     region(0x60000000, "text", 11);
     region(0x70000000, "anonymous", 20);  // The program touched two.
     region(0x80000000, "recorder", 50);
+    region(0x90000000, "thread stack", 9);  // Of the recorder.
     region(kHeap, "heap", 33);
   }
   schema::Database db = schema::open_trace("trace.db", schema::OpenMode::kReadOnly);
