@@ -151,7 +151,7 @@ class RecorderFaults(recording.RecordingTest):
             for command in ("sweep", "advise", "replay"):
                 refused = self.native([recording.HEAPLEDGER, command, *(["--quiet"] if command == "replay" else []), self.path("trace.db")])
                 self.assertEqual((refused.returncode, refused.stdout), (1, b""), command)
-                self.assertEqual(len(refused.stderr.splitlines()), 1, refused.stderr)
+                self.assertRegex(refused.stderr, b"^heapledger: .*(no recorded calls|was not recorded|cut)")
 
     def test_stopped_collector(self):
         # Goal: no progress for ten seconds is a dead collector, for the program and for `record`; once continued it closes the trace.

@@ -212,10 +212,10 @@ def victims(folder, binaries):
     def command(path, full, small):
         return lambda _, smoke: [path, *(small if smoke else full)]
     return {
-        "churn": Program(command(os.path.join(binaries, "demos", "churn"), ["0.1"], ["0.02"]), "sh"),
-        "refault": Program(command(os.path.join(binaries, "demos", "refault"), ["0.2"], ["0.02"]), "sh"),
-        "refill": Program(command(os.path.join(folder, "refill"), ["1000"], ["300"]), "sh"),
-        "big_blocks": Program(command(os.path.join(folder, "big_blocks"), ["2000"], ["500"]), "sh"),
+        "churn": Program(command(os.path.join(binaries, "demos", "churn"), ["0.05"], ["0.02"]), "sh"),
+        "refault": Program(command(os.path.join(binaries, "demos", "refault"), ["0.05"], ["0.02"]), "sh"),
+        "refill": Program(command(os.path.join(folder, "refill"), ["400"], ["300"]), "sh"),
+        "big_blocks": Program(command(os.path.join(folder, "big_blocks"), ["1000"], ["500"]), "sh"),
         "four_threads": Program(command(os.path.join(folder, "four_threads"), ["1500"], ["600"]), "sh", varies="four threads", threads=True),
     }
 

@@ -314,7 +314,9 @@ int run_verify(const Words& arguments) {
   set_usage(app, "Usage: heapledger verify [OPTIONS] TRACE -- PROGRAM [ARGUMENTS...]");
   app.footer(
       "The program's output is dropped (its stderr shown on the first run); its input is empty, "
-      "or\nread anew by every run where it is a file.");
+      "or\nread anew by every run where it is a file. Times and faults are of runs with nobody "
+      "beside them;\nsystem calls and peak RSS (by the page tables) of one more under each of the "
+      "settings, traced.");
   app.add_option("TRACE", plan.trace, "a recording of the same work")->required();
   app.add_option("--goal", plan.goal, "which advice: time, memory or both (default: both)")
       ->check(CLI::IsMember({"time", "memory", "both"}));
