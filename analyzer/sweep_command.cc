@@ -125,18 +125,19 @@ class SweepReport {
 
   // What the best ones' cost is made of, and what they hold from the system.
   Table best_in_full() const {
-    Table table("", "The same: their calls, and what they hold",
-                {{"settings", "settings", Unit::kText},
-                 {"brk", "brk", Unit::kCount},
-                 {"mmap", "mmap", Unit::kCount},
-                 {"munmap", "munmap", Unit::kCount},
-                 {"mremap", "mremap", Unit::kCount},
-                 {"madvise", "madvise", Unit::kCount},
-                 {"mprotect", "mprotect", Unit::kCount},
-                 {"held", "held", Unit::kBytes},
-                 {"held_mean", "mean", Unit::kBytes},
-                 {"resident_mean", "resident, mean", Unit::kBytes},
-                 {"external", "external", Unit::kRatio}});
+    std::vector<Column> columns = {{"settings", "settings", Unit::kText}};
+    for (size_t i = 0; i < heap::kCallNames; ++i) {
+      const char* name = heap::call_name(static_cast<heap::CallName>(i));
+      // One thread's heap needs few of them: room for the settings' names.
+      const bool is_made = std::any_of(result_.rows.begin(), result_.rows.end(),
+                                       [i](const SweepRow& row) { return row.calls[i] != 0; });
+      columns.push_back({name, is_made ? name : "", Unit::kCount});
+    }
+    columns.push_back({"held", "held", Unit::kBytes});
+    columns.push_back({"held_mean", "mean", Unit::kBytes});
+    columns.push_back({"resident_mean", "", Unit::kBytes});
+    columns.push_back({"external", "external", Unit::kRatio});
+    Table table("", "The same: their calls, and what they hold", std::move(columns));
     for (const Group& group : groups()) {
       if (group.row != 0 && !is_best(group.row)) continue;
       const SweepRow& row = result_.rows[group.row];
