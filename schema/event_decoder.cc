@@ -1,16 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // The reading half of schema/event_batch.h. The input may be anything: every number that selects or
 // counts something is checked before it is used; the others may be any 64 bits.
+#include <algorithm>
+#include <span>
 #include <string>
 
 #include "schema/error.h"
 #include "schema/event_batch.h"
 #include "schema/event_batch_format.h"
+#include "schema/number_column.h"
 #include "schema/packed_columns.h"
 #include "schema/time_column.h"
 
 namespace heapledger::schema {
 namespace {
+
+constexpr size_t kShapesOfOneByte = 128;
 
 [[noreturn]] void impossible(const std::string& why) {
   throw Error("cannot decode a packed batch", why);
@@ -48,18 +53,22 @@ struct CallDecoder::State {
   std::vector<ThreadState> thread_states;
   std::vector<uint32_t> reference;  // Per row: the row it names, or itself.
   std::vector<uint32_t> stacks;     // Distinct; then a 0.
+  NumberColumn numbers, more_numbers;
 
   uint32_t sources(size_t row) const { return shape_sources(shape[row]); }
   SplitReader split(CallSection first, CallSection rest) {
     return {packed.section(first), packed.section(rest)};
   }
   void read_shapes();
+  void read_short_shapes(std::span<const uint8_t> index);
   void read_threads();
   void read_references();
   void decode_time(CallBatch& batch);
   void decode_ended_time(CallBatch& batch);
+  template <bool is_alone>
   void decode_id(CallBatch& batch);
   void decode_ended_id(CallBatch& batch);
+  template <bool is_alone>
   void decode_addresses(CallBatch& batch);
   void decode_stack(CallBatch& batch);
   void decode_optional(CallSection section, uint32_t source, std::vector<uint64_t>& values);
@@ -79,8 +88,25 @@ void CallDecoder::State::read_shapes() {
   in.finish();
   VarintReader index = packed.section(kSectionShape);
   shape.resize(rows);
+  if (shapes.size() <= kShapesOfOneByte) {
+    read_short_shapes(index.bytes());
+    return;
+  }
   for (uint32_t& value : shape) value = shapes[index.take_below(shapes.size())];
   index.finish();
+}
+
+// Each is a byte then.
+void CallDecoder::State::read_short_shapes(std::span<const uint8_t> index) {
+  if (index.size() != rows) VarintReader::fail();
+  const size_t count = shapes.size();
+  shapes.resize(kShapesOfOneByte);
+  unsigned most = 0;
+  for (size_t i = 0; i < rows; ++i) {
+    most = std::max<unsigned>(most, index[i]);
+    shape[i] = shapes[index[i] % kShapesOfOneByte];
+  }
+  if (rows != 0 && most >= count) VarintReader::fail();
 }
 
 void CallDecoder::State::read_threads() {
@@ -98,7 +124,7 @@ void CallDecoder::State::read_threads() {
 }
 
 void CallDecoder::State::read_references() {
-  SplitReader in = split(kSectionReference, kSectionReferenceRest);
+  NumberCursor in = numbers.read(split(kSectionReference, kSectionReferenceRest));
   reference.resize(rows);
   for (size_t i = 0; i < rows; ++i) {
     const bool has = (sources(i) & kEndedMask) == kEndedReference;
@@ -111,7 +137,7 @@ void CallDecoder::State::read_references() {
 
 void CallDecoder::State::decode_time(CallBatch& batch) {
   batch.time_ns.resize(rows);
-  read_times(split(kSectionTime, kSectionTimeRest), batch.time_ns);
+  read_times(split(kSectionTime, kSectionTimeRest), numbers, batch.time_ns);
 }
 
 void CallDecoder::State::decode_ended_time(CallBatch& batch) {
@@ -126,13 +152,15 @@ void CallDecoder::State::decode_ended_time(CallBatch& batch) {
   in.finish();
 }
 
+template <bool is_alone>
 void CallDecoder::State::decode_id(CallBatch& batch) {
   VarintReader in = packed.section(kSectionId);
-  thread_states.assign(threads.size(), {});
   batch.id.resize(rows);
+  uint64_t only = 0;  // The last id, where there is one thread: in a register.
+  thread_states.assign(threads.size(), {});
   for (size_t i = 0; i < rows; ++i) {
     const uint32_t source = sources(i) & kIdMask;
-    uint64_t& last = thread_states[thread_number[i]].id;
+    uint64_t& last = is_alone ? only : thread_states[thread_number[i]].id;
     if (source == kIdStored) {
       last += unzigzag(in.take());
     } else {
@@ -160,15 +188,17 @@ void CallDecoder::State::decode_ended_id(CallBatch& batch) {
   in.finish();
 }
 
+template <bool is_alone>
 void CallDecoder::State::decode_addresses(CallBatch& batch) {
-  VarintReader in = packed.section(kSectionAddress);
-  VarintReader in_old = packed.section(kSectionOldAddress);
-  thread_states.assign(threads.size(), {});
+  NumberCursor in = numbers.read(packed.section(kSectionAddress));
+  NumberCursor in_old = more_numbers.read(packed.section(kSectionOldAddress));
   batch.address.resize(rows);
   batch.old_address.resize(rows);
+  uint64_t only = 0;  // The last address, where there is one thread: in a register.
+  thread_states.assign(threads.size(), {});
   for (size_t i = 0; i < rows; ++i) {
     const uint32_t source = sources(i);
-    uint64_t& last = thread_states[thread_number[i]].address;
+    uint64_t& last = is_alone ? only : thread_states[thread_number[i]].address;
     uint64_t old = 0;
     if ((source & kOldMask) != kOldNone) {
       old = (source & kOldMask) == kOldReference ? batch.address[reference[i]]
@@ -201,7 +231,7 @@ void CallDecoder::State::decode_stack(CallBatch& batch) {
     stacks[i] = static_cast<uint32_t>(last);
   }
   values.finish();
-  SplitReader in = split(kSectionStack, kSectionStackRest);
+  NumberCursor in = numbers.read(split(kSectionStack, kSectionStackRest));
   batch.stack.resize(rows);
   for (size_t i = 0; i < rows; ++i) {
     const bool has = (sources(i) & kHasStackValue) != 0;
@@ -214,7 +244,7 @@ void CallDecoder::State::decode_stack(CallBatch& batch) {
 
 void CallDecoder::State::decode_optional(CallSection section, uint32_t source,
                                          std::vector<uint64_t>& values) {
-  VarintReader in = packed.section(section);
+  NumberCursor in = numbers.read(packed.section(section));
   if ((sources_used & source) == 0) {
     values.assign(rows, 0);
     return in.finish();
@@ -260,8 +290,12 @@ void CallDecoder::decode(std::span<const uint8_t> blob, uint32_t columns, CallBa
   if (columns & kColumnEndedTime) state.decode_ended_time(batch);
   if (columns & kColumnThread) {
     batch.thread.resize(state.rows);
-    for (size_t i = 0; i < state.rows; ++i) {
-      batch.thread[i] = static_cast<uint32_t>(state.threads[state.thread_number[i]]);
+    if (state.threads.size() == 1) {
+      std::fill(batch.thread.begin(), batch.thread.end(), static_cast<uint32_t>(state.threads[0]));
+    } else {
+      for (size_t i = 0; i < state.rows; ++i) {
+        batch.thread[i] = static_cast<uint32_t>(state.threads[state.thread_number[i]]);
+      }
     }
   }
   if (columns & kColumnKind) {
@@ -272,9 +306,14 @@ void CallDecoder::decode(std::span<const uint8_t> blob, uint32_t columns, CallBa
       batch.flags[i] = shape_flags(state.shape[i]);
     }
   }
-  if (columns & kColumnId) state.decode_id(batch);
+  const bool is_alone = state.threads.size() == 1;
+  if (columns & kColumnId) {
+    is_alone ? state.decode_id<true>(batch) : state.decode_id<false>(batch);
+  }
   if (columns & kColumnEndedId) state.decode_ended_id(batch);
-  if (columns & kAddresses) state.decode_addresses(batch);
+  if (columns & kAddresses) {
+    is_alone ? state.decode_addresses<true>(batch) : state.decode_addresses<false>(batch);
+  }
   if (columns & kColumnSize) state.decode_optional(kSectionSize, kHasSize, batch.size);
   if (columns & kColumnUsable) state.decode_usable(batch);
   if (columns & kColumnAlignment) {

@@ -69,7 +69,9 @@ std::vector<uint64_t> read_values(VarintReader& in, size_t rows, bool difference
 
 void decode_time(PackedReader& packed, FaultBatch& batch) {
   batch.time_ns.resize(batch.faults);
-  read_times({packed.section(kSectionTime), packed.section(kSectionTimeRest)}, batch.time_ns);
+  NumberColumn numbers;
+  read_times({packed.section(kSectionTime), packed.section(kSectionTimeRest)}, numbers,
+             batch.time_ns);
 }
 
 // Threads and addresses, since the latter are counted per thread.

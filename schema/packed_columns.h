@@ -161,6 +161,10 @@ class VarintReader {
   void finish() const {
     if (next_ != end_) fail();
   }
+  // What is not read yet, and how to pass over some of it.
+  std::span<const uint8_t> bytes() const { return {next_, left()}; }
+  size_t left() const { return next_ < end_ ? static_cast<size_t>(end_ - next_) : 0; }
+  void skip(size_t bytes) { next_ += bytes; }
   [[noreturn]] static void fail();
 
  private:

@@ -102,12 +102,13 @@ void TimeColumnWriter::finish(SplitWriter out) {
   out.rest.advance_to(cursor);
 }
 
-void read_times(SplitReader in, std::span<int64_t> times) {
-  const uint64_t step = in.rest.take();
+void read_times(SplitReader section, NumberColumn& numbers, std::span<int64_t> times) {
+  const uint64_t step = section.rest.take();
   if (step == 0 || step > kStepMax * kOneNs) VarintReader::fail();
+  NumberCursor in = numbers.read(section);
   uint64_t time = 0;
   for (size_t i = 0; i < times.size(); ++i) {
-    uint64_t difference = in.take_if(true);
+    uint64_t difference = in.take();
     if (step != kOneNs) {
       if (difference == 0) {
         difference = in.take();

@@ -17,7 +17,7 @@
 #include <span>
 #include <vector>
 
-#include "schema/packed_columns.h"
+#include "schema/number_column.h"
 
 namespace heapledger::schema {
 
@@ -51,8 +51,8 @@ class TimeColumnWriter {
   uint64_t last_ = 0;
 };
 
-// Throws Error for times that go backwards.
-void read_times(SplitReader in, std::span<int64_t> times);
+// Throws Error for times that go backwards. `numbers` is for their memory.
+void read_times(SplitReader in, NumberColumn& numbers, std::span<int64_t> times);
 
 // The step of differences between stamps, in nanoseconds * 2^16: one nanosecond where none is
 // found. Sorts them.

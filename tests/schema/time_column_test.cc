@@ -40,7 +40,8 @@ std::vector<int64_t> read_back(const Sections& sections, size_t rows) {
     return VarintReader(bytes.data(), bytes.data() + bytes.size() - kVarintBytesMax);
   };
   std::vector<int64_t> times(rows);
-  read_times({reader(sections.first), reader(sections.rest)}, times);
+  NumberColumn numbers;
+  read_times({reader(sections.first), reader(sections.rest)}, numbers, times);
   return times;
 }
 
