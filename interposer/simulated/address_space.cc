@@ -70,6 +70,10 @@ AddressSpace::AddressSpace(const SpaceOptions& options) : contents_(options.cont
   // A page nobody may have keeps the break and the lowest mapping apart.
   break_limit_ = base_ + wanted.break_bytes - kPage;
   books_.gaps.give(base_ + wanted.break_bytes, wanted.map_bytes - top_bytes(wanted));
+  if (options.hot_bytes != 0 && contents_ == Contents::kNone &&
+      base::is_aligned(total_bytes_, ColdMemory::kClusterBytes)) {
+    cold_ = std::make_unique<ColdMemory>(base_, total_bytes_, options.hot_bytes);
+  }
   if (!options.residency) return;
   resident_map_bytes_ = base::align_up(total_bytes_ / kPage / 8 + 8, kPage);
   void* map = reserve_range(resident_map_bytes_, PROT_READ | PROT_WRITE);
@@ -370,6 +374,7 @@ class WrittenPages {
 AddressSpace::Image AddressSpace::save() const {
   Image image;
   image.books = books_;
+  if (cold_ != nullptr) cold_->open_all();
   WrittenPages written;
   for_each_held([&](uintptr_t begin, uintptr_t end) {
     written.for_each(begin, end, [&](uintptr_t at) {

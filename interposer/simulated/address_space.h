@@ -27,10 +27,12 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <vector>
 
 #include "interposer/base/bits.h"
 #include "interposer/heap/os.h"
+#include "interposer/simulated/cold_memory.h"
 #include "interposer/simulated/gap_set.h"
 
 namespace heapledger::heap {
@@ -64,6 +66,9 @@ struct SpaceOptions {
   size_t map_bytes = size_t{1} << 38;
   Contents contents = Contents::kNone;
   bool residency = false;  // Keeps a bit per page.
+  // Not 0, with Contents::kNone: of what the allocator wrote, what it has not touched for long is
+  // packed, beyond so many bytes (cold_memory.h). For a model of a large heap; save() unpacks.
+  size_t hot_bytes = 0;
 };
 
 class AddressSpace {
@@ -181,6 +186,7 @@ class AddressSpace {
   std::function<bool(const SimulatedCall&)> refuse_;
   uint64_t* resident_ = nullptr;  // A bit per page; reserved as one mapping. Null: not kept.
   size_t resident_map_bytes_ = 0;
+  std::unique_ptr<ColdMemory> cold_;  // Null: nothing is packed.
 };
 
 struct AddressSpace::Image {
