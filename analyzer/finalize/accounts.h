@@ -22,22 +22,25 @@ namespace heapledger::analyzer {
 inline constexpr int kGrowthParts = 16;
 inline constexpr size_t kTimelineParts = 1000;  // Two rows each: the fullest moment and the last.
 
-struct SiteAccount {
+struct alignas(64) SiteAccount {
+  // What most calls change, in one cache line.
   uint32_t stack = 0;
+  int growth = 0;  // In how many parts of the run growth_max rose.
   uint64_t calls = 0, bytes = 0;
   uint64_t live_bytes = 0, live_blocks = 0;
-  uint64_t inherited_bytes = 0, inherited_blocks = 0;  // Of those, from before the fork.
-  uint64_t live_bytes_peak = 0, live_blocks_peak = 0;
-  uint64_t peak_epoch = 0;  // Which peak the two before are of.
+  uint64_t peak_epoch = 0;  // Which peak the two values at it are of.
   uint64_t temporary = 0;
+  int64_t last_ns = 0;
+
+  uint64_t live_bytes_peak = 0, live_blocks_peak = 0;
+  uint64_t inherited_bytes = 0, inherited_blocks = 0;  // Of the live ones, from before the fork.
   uint64_t faults = 0;
   uint64_t syscalls = 0, calls_with_syscall = 0;
   int64_t syscall_ns = 0;
   uint64_t mapped_blocks = 0;  // Blocks that got a mapping of their own.
   int64_t mapped_ns = 0;       // Spent mapping and unmapping them.
-  uint64_t growth_max = 0;     // Most live bytes at the end of a part of the run,
-  int growth = 0;              // and in how many parts that rose.
-  int64_t first_ns = 0, last_ns = 0;
+  uint64_t growth_max = 0;     // Most live bytes at the end of a part of the run.
+  int64_t first_ns = 0;
 
   bool is_empty() const;
 };

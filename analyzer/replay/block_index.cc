@@ -68,19 +68,6 @@ void BlockIndex::drop_cell(Leaf& leaf, size_t place) {
   leaf.groups &= ~(uint64_t{1} << (word / 64));
 }
 
-void BlockIndex::erase(uint64_t address) {
-  Leaf* found = leaf(address >> kLeafBits);
-  if (found == nullptr) return;
-  const size_t place = (address >> kCellBits) % kLeafCells;
-  const uint32_t number = found->cells.get()[place];
-  if (number == 0) return;
-  Cell& starts = cell(number);
-  starts[(address >> kGranuleBits) % kCellStarts] = 0;
-  uint32_t any = 0;
-  for (const uint32_t start : starts) any |= start;
-  if (any == 0) drop_cell(*found, place);
-}
-
 // The last used cell before `place`.
 std::optional<size_t> BlockIndex::last_cell(const Leaf& leaf, size_t place) {
   size_t word = place / 64;

@@ -43,12 +43,18 @@ class BlockIndex {
     if (number == 0) number = make_cell(*found, place);
     return std::exchange(cell(number)[(address >> kGranuleBits) % kCellStarts], block + 1) - 1;
   }
-  void erase(uint64_t address);
-  uint32_t find(uint64_t address) const {
-    const Leaf* found = leaf(address >> kLeafBits);
-    if (found == nullptr) return kNone;
-    const uint32_t number = found->cells.get()[(address >> kCellBits) % kLeafCells];
-    return number == 0 ? kNone : cell(number)[(address >> kGranuleBits) % kCellStarts] - 1;
+  void erase(uint64_t address) {
+    if (const Spot at = spot(address); at.number != 0) erase(at, address);
+  }
+  uint32_t find(uint64_t address) const { return block_at(spot(address), address); }
+  // find(), and erase() if `is_it` says so of the block; kNone if not.
+  template <typename Is>
+  uint32_t take_if(uint64_t address, Is is_it) {
+    const Spot at = spot(address);
+    const uint32_t found = block_at(at, address);
+    if (found == kNone || !is_it(found)) return kNone;
+    erase(at, address);
+    return found;
   }
   // Has the caches get what find() reads last.
   void prefetch(uint64_t address) const {
@@ -82,6 +88,27 @@ class BlockIndex {
   };
   static_assert(kLeafCells / 64 / 64 == 64);
 
+  // Where an address belongs: its leaf and the number of its cell, 0 where there is none.
+  struct Spot {
+    Leaf* leaf = nullptr;
+    uint32_t number = 0;
+  };
+  Spot spot(uint64_t address) const {
+    Leaf* found = leaf(address >> kLeafBits);
+    if (found == nullptr) return {};
+    return {found, found->cells.get()[(address >> kCellBits) % kLeafCells]};
+  }
+  uint32_t block_at(const Spot& spot, uint64_t address) const {
+    if (spot.number == 0) return kNone;
+    return cell(spot.number)[(address >> kGranuleBits) % kCellStarts] - 1;
+  }
+  void erase(const Spot& spot, uint64_t address) {
+    Cell& starts = cell(spot.number);
+    starts[(address >> kGranuleBits) % kCellStarts] = 0;
+    uint32_t any = 0;
+    for (const uint32_t start : starts) any |= start;
+    if (any == 0) drop_cell(*spot.leaf, (address >> kCellBits) % kLeafCells);
+  }
   Cell& cell(uint32_t number) const {
     return segments_[number / kSegmentCells]->cells[number % kSegmentCells];
   }

@@ -124,13 +124,18 @@ void FreedChunks::set_fast(uint64_t address, uint32_t size_class) {
 }
 
 void FreedChunks::put_fast(uint64_t address, size_t size_class) {
-  note({.change = Change::kFast, .stack = fast_.find(address), .address = address});
-  set_fast(address, static_cast<uint32_t>(size_class));
+  const uint32_t before = fast_.put(address, static_cast<uint32_t>(size_class));
+  fast_count_ += before == BlockIndex::kNone ? 1 : 0;
+  note({.change = Change::kFast, .stack = before, .address = address});
 }
 
-void FreedChunks::take_fast_key(uint64_t address) {
-  note({.change = Change::kFast, .stack = fast_.find(address), .address = address});
-  set_fast(address, BlockIndex::kNone);
+bool FreedChunks::take_fast_key(uint64_t address, size_t size_class) {
+  const uint32_t found =
+      fast_.take_if(address, [&](uint32_t other) { return other == size_class; });
+  if (found == BlockIndex::kNone) return false;
+  --fast_count_;
+  note({.change = Change::kFast, .stack = found, .address = address});
+  return true;
 }
 
 void FreedChunks::free_past_cache(uint32_t thread, const Block& block, const ChunkPlace& place) {
@@ -158,8 +163,9 @@ void FreedChunks::allocate_past_cache(uint32_t thread, const Block& block,
 // The bin's other chunks go to the cache until it is full.
 void FreedChunks::take_fast(uint32_t thread, const Block& block, uint64_t arena) {
   const size_t size_class = class_of(chunk_bytes_of(block));
-  if (fast_.find(block.address) == BlockIndex::kNone) return;
-  take_fast_key(block.address);
+  const uint32_t was = fast_.find(block.address);
+  if (was == BlockIndex::kNone) return;
+  take_fast_key(block.address, was);
   std::vector<FastEntry>& list = fast_lists_[arena][size_class];
   std::vector<Entry>& entries = cache_list(thread, size_class);
   while (!list.empty()) {
@@ -167,7 +173,7 @@ void FreedChunks::take_fast(uint32_t thread, const Block& block, uint64_t arena)
     if (is_there && entries.size() >= rules_.cache_count) return;
     if (is_there) {
       push(entries, thread, size_class, {list.back().address, list.back().stack});
-      take_fast_key(list.back().address);
+      take_fast_key(list.back().address, size_class);
     }
     unlist(arena, size_class, list);
   }
@@ -179,7 +185,7 @@ void FreedChunks::consolidate(uint64_t arena) {
   for (size_t size_class = 0; size_class < kFastClasses; ++size_class) {
     std::vector<FastEntry>& list = found->second[size_class];
     while (!list.empty()) {
-      if (is_in_fast(list.back(), size_class)) take_fast_key(list.back().address);
+      take_fast_key(list.back().address, size_class);
       unlist(arena, size_class, list);
     }
   }

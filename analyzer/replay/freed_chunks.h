@@ -142,7 +142,8 @@ class FreedChunks {
   void put_fast(uint64_t address, size_t size_class);
   // kNone: in none.
   void set_fast(uint64_t address, uint32_t size_class);
-  void take_fast_key(uint64_t address);
+  // False, and nothing done, if it is not in fastbins as one of this class.
+  bool take_fast_key(uint64_t address, size_t size_class);
   void note(const Undo& undo) {
     if (undoes_) undo_.push_back(undo);
   }

@@ -88,22 +88,26 @@ class PinnerSearch {
       const auto [start, end] = heap.segments()[i];
       auto it = std::lower_bound(all.begin(), all.end(), start,
                                  [](const HeapChunk& c, uint64_t a) { return c.block < a; });
-      for (; it != all.end() && it->block < end; ++it) chunks_.push_back({&*it, i});
+      const auto last = std::lower_bound(
+          it, all.end(), end, [](const HeapChunk& c, uint64_t a) { return c.block < a; });
+      if (it == last) continue;
+      parts_.push_back({count_, &*it, i});
+      count_ += static_cast<size_t>(last - it);
     }
   }
 
   std::vector<Pinner> find(size_t rows_max) {
     std::vector<Pinner> rows;
-    size_t left = chunks_.size();
+    size_t left = count_;
     given_ = heap_.returned_bytes(place_below(left).first, place_below(left).second);
     if (resident_known_) given_resident_ = resident(left);
     while (left > 0 && rows.size() < rows_max) {
-      const HeapChunk& top = *chunks_[left - 1].chunk;
+      const HeapChunk& top = chunk_at(left - 1);
       const Key key{top.stack, top.state};
       gone_.push_back(key);
-      std::vector<size_t> members;
-      for (; left > 0 && is_gone(*chunks_[left - 1].chunk); --left) {
-        if (is_of(*chunks_[left - 1].chunk, key)) members.push_back(left - 1);
+      std::vector<uint32_t> members;
+      for (; left > 0 && is_gone(chunk_at(left - 1)); --left) {
+        if (is_of(chunk_at(left - 1), key)) members.push_back(static_cast<uint32_t>(left - 1));
       }
       rows.push_back(row(key, top, members, left));
     }
@@ -111,8 +115,10 @@ class PinnerSearch {
   }
 
  private:
-  struct Placed {
-    const HeapChunk* chunk;
+  // The chunks of a segment that has some.
+  struct Part {
+    size_t first;  // Number of its first chunk, counted over all parts.
+    const HeapChunk* chunks;
     size_t segment;
   };
   struct Key {
@@ -128,25 +134,35 @@ class PinnerSearch {
                        [&](const Key& key) { return is_of(chunk, key); });
   }
 
+  const Part& part_of(size_t number) const {
+    size_t part = parts_.size() - 1;
+    while (parts_[part].first > number) --part;
+    return parts_[part];
+  }
+  const HeapChunk& chunk_at(size_t number) const {
+    const Part& part = part_of(number);
+    return part.chunks[number - part.first];
+  }
+
   // Where the memory in use ends if of the chunks only the first `count` are left.
   std::pair<size_t, uint64_t> place_below(size_t count) const {
     if (count == 0) return {0, heap_.segments().front().start};
-    return {chunks_[count - 1].segment, chunks_[count - 1].chunk->end};
+    return {part_of(count - 1).segment, chunk_at(count - 1).end};
   }
   uint64_t resident(size_t count) const {
     const auto [segment, floor] = place_below(count);
     return heap_.resident_bytes(segment, floor);
   }
 
-  Pinner row(const Key& key, const HeapChunk& top, const std::vector<size_t>& members,
+  Pinner row(const Key& key, const HeapChunk& top, const std::vector<uint32_t>& members,
              size_t left) {
     Pinner pinner;
     pinner.stack = key.stack;
     pinner.state = key.state;
     pinner.thread = top.thread;
     pinner.blocks = members.size();
-    for (const size_t member : members) {
-      const HeapChunk& chunk = *chunks_[member].chunk;
+    for (const uint32_t member : members) {
+      const HeapChunk& chunk = chunk_at(member);
       pinner.own_bytes += chunk.end - chunk.start();
       if (chunk.is_live()) pinner.age_ns = std::max(pinner.age_ns, at_ns_ - chunk.time_ns);
     }
@@ -173,7 +189,7 @@ class PinnerSearch {
 
   // One more than the index of the highest of `members` that keeps its place when all of them are
   // freed, lowest first; 0: none does.
-  size_t highest_staying(const std::vector<size_t>& members, Pinner& pinner) const {
+  size_t highest_staying(const std::vector<uint32_t>& members, Pinner& pinner) const {
     if (pinner.state != ChunkState::kLive) {
       pinner.cached_blocks = members.size();
       return 0;
@@ -184,7 +200,7 @@ class PinnerSearch {
     size_t fast = 0;
     bool merges = false;
     for (size_t i = members.size(); i-- > 0;) {
-      const HeapChunk& chunk = *chunks_[members[i]].chunk;
+      const HeapChunk& chunk = chunk_at(members[i]);
       const uint64_t bytes = chunk.end - chunk.start();
       bool goes_to_cache = false;
       if (rules.is_cacheable(chunk.policy_bytes)) {
@@ -194,10 +210,10 @@ class PinnerSearch {
         if (goes_to_cache) --found->second;
       }
       if (goes_to_cache) {
-        cached = std::max(cached, members[i] + 1);
+        cached = std::max(cached, members[i] + size_t{1});
         ++pinner.cached_blocks;
       } else if (rules.is_fast(chunk.policy_bytes)) {
-        fast = std::max(fast, members[i] + 1);
+        fast = std::max(fast, members[i] + size_t{1});
         ++pinner.cached_blocks;
       } else {
         // Merging with much free memory empties the fastbins.
@@ -211,7 +227,8 @@ class PinnerSearch {
   const HeapEnd& heap_;
   int64_t at_ns_;
   bool resident_known_;
-  std::vector<Placed> chunks_;
+  std::vector<Part> parts_;
+  size_t count_ = 0;  // Of chunks.
   std::vector<Key> gone_;
   uint64_t given_ = 0, given_resident_ = 0;
 };
