@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <limits>
+#include <stdexcept>
 
 #include "analyzer/replay/map_notes.h"
 
@@ -12,7 +13,7 @@ namespace heapledger::analyzer {
 namespace {
 
 ModelOptions model_options(schema::Database& db, const TraceInfo& info, int64_t process,
-                           LayoutKind layout) {
+                           LayoutKind layout, size_t hot_bytes) {
   ModelOptions options;
   options.layout = layout;
   options.settings = recorded_settings(db, info, process);
@@ -20,17 +21,23 @@ ModelOptions model_options(schema::Database& db, const TraceInfo& info, int64_t 
   // One process at a time: room for whatever a program may have reserved.
   options.space.break_bytes = size_t{1} << 40;
   options.space.map_bytes = size_t{1} << 43;
+  options.space.hot_bytes = hot_bytes;
   return options;
 }
+
+// Of a model's memory that is not packed: small heaps, and what a large one uses often.
+constexpr size_t kHotBytes = size_t{12} << 20;
 
 // Both layouts over the same calls. The one of the recording is run only where somebody will ask
 // for its free chunks, and up to then.
 class ModelPair {
  public:
-  ModelPair(schema::Database& db, const TraceInfo& info, int64_t process, bool with_recorded)
-      : glibc_(make_model(model_options(db, info, process, LayoutKind::kGlibc))) {
+  // `hot_bytes`: see SpaceOptions.
+  ModelPair(schema::Database& db, const TraceInfo& info, int64_t process, bool with_recorded,
+            size_t hot_bytes = 0)
+      : glibc_(make_model(model_options(db, info, process, LayoutKind::kGlibc, hot_bytes))) {
     if (!with_recorded) return;
-    recorded_ = make_model(model_options(db, info, process, LayoutKind::kHeader16));
+    recorded_ = make_model(model_options(db, info, process, LayoutKind::kHeader16, hot_bytes));
     recorded_->set_sink([this](const heap::SimulatedCall& call, uint64_t) {
       if (call.name == heap::CallName::kMprotect && call.cause == heap::Cause::kNewHeap &&
           call.ok) {
@@ -44,14 +51,18 @@ class ModelPair {
   // Reads on, up to a moment.
   void advance(RecordedOps& reader, int64_t time_ns) {
     reader.set_time_limit(time_ns);
-    while (reader.next_chunk(ops_)) {
-      glibc_->run(ops_);
-      if (recorded_ != nullptr) recorded_->run(ops_);
-    }
+    while (reader.next_chunk(ops_)) run(ops_);
+  }
+
+  void run(std::span<const Op> ops) {
+    if (ops.empty()) return;
+    glibc_->run(ops);
+    if (recorded_ != nullptr) recorded_->run(ops);
   }
 
   Model& glibc() { return *glibc_; }
-  bool has_recorded() const { return recorded_ != nullptr; }
+  // No moment follows.
+  void end_recorded() { recorded_.reset(); }
 
   // `heaps`: where the recording's arena heaps were made, in order.
   ModelMoment moment(int64_t process, int64_t time_ns, uint64_t heap_start,
@@ -104,13 +115,19 @@ ModelMoment moment_of(const TraceInfo& info, MapNotes& notes, ModelPair& models,
                        notes.heaps_at(process, time_ns));
 }
 
+bool is_forked(const TraceInfo& info, const ProcessInfo& process) {
+  // Only a damaged trace has a parent that came later.
+  return process.recorded && process.forked && process.parent && process.start_ns &&
+         *process.parent < process.id && info.process(*process.parent).recorded;
+}
+
 // All processes, each fork's child in the middle of its parent: the models are put back afterwards.
 class Family {
  public:
-  Family(schema::Database& db, const TraceInfo& info, const ModelTimes& times)
-      : db_(db), info_(info), times_(times), notes_(db, info) {
+  Family(schema::Database& db, const TraceInfo& info, const ModelTimes& times, OpQueue* queue)
+      : db_(db), info_(info), times_(times), queue_(queue), notes_(db, info) {
     for (const ProcessInfo& process : info.processes) {
-      if (is_forked(process)) children_[*process.parent].push_back(&process);
+      if (is_forked(info, process)) children_[*process.parent].push_back(&process);
     }
     for (auto& [parent, children] : children_) {
       std::stable_sort(children.begin(), children.end(),
@@ -119,10 +136,16 @@ class Family {
   }
 
   FidelityResults run() {
-    for (const ProcessInfo& process : info_.processes) {
-      if (process.recorded && !is_forked(process)) afresh_.push_back(&process);
+    for (const ProcessInfo* process : recorded_by_start(info_)) {
+      if (!is_forked(info_, *process)) afresh_.push_back(process);
     }
-    for (size_t i = 0; i < afresh_.size(); ++i) play_afresh(*afresh_[i]);  // It grows meanwhile.
+    for (size_t i = 0; i < afresh_.size(); ++i) {  // It grows meanwhile.
+      if (queue_ != nullptr && !afresh_[i]->forked && !children_.contains(afresh_[i]->id)) {
+        play_fed(*afresh_[i]);
+      } else {
+        play_afresh(*afresh_[i]);
+      }
+    }
     std::sort(results_.processes.begin(), results_.processes.end(),
               [](const Fidelity& a, const Fidelity& b) { return a.process < b.process; });
     return std::move(results_);
@@ -132,10 +155,20 @@ class Family {
   // What lies deeper is played from its beginning: an image per generation takes memory.
   static constexpr int kDepthMax = 32;
 
-  bool is_forked(const ProcessInfo& process) const {
-    // Only a damaged trace has a parent that came later.
-    return process.recorded && process.forked && process.parent && process.start_ns &&
-           *process.parent < process.id && info_.process(*process.parent).recorded;
+  void play_fed(const ProcessInfo& process) {
+    ModelPair models(db_, info_, process.id, times_.contains(process.id), kHotBytes);
+    OpPart part;
+    do {
+      if (!queue_->pop(part)) return;  // The pass has failed: nobody will ask.
+      if (part.process != process.id) throw std::logic_error("the models were fed another process");
+      models.run(part.ops);
+      queue_->give_spare(std::move(part.ops));
+      if (!part.moment_ns) continue;
+      results_.moments[{process.id, *part.moment_ns}] =
+          moment_of(info_, notes_, models, process.id, *part.moment_ns);
+      if (part.moment_ns == times_.at(process.id).back()) models.end_recorded();
+    } while (!part.is_last);
+    results_.processes.push_back({process.id, models.glibc().counts()});
   }
 
   void play_afresh(const ProcessInfo& process) {
@@ -206,6 +239,7 @@ class Family {
   schema::Database& db_;
   const TraceInfo& info_;
   const ModelTimes& times_;
+  OpQueue* queue_;
   std::map<int64_t, size_t> next_time_;  // By process, of its times.
   MapNotes notes_;
   std::map<int64_t, std::vector<const ProcessInfo*>> children_;
@@ -215,9 +249,20 @@ class Family {
 
 }  // namespace
 
+std::vector<const ProcessInfo*> recorded_by_start(const TraceInfo& info) {
+  std::vector<const ProcessInfo*> processes;
+  for (const ProcessInfo& process : info.processes) {
+    if (process.recorded) processes.push_back(&process);
+  }
+  std::stable_sort(processes.begin(), processes.end(), [](const auto* a, const auto* b) {
+    return a->start_ns.value_or(0) < b->start_ns.value_or(0);
+  });
+  return processes;
+}
+
 FidelityResults compute_fidelity(schema::Database& db, const TraceInfo& info,
-                                 const ModelTimes& times) {
-  return Family(db, info, times).run();
+                                 const ModelTimes& times, OpQueue* queue) {
+  return Family(db, info, times, queue).run();
 }
 
 ModelMoment model_at(schema::Database& db, const TraceInfo& info, int64_t process,
@@ -233,19 +278,31 @@ FidelityPass::FidelityPass(schema::Database& db, const TraceInfo& info, ModelTim
     : db_(db), info_(info), times_(std::move(times)) {
   std::error_code error;
   if (!std::filesystem::exists(db.path(), error)) return;
+  for (const ProcessInfo& process : info.processes) {
+    if (is_forked(info, process)) forking_.insert(*process.parent);
+  }
   // Opened here: the thread must not meet the pass's transaction half-way.
   schema::Database own = schema::open_trace(db.path(), schema::OpenMode::kReadOnly);
   thread_ = std::thread([this, own = std::move(own)]() mutable {
     try {
-      results_ = compute_fidelity(own, info_, times_);
+      results_ = compute_fidelity(own, info_, times_, &queue_);
     } catch (...) {
       error_ = std::current_exception();
+      queue_.close();
     }
   });
 }
 
 FidelityPass::~FidelityPass() {
+  queue_.close();
   if (thread_.joinable()) thread_.join();
+}
+
+std::unique_ptr<OpFeed> FidelityPass::feed(const ProcessInfo& process) {
+  if (!thread_.joinable() || process.forked || forking_.contains(process.id)) return nullptr;
+  const auto times = times_.find(process.id);
+  return std::make_unique<OpFeed>(
+      db_, process.id, times == times_.end() ? std::vector<int64_t>() : times->second, queue_);
 }
 
 void FidelityPass::finish() {

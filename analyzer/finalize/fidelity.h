@@ -2,9 +2,12 @@
 // What glibc's own layout would have made of the recorded calls: table `fidelity`; and, at the
 // moments of the ledger, what it would have held and where this allocator keeps its free chunks.
 //
-// The models need nothing of the other results, only the calls: they run on a thread of their own,
-// with a connection of their own, while the final pass replays. Until they are joined, the pass
-// must not need the file's exclusive lock (see finalize()).
+// The models run on a thread of their own, with a connection of their own, while the final pass
+// replays. The calls of a process that neither was forked nor forks a recorded child come from its
+// replay (OpFeed); families read theirs by themselves, since the models play a child in the middle
+// of its parent. Until the thread is joined, the pass must not need the file's exclusive lock (see
+// finalize()).
+// Invariant: the thread comes to the fed processes in the order in which the pass replays them.
 // Thread safety: the object belongs to its caller's thread. Cost: about 100 ns per call, beside the
 // replay.
 #pragma once
@@ -12,10 +15,13 @@
 #include <cstdint>
 #include <exception>
 #include <map>
+#include <memory>
+#include <set>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "analyzer/finalize/op_feed.h"
 #include "analyzer/trace_info.h"
 #include "analyzer/whatif/model.h"
 
@@ -41,9 +47,13 @@ struct FidelityResults {
 // Process -> times, ascending.
 using ModelTimes = std::map<int64_t, std::vector<int64_t>>;
 
-// Of all recorded processes. Damaged batches are left out.
+// Recorded processes in the order of their beginnings: the pass's.
+std::vector<const ProcessInfo*> recorded_by_start(const TraceInfo& info);
+
+// Of all recorded processes. Damaged batches are left out. With a queue, the operations of
+// processes by themselves come through it.
 FidelityResults compute_fidelity(schema::Database& db, const TraceInfo& info,
-                                 const ModelTimes& times);
+                                 const ModelTimes& times, OpQueue* queue = nullptr);
 // One process, up to a moment, by itself.
 ModelMoment model_at(schema::Database& db, const TraceInfo& info, int64_t process, int64_t time_ns);
 
@@ -55,6 +65,9 @@ class FidelityPass {
   FidelityPass(const FidelityPass&) = delete;
   FidelityPass& operator=(const FidelityPass&) = delete;
 
+  // For the replay of a process, which must come to its end; null where the models need none. Each
+  // process once, in the pass's order.
+  std::unique_ptr<OpFeed> feed(const ProcessInfo& process);
   // Waits, and writes the table. Rethrows what the thread threw.
   void finish();
   // After finish(); null where there is none.
@@ -63,8 +76,10 @@ class FidelityPass {
  private:
   schema::Database& db_;
   const TraceInfo& info_;
-  std::thread thread_;
   ModelTimes times_;
+  std::set<int64_t> forking_;  // Processes with a forked child that is recorded.
+  OpQueue queue_;
+  std::thread thread_;
   FidelityResults results_;
   std::exception_ptr error_;
 };

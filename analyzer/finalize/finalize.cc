@@ -59,12 +59,13 @@ schema::SiteRow site_row(const SiteAccount& site) {
 class ProcessPass {
  public:
   ProcessPass(schema::Database& db, const TraceInfo& info, const ProcessInfo& process,
-              const Replay* parent_at_fork, TouchingFrames& frames, MapNotes& notes,
-              int64_t ns_per_fault)
+              const Replay* parent_at_fork, FidelityPass& models, TouchingFrames& frames,
+              MapNotes& notes, int64_t ns_per_fault)
       : db_(db),
         info_(info),
         process_(process),
         parent_at_fork_(parent_at_fork),
+        models_(models.feed(process)),
         frames_(frames),
         ns_per_fault_(ns_per_fault),
         start_ns_(process.start_ns.value_or(0)),
@@ -104,6 +105,7 @@ class ProcessPass {
     };
     options.damage = [this](const schema::Damage& damage) { damage_.push_back(damage); };
     options.parent_at_fork = parent_at_fork_;
+    options.calls = models_.get();
     options.on_snapshot = [this](const Replay& now, const SnapshotMoment& moment) {
       ledger_.on_snapshot(now, moment);
     };
@@ -113,6 +115,7 @@ class ProcessPass {
     };
     Replay replay(db_, info_, process_.id, options);
     replay.run_to_end();
+    if (models_ != nullptr) models_->finish();
     accounts_.finish(replay);
     map_.finish(replay, std::max(end_ns_, replay.now_ns()), resident_known(replay));
     ledger_.finish(replay);
@@ -324,7 +327,8 @@ class ProcessPass {
   schema::Database& db_;
   const TraceInfo& info_;
   const ProcessInfo& process_;
-  const Replay* parent_at_fork_;  // Null: not forked, or to be found by the replay itself.
+  const Replay* parent_at_fork_;    // Null: not forked, or to be found by the replay itself.
+  std::unique_ptr<OpFeed> models_;  // Null: they need none.
   TouchingFrames& frames_;
   int64_t ns_per_fault_;
   int64_t start_ns_, end_ns_;
@@ -379,17 +383,6 @@ class ForkPoints {
   std::map<int64_t, std::unique_ptr<Replay>> replays_;
   int64_t finished_ = 0;
 };
-
-std::vector<const ProcessInfo*> recorded_by_start(const TraceInfo& info) {
-  std::vector<const ProcessInfo*> processes;
-  for (const ProcessInfo& process : info.processes) {
-    if (process.recorded) processes.push_back(&process);
-  }
-  std::stable_sort(processes.begin(), processes.end(), [](const auto* a, const auto* b) {
-    return a->start_ns.value_or(0) < b->start_ns.value_or(0);
-  });
-  return processes;
-}
 
 constexpr const char* kOwnTables[] = {
     "call_count",    "site",        "site_batch",  "timeline", "fragmentation", "free_histogram",
@@ -453,7 +446,7 @@ void finalize(schema::Database& db, const SymbolOptions& symbols) {
   MapNotes notes(db, info);
   std::vector<LedgerPass> ledgers;
   for (const ProcessInfo* process : recorded_by_start(info)) {
-    ProcessPass pass(db, info, *process, forks.parent_at_fork(*process), frames, notes,
+    ProcessPass pass(db, info, *process, forks.parent_at_fork(*process), fidelity, frames, notes,
                      ns_per_fault);
     pass.run();
     ledgers.push_back(pass.take_ledger());

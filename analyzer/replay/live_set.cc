@@ -7,7 +7,7 @@ namespace heapledger::analyzer {
 
 namespace {
 
-constexpr uint32_t kNone = BlockIndex::kNone;
+static_assert(LiveSet::kNone == BlockIndex::kNone && LiveSet::kNone == FlatMap::kNone);
 
 // Others are no addresses of blocks, and granule 0 is where a missing one lies.
 bool can_be_indexed(uint64_t address) { return address >= 16; }
@@ -24,21 +24,21 @@ uint32_t LiveSet::take_place() {
   return made_++;
 }
 
-bool LiveSet::insert(const Block& block) {
-  if (by_id_ && by_id_->find(block.id) != FlatMap::kNone) return false;
+uint32_t LiveSet::insert(const Block& block) {
+  if (by_id_ && by_id_->find(block.id) != FlatMap::kNone) return kNone;
   const uint32_t place = take_place();
   if (can_be_indexed(block.address)) {
     const uint32_t before = starts_.put(block.address, place);
     if (before != kNone && at(before).id == block.id) {
       starts_.put(block.address, before);
       unused_.push_back(place);
-      return false;
+      return kNone;
     }
     if (before != kNone && at(before).id != 0) displaced_.put(at(before).id, before);
   } else if (block.id != 0) {
     displaced_.put(block.id, place);
   }
-  Block& kept = at(place);
+  Block& kept = slot(place);
   kept = block;
   kept.live = true;
   kept.kept = 0;
@@ -46,7 +46,7 @@ bool LiveSet::insert(const Block& block) {
   requested_bytes_ += block.size;
   usable_bytes_ += block.usable;
   if (by_id_ && block.id != 0) by_id_->put(block.id, place);
-  return true;
+  return place;
 }
 
 // The live block of this id that is not where it was said to be.
@@ -61,28 +61,32 @@ uint32_t LiveSet::take_elsewhere(uint64_t id) {
   return by_id_->find(id);
 }
 
-bool LiveSet::take(uint64_t id, uint64_t address, Block& block) {
-  if (id == 0) return false;
-  uint32_t place = can_be_indexed(address) ? starts_.find(address) : kNone;
-  bool is_indexed = place != kNone && at(place).id == id;
-  if (!is_indexed) {
-    place = take_elsewhere(id);
-    if (place == kNone) return false;
-    is_indexed = can_be_indexed(at(place).address) && starts_.find(at(place).address) == place;
+uint32_t LiveSet::take(uint64_t id, uint64_t address) {
+  if (id == 0) return kNone;
+  uint32_t place = kNone;
+  if (can_be_indexed(address)) {
+    place = starts_.take_if(address, [&](uint32_t found) { return at(found).id == id; });
   }
-  block = at(place);
+  if (place == kNone) {
+    place = take_elsewhere(id);
+    if (place == kNone) return kNone;
+    const uint64_t start = at(place).address;
+    if (can_be_indexed(start)) {
+      starts_.take_if(start, [&](uint32_t found) { return found == place; });
+    }
+  }
+  const Block& block = at(place);
   --blocks_;
   requested_bytes_ -= block.size;
   usable_bytes_ -= block.usable;
-  if (is_indexed) starts_.erase(block.address);
   if (by_id_) by_id_->take(id);
   retire(place);
-  return true;
+  return place;
 }
 
 // Its block ended: free for another one, unless it was live at a kept moment.
 void LiveSet::retire(uint32_t place) {
-  Block& block = at(place);
+  Block& block = slot(place);
   block.live = false;
   unsigned kept = 0;
   for (size_t moment = 0; moment < kKeptMoments; ++moment) {
@@ -103,7 +107,7 @@ void LiveSet::forget(size_t moment) {
   Kept& kept = kept_[moment];
   kept.step.reset();
   for (const uint32_t place : kept.ended) {
-    Block& block = at(place);
+    Block& block = slot(place);
     set_kept(block, block.kept & ~(1u << moment));
     if (block.kept == 0) unused_.push_back(place);
   }
@@ -114,7 +118,7 @@ void LiveSet::move(size_t moment, size_t to) {
   forget(to);
   std::swap(kept_[moment], kept_[to]);
   for (const uint32_t place : kept_[to].ended) {
-    Block& block = at(place);
+    Block& block = slot(place);
     set_kept(block, (block.kept & ~(1u << moment)) | 1u << to);
   }
 }
@@ -154,8 +158,8 @@ void LiveSet::copy_from(const LiveSet& other) {
 
 void LiveSet::mark_inherited() {
   for (uint32_t place = 0; place < made_; ++place) {
-    at(place).inherited = true;
-    at(place).step = 0;
+    slot(place).inherited = true;
+    slot(place).step = 0;
   }
 }
 

@@ -11,7 +11,7 @@
 //
 // A kept moment costs nothing until its blocks end: they stay in their places, marked, until the
 // moment is kept anew. So there are never more places than blocks live now and at the moments.
-// Thread safety: none. Cost: 10-20 ns per block where the caches hold the table; 56 bytes, and 8 to
+// Thread safety: none. Cost: 10-20 ns per block where the caches hold the table; 64 bytes, and 8 to
 // 64 of the table.
 #pragma once
 
@@ -53,23 +53,28 @@ static_assert(sizeof(Block) == 56);
 
 class LiveSet {
  public:
+  static constexpr uint32_t kNone = UINT32_MAX;
+
   LiveSet() = default;
   LiveSet(const LiveSet&) = delete;
   LiveSet& operator=(const LiveSet&) = delete;
 
   // Takes over the blocks of another set; this one must be empty.
   void copy_from(const LiveSet& other);
-  // False if its address has a block of this id already: nothing is changed then.
-  bool insert(const Block& block);
-  // Takes the block out into `block`; false if there is none of this id. `address`: where it should
-  // be; anything if that is not known.
-  bool take(uint64_t id, uint64_t address, Block& block);
+  // The block's place: a number that is its alone as long as it lives. kNone if its address has a
+  // block of this id already: nothing is changed then.
+  uint32_t insert(const Block& block);
+  // Takes the block out of the place that is returned; kNone if there is none of this id.
+  // `address`: where it should be; anything if that is not known. at() has it until the next
+  // insert().
+  uint32_t take(uint64_t id, uint64_t address);
+  const Block& at(uint32_t place) const { return slot(place); }
   // Has the caches get what finding the block at `address` will need: first one, and when that is
   // there the other.
   void prefetch_start(uint64_t address) const { starts_.prefetch(address); }
   void prefetch_block(uint64_t address) const {
     const uint32_t place = starts_.find(address);
-    if (place != BlockIndex::kNone) __builtin_prefetch(&at(place), 1);
+    if (place != BlockIndex::kNone) __builtin_prefetch(&slot(place), 1);
   }
   // The live block whose chunk (header and usable bytes) holds `address`, or nullptr.
   const Block* covering(uint64_t address) const;
@@ -106,18 +111,21 @@ class LiveSet {
 
  private:
   static constexpr size_t kSegmentBlocks = 4096;
-  using Segment = std::array<Block, kSegmentBlocks>;
+  struct alignas(64) Slot {  // A cache line, where most would lie on two.
+    Block block;
+  };
+  using Segment = std::array<Slot, kSegmentBlocks>;
   struct Kept {
     std::optional<uint64_t> step;  // Nothing: no moment is kept.
     std::vector<uint32_t> ended;   // Of its blocks.
   };
 
-  Block& at(uint32_t place) const {
-    return (*segments_[place / kSegmentBlocks])[place % kSegmentBlocks];
+  Block& slot(uint32_t place) const {
+    return (*segments_[place / kSegmentBlocks])[place % kSegmentBlocks].block;
   }
   template <typename Visit>
   void each_place(Visit visit) const {
-    for (uint32_t place = 0; place < made_; ++place) visit(std::as_const(at(place)));
+    for (uint32_t place = 0; place < made_; ++place) visit(at(place));
   }
   uint32_t take_place();
   uint32_t take_elsewhere(uint64_t id);

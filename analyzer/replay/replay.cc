@@ -23,6 +23,10 @@ constexpr uint32_t kCallColumns =
     schema::kColumnAddress | schema::kColumnSize | schema::kColumnUsable | schema::kColumnEndedId |
     schema::kColumnOldAddress | schema::kColumnStack;
 
+uint32_t columns_for(bool models) {
+  return models ? kCallColumns | schema::kColumnAlignment : kCallColumns;
+}
+
 CallRow call_row(const schema::CallBatch& batch, size_t row) {
   CallRow call;
   call.time_ns = call.ended_ns = batch.time_ns[row];
@@ -128,9 +132,9 @@ bool SyscallReader::next(SyscallRow& row) {
 struct Replay::Streams {
   Streams(schema::Database& db, const TraceInfo& info, int64_t process, int64_t time_max_ns,
           const ReplayOptions& options, bool own)
-      : calls(
-            db, process,
-            {kCallColumns, std::numeric_limits<int64_t>::min(), time_max_ns, options.damage, true}),
+      : calls(db, process,
+              {columns_for(own && options.calls != nullptr), std::numeric_limits<int64_t>::min(),
+               time_max_ns, options.damage, true}),
         syscalls(db, process, time_max_ns, info.syscalls_are_all()),
         faults(db, process, options.faults ? time_max_ns : std::numeric_limits<int64_t>::min(),
                own ? options.attributions : nullptr, options.damage),
@@ -314,6 +318,7 @@ void Replay::play_calls(int64_t until_ns, int64_t before_ns, uint64_t step_max) 
 template <typename Change>
 void Replay::change_memory(Change change) {
   change(memory_);
+  near_ = {};
   past_maps_.note(std::move(change));
 }
 
@@ -345,33 +350,49 @@ void Replay::note_resident_peak() {
 }
 
 void Replay::play_call(const CallRow& row) {
-  Block ended;
-  Block begun;
-  const bool has_ended = row.ended_id != 0 && end_block(row, ended);
-  const bool has_begun = row.id != 0 && begin_block(row, begun);
-  follow_chunks(row, has_ended ? &ended : nullptr, has_begun ? &begun : nullptr);
-}
-
-bool Replay::end_block(const CallRow& row, Block& block) {
-  const bool released = row.kind < schema::EventKind::kRealloc && row.id == 0;
-  if (!live_.take(row.ended_id, released ? row.address : row.old_address, block)) {
-    ++unmatched_ends_;
-    return false;
+  const uint32_t ended_at = row.ended_id != 0 ? end_block(row) : LiveSet::kNone;
+  const Block* ended = ended_at != LiveSet::kNone ? &live_.at(ended_at) : nullptr;
+  uint32_t begun_at = LiveSet::kNone;
+  if (row.id != 0) {
+    std::optional<Block> copy;  // The new block may take its place.
+    if (ended != nullptr) ended = &copy.emplace(*ended);
+    begun_at = begin_block(row);
+    follow_chunks(row, ended, begun_at != LiveSet::kNone ? &live_.at(begun_at) : nullptr);
+  } else if (ended != nullptr) {
+    follow_chunks(row, ended, nullptr);
   }
-  if (own_ && options_.observer != nullptr) options_.observer->on_end(row, block);
-  return true;
+  if (own_ && options_.calls != nullptr) {
+    const schema::CallRun& run = streams_->run;
+    options_.calls->on_played(*run.batch, run.begin, ended_at, begun_at);
+  }
 }
 
-bool Replay::begin_block(const CallRow& row, Block& block) {
-  block = {row.id, row.address, row.size, row.usable, row.time_ns, row.stack, row.thread};
+// Where it was, or kNone.
+uint32_t Replay::end_block(const CallRow& row) {
+  const bool released = row.kind < schema::EventKind::kRealloc && row.id == 0;
+  const uint32_t place = live_.take(row.ended_id, released ? row.address : row.old_address);
+  if (place == LiveSet::kNone) {
+    ++unmatched_ends_;
+  } else if (own_ && options_.observer != nullptr) {
+    options_.observer->on_end(row, live_.at(place));
+  }
+  return place;
+}
+
+uint32_t Replay::begin_block(const CallRow& row) {
+  Block block{row.id, row.address, row.size, row.usable, row.time_ns, row.stack, row.thread};
   block.step = (step_ + 1) & Block::kStepMask;
-  if (!live_.insert(block)) return false;
+  const uint32_t place = live_.insert(block);
+  if (place == LiveSet::kNone) return place;
   if (options_.faults && block.usable != 0) {
     memory_.note_used(block.address, block.address + block.usable);
   }
   if (own_ && options_.observer != nullptr) options_.observer->on_alloc(row, block);
-  if (waiting_count_ != 0) take_waiting(row.thread, block);
-  return true;
+  if (waiting_count_ != 0 && block.address + block.usable > waiting_in_.first &&
+      block.address <= waiting_in_.last + kHeaderBytes) {
+    take_waiting(row.thread, block);
+  }
+  return place;
 }
 
 void Replay::follow_chunks(const CallRow& row, const Block* ended, const Block* begun) {
@@ -392,19 +413,20 @@ void Replay::follow_chunks(const CallRow& row, const Block* ended, const Block* 
   }
 }
 
-ChunkPlace Replay::place_of(const Block& block, Placing placing) const {
-  const RangeMap::Map& ranges = memory_.held().ranges();
-  const auto next = ranges.upper_bound(block.address);
-  if (next == ranges.begin()) return {};
-  const auto& [start, range] = *std::prev(next);
-  if (block.address >= range.end) return {};
+ChunkPlace Replay::place_of(const Block& block, Placing placing) {
+  if (block.address - near_.start >= near_.end - near_.start) {
+    const RangeMap::Map& ranges = memory_.held().ranges();
+    const auto next = ranges.upper_bound(block.address);
+    if (next == ranges.begin() || block.address >= std::prev(next)->second.end) return {};
+    near_ = {std::prev(next)->first, std::prev(next)->second.end, std::prev(next)->second.kind};
+  }
   constexpr int kHeapBits = 26;  // glibc's heaps are aligned to 64 MiB.
   ChunkPlace place;
-  place.is_mapped = range.kind == RangeKind::kMapped;
-  place.arena = range.kind == RangeKind::kHeap ? block.address >> kHeapBits : 0;
+  place.is_mapped = near_.kind == RangeKind::kMapped;
+  place.arena = near_.kind == RangeKind::kHeap ? block.address >> kHeapBits : 0;
   // Asked for only where it decides: looking around is the dearest part.
   if (placing == Placing::kFreed && freed_.has_fast() && !freed_.is_fast(policy_bytes_of(block))) {
-    place.merged_bytes = live_.gap_around(block.address, start, range.end);
+    place.merged_bytes = live_.gap_around(block.address, near_.start, near_.end);
   }
   return place;
 }
@@ -431,7 +453,9 @@ void Replay::play_fault(const schema::FaultRow& row, FaultStream::Place place) {
   const Block* block = live_.covering(row.address);
   if (block == nullptr && fault.fact.region != Region::kOther) {
     waiting_[row.thread].emplace(row.address, std::move(fault));
-    ++waiting_count_;
+    if (waiting_count_++ == 0) waiting_in_ = {row.address, row.address};
+    waiting_in_.first = std::min(waiting_in_.first, row.address);
+    waiting_in_.last = std::max(waiting_in_.last, row.address);
     return;
   }
   settle(fault, block);

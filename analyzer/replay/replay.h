@@ -79,9 +79,19 @@ class ReplayObserver {
   virtual void on_step(Replay&) {}  // After a step's effects, and after acquisitions.
 };
 
+// Sees each call of the process itself with the places in the live set (LiveSet::kNone: none) of
+// the block that it ended and of the one that it began, after it was played. A place is used again.
+class PlayedCalls {
+ public:
+  virtual ~PlayedCalls() = default;
+  virtual void on_played(const schema::CallBatch& batch, size_t row, uint32_t ended,
+                         uint32_t begun) = 0;
+};
+
 struct ReplayOptions {
   bool faults = true;  // Page faults and snapshots.
   ReplayObserver* observer = nullptr;
+  PlayedCalls* calls = nullptr;
   FaultStream::Sink attributions;  // Of the process's own faults.
   // Each snapshot of the process itself, the map corrected by it; only with `faults`.
   std::function<void(const Replay&, const SnapshotMoment&)> on_snapshot;
@@ -165,11 +175,11 @@ class Replay {
   void run(uint64_t step_max, int64_t time_max_ns);
   void play_calls(int64_t until_ns, int64_t before_ns, uint64_t step_max);
   void play_call(const schema::CallRow& row);
-  bool end_block(const schema::CallRow& row, Block& block);
-  bool begin_block(const schema::CallRow& row, Block& block);
+  uint32_t end_block(const schema::CallRow& row);
+  uint32_t begin_block(const schema::CallRow& row);
   void follow_chunks(const schema::CallRow& row, const Block* ended, const Block* begun);
   enum class Placing : uint8_t { kAllocated, kFreed };
-  ChunkPlace place_of(const Block& block, Placing placing) const;
+  ChunkPlace place_of(const Block& block, Placing placing);
   template <typename Change>
   void change_memory(Change change);
   void play_syscall(const SyscallRow& call);
@@ -188,6 +198,11 @@ class Replay {
   ReplayOptions options_;
   LiveSet live_;
   MemoryMap memory_;
+  struct Range {
+    uint64_t start = 0, end = 0;
+    RangeKind kind{};
+  };
+  Range near_;  // Of memory_.held(), the last that was looked for; empty once that changes.
   FreedChunks freed_;
   PastMaps past_maps_;
   std::unique_ptr<Streams> streams_;
@@ -197,6 +212,9 @@ class Replay {
   uint64_t unmatched_ends_ = 0;
   std::unordered_map<uint32_t, WaitingFaults> waiting_;  // By thread.
   size_t waiting_count_ = 0;
+  struct {
+    uint64_t first = 0, last = 0;
+  } waiting_in_;  // All their addresses are there.
   ResidencyPeak resident_peak_;
 };
 

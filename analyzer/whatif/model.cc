@@ -2,6 +2,7 @@
 #include "analyzer/whatif/model.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <type_traits>
 #include <utility>
@@ -15,6 +16,35 @@
 namespace heapledger::analyzer {
 
 namespace {
+
+// Where the blocks are, by number. In pieces: what a large one grew out of would be memory, too.
+class BlockTable {
+ public:
+  void*& at(uint32_t number) {
+    if (number / kPiece >= pieces_.size()) [[unlikely]]
+      grow(number);
+    return (*pieces_[number / kPiece])[number % kPiece];
+  }
+  void* find(uint32_t number) const {
+    return number / kPiece < pieces_.size() ? (*pieces_[number / kPiece])[number % kPiece]
+                                            : nullptr;
+  }
+  BlockTable() = default;
+  BlockTable(const BlockTable& other) { *this = other; }
+  BlockTable& operator=(const BlockTable& other) {
+    pieces_.clear();
+    for (const auto& piece : other.pieces_) pieces_.push_back(std::make_unique<Piece>(*piece));
+    return *this;
+  }
+
+ private:
+  static constexpr size_t kPiece = 4096;
+  using Piece = std::array<void*, kPiece>;
+  [[gnu::noinline]] void grow(uint32_t number) {
+    while (number / kPiece >= pieces_.size()) pieces_.push_back(std::make_unique<Piece>());
+  }
+  std::vector<std::unique_ptr<Piece>> pieces_;
+};
 
 template <class Layout>
 class ModelOf : public Model {
@@ -120,7 +150,7 @@ class ModelOf : public Model {
     bool single_threaded = true;
     std::vector<std::byte> heap;
     std::vector<ThreadState> threads;
-    std::vector<void*> blocks;
+    BlockTable blocks;
     ModelCounts inherited;
     uint64_t operation = 0;
     uint32_t first_thread = 0;
@@ -138,10 +168,7 @@ class ModelOf : public Model {
     return *threads_[number];
   }
 
-  void*& block(uint32_t number) {
-    if (number >= blocks_.size()) blocks_.resize(std::max<size_t>(1024, number * size_t{2}));
-    return blocks_[number];
-  }
+  void*& block(uint32_t number) { return blocks_.at(number); }
   void set_block(const Op& op, void* at) {
     if (op.block != Op::kNoBlock) block(op.block) = at;
     if (!residency_ || at == nullptr) return;
@@ -152,8 +179,9 @@ class ModelOf : public Model {
   // The header of the block that an operation will end.
   void prefetch(const Op& op) const {
     const uint32_t number = op.kind == OpKind::kRelease ? op.block : op.old_block;
-    if (number >= blocks_.size() || blocks_[number] == nullptr) return;
-    __builtin_prefetch(static_cast<const std::byte*>(blocks_[number]) - Heap::kHeaderBytes, 1);
+    const void* at = blocks_.find(number);
+    if (at == nullptr) return;
+    __builtin_prefetch(static_cast<const std::byte*>(at) - Heap::kHeaderBytes, 1);
   }
 
   // The allocator wrote to the chunk's own header, and in an arena to the next one's: a neighbour's
@@ -242,7 +270,7 @@ class ModelOf : public Model {
   heap::Machine machine_;
   std::unique_ptr<Heap> heap_;
   std::vector<std::unique_ptr<ThreadState>> threads_;
-  std::vector<void*> blocks_;
+  BlockTable blocks_;
   ModelCounts inherited_;
   uint64_t operation_ = 0;
   uint32_t first_thread_ = 0;  // Alone until another one calls.

@@ -4,13 +4,9 @@
 #include <algorithm>
 #include <limits>
 
-#include "interposer/base/bits.h"
-
 namespace heapledger::analyzer {
 
 namespace {
-
-using schema::EventKind;
 
 constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 constexpr size_t kChunkOps = 32768;
@@ -18,95 +14,20 @@ constexpr uint32_t kColumns = schema::kColumnTime | schema::kColumnThread | sche
                               schema::kColumnId | schema::kColumnSize | schema::kColumnAlignment |
                               schema::kColumnEndedId;
 
-struct SideOp {
-  Op op;
-  uint32_t thread_row;
-};
-
-void load_breaks(schema::Database& db, int64_t process, int64_t end_ns, std::vector<SideOp>& ops) {
-  constexpr const char* kWhere =
-      " FROM syscall WHERE process = ? AND name = 'brk' AND time_ns <= ?";
-  schema::Statement any =
-      db.prepare(std::string("SELECT count(*)") + kWhere + " AND origin = 'program'");
-  any.bind_all(process, end_ns);
-  if (!any.step() || any.column_int(0) == 0) return;
-  any.reset();
-  schema::Statement select = db.prepare(
-      std::string("SELECT time_ns, thread, result, origin = 'program'") + kWhere + " ORDER BY 1");
-  select.bind_all(process, end_ns);
-  int64_t before = 0;  // Where the break was; 0: nobody has asked yet.
-  while (select.step()) {
-    const int64_t now = select.column_int(2);
-    if (select.column_int(3) != 0) {
-      Op op;
-      op.kind = OpKind::kForeignBreak;
-      op.time_ns = select.column_int(0);
-      op.size = static_cast<uint64_t>(before == 0 ? 0 : now - before);
-      ops.push_back({op, static_cast<uint32_t>(select.column_int(1))});
-    }
-    if (now > 0) before = now;
-  }
-}
-
-void load_thread_ends(schema::Database& db, int64_t process, int64_t end_ns,
-                      std::vector<SideOp>& ops) {
-  // A thread that ends with its process gives nothing back, the first one never does.
-  schema::Statement select = db.prepare(
-      "SELECT thread.end_ns, thread.id FROM thread JOIN process ON process.id = thread.process"
-      " WHERE thread.process = ? AND thread.end_ns <= ? AND thread.tid != process.pid"
-      " AND (process.end_ns IS NULL OR thread.end_ns < process.end_ns)");
-  select.bind_all(process, end_ns);
-  while (select.step()) {
-    Op op;
-    op.kind = OpKind::kThreadEnd;
-    op.time_ns = select.column_int(0);
-    ops.push_back({op, static_cast<uint32_t>(select.column_int(1))});
-  }
-}
-
-void load_admin(schema::Database& db, int64_t process, int64_t end_ns, std::vector<SideOp>& ops) {
-  schema::Statement select = db.prepare(
-      "SELECT time_ns, thread, kind, old_value, new_value FROM policy_event WHERE process = ?"
-      " AND time_ns <= ? AND kind IN ('setting changed', 'trim called')");
-  select.bind_all(process, end_ns);
-  while (select.step()) {
-    Op op;
-    op.time_ns = select.column_int(0);
-    if (select.column_text(2) == "trim called") {
-      op.kind = OpKind::kTrim;
-      op.size = select.column_uint(3);
-    } else {
-      op.kind = OpKind::kSetOption;
-      op.block = static_cast<uint32_t>(select.column_int(3));
-      op.size = select.column_uint(4);
-    }
-    ops.push_back({op, static_cast<uint32_t>(select.column_int(1))});
-  }
-}
-
 }  // namespace
 
 struct RecordedOps::Part {
   Part(schema::Database& db, int64_t process, int64_t end_ns, uint32_t columns,
        const schema::DamageSink& damage)
-      : calls(db, process, {columns, std::numeric_limits<int64_t>::min(), end_ns, damage, true}) {
-    load_breaks(db, process, end_ns, side);
-    load_thread_ends(db, process, end_ns, side);
-    load_admin(db, process, end_ns, side);
-    std::stable_sort(side.begin(), side.end(),
-                     [](const SideOp& a, const SideOp& b) { return a.op.time_ns < b.op.time_ns; });
-  }
-  int64_t side_time() const {
-    return next_side < side.size() ? side[next_side].op.time_ns : kNever;
-  }
+      : calls(db, process, {columns, std::numeric_limits<int64_t>::min(), end_ns, damage, true}),
+        side(db, process, end_ns) {}
 
   // Makes `run` have a row, if there is one.
   bool fill() { return run.begin < run.end || calls.next_run(run); }
 
   schema::CallReader calls;
   schema::CallRun run;
-  std::vector<SideOp> side;
-  size_t next_side = 0;
+  SideOps side;
 };
 
 RecordedOps::RecordedOps(schema::Database& db, const TraceInfo& info, int64_t process,
@@ -129,8 +50,7 @@ RecordedOps::RecordedOps(const RecordedOps& parent_at_fork, int64_t process)
       blocks_(parent_at_fork.blocks_),
       free_blocks_(parent_at_fork.free_blocks_),
       blocks_made_(parent_at_fork.blocks_made_),
-      threads_made_(parent_at_fork.threads_made_),
-      last_thread_(parent_at_fork.last_thread_),
+      threads_(parent_at_fork.threads_.of_child()),
       forks_(true) {}
 
 RecordedOps::~RecordedOps() = default;
@@ -139,13 +59,13 @@ void RecordedOps::add_fork(std::vector<Op>& ops) {
   Op op;
   op.kind = OpKind::kFork;
   op.time_ns = ops.empty() ? 0 : ops.back().time_ns;
-  op.thread = last_thread_;
+  op.thread = threads_.last();
   ops.push_back(op);
-  adopts_thread_ = true;
+  threads_.adopt_last();
 }
 
 bool RecordedOps::open_next_part(std::vector<Op>& ops) {
-  if (part_ != nullptr) add_side_ops(kNever, ops);
+  if (part_ != nullptr) part_->side.take_until(kNever, threads_, ops);
   if (line_.empty()) return false;
   const auto [process, end_ns] = line_.back();
   line_.pop_back();
@@ -163,7 +83,7 @@ bool RecordedOps::next_chunk(std::vector<Op>& ops) {
     if (part_ == nullptr || !part_->fill()) {
       // What follows the last call waits for its time, too.
       if (part_ != nullptr && time_limit_ns_ != kNever) {
-        add_side_ops(time_limit_ns_, ops);
+        part_->side.take_until(time_limit_ns_, threads_, ops);
         break;
       }
       if (!open_next_part(ops)) {
@@ -171,7 +91,7 @@ bool RecordedOps::next_chunk(std::vector<Op>& ops) {
         break;
       }
     } else if (part_->run.batch->time_ns[part_->run.begin] > time_limit_ns_) {
-      add_side_ops(time_limit_ns_, ops);
+      part_->side.take_until(time_limit_ns_, threads_, ops);
       break;
     } else {
       add_calls(ops);
@@ -187,23 +107,11 @@ void RecordedOps::add_calls(std::vector<Op>& ops) {
   const size_t end = std::min(run.end, run.begin + kChunkOps);
   while (run.begin < end && batch.time_ns[run.begin] <= time_limit_ns_) {
     const size_t row = run.begin++;
-    if (part_->side_time() <= batch.time_ns[row]) add_side_ops(batch.time_ns[row], ops);
+    if (part_->side.next_time() <= batch.time_ns[row])
+      part_->side.take_until(batch.time_ns[row], threads_, ops);
     // The plan is of the process's own part, which is the last one.
     if (plan_ != nullptr && line_.empty()) add_touches(batch.time_ns[row], ops);
     add_call(batch, row, ops);
-  }
-}
-
-void RecordedOps::add_side_ops(int64_t time_ns, std::vector<Op>& ops) {
-  while (part_->side_time() <= time_ns && part_->next_side < part_->side.size()) {
-    const SideOp& side = part_->side[part_->next_side++];
-    // A thread that made no call has nothing to give back.
-    if (side.op.kind == OpKind::kThreadEnd &&
-        (side.thread_row >= threads_.size() || threads_[side.thread_row] == 0)) {
-      continue;
-    }
-    ops.push_back(side.op);
-    ops.back().thread = thread_of(side.thread_row);
   }
 }
 
@@ -218,7 +126,7 @@ void RecordedOps::add_touches(int64_t time_ns, std::vector<Op>& ops) {
     if (op.block == IdTable::kNone) continue;
     op.alignment = touch.offset;
     op.size = 1;
-    op.thread = last_thread_;
+    op.thread = threads_.last();
     ops.push_back(op);
   }
 }
@@ -236,53 +144,18 @@ void RecordedOps::add_assumed_touch(const Op& op, uint64_t id, uint32_t stack,
 }
 
 void RecordedOps::add_call(const schema::CallBatch& batch, size_t row, std::vector<Op>& ops) {
-  Op op;
-  op.time_ns = batch.time_ns[row];
-  op.event = batch.kind[row];
-  op.failed = (batch.flags[row] & schema::kFailed) != 0;
-  op.thread = thread_of(batch.thread[row]);
-  op.size = batch.size[row];
-  op.alignment = batch.alignment[row];
+  const uint32_t thread = threads_.number_of(batch.thread[row]);
   const uint64_t id = batch.id[row];
   const uint64_t ended_id = batch.ended_id[row];
   // First, so that its number is free for the new one: a model ends before it begins, too.
-  if (ended_id != 0) op.old_block = end_block(ended_id);
-  if (id != 0) op.block = begin_block(id);
-  switch (op.event) {
-    case EventKind::kCalloc:
-      op.kind = OpKind::kZeroed;
-      break;
-    case EventKind::kRealloc:
-    case EventKind::kReallocarray:
-      op.kind = op.old_block != Op::kNoBlock ? OpKind::kResize : OpKind::kAllocate;
-      break;
-    case EventKind::kPvalloc:
-      op.size = op.size == 0 ? kPageBytes : base::align_up(op.size, kPageBytes);
-      op.kind = OpKind::kAligned;
-      break;
-    default:
-      op.kind = op.alignment != 0 ? OpKind::kAligned : OpKind::kAllocate;
-      break;
-  }
-  if (id == 0 && !op.failed) {
-    if (op.old_block == Op::kNoBlock) return;  // Of a block that began before the recording.
-    op.kind = OpKind::kRelease;
-    op.block = op.old_block;
-    op.old_block = Op::kNoBlock;
-  }
+  const uint32_t ended = ended_id != 0 ? end_block(ended_id) : Op::kNoBlock;
+  const uint32_t begun = id != 0 ? begin_block(id) : Op::kNoBlock;
+  Op op;
+  if (!make_call_op(batch, row, ended, begun, thread, op)) return;
   ops.push_back(op);
   if (plan_ != nullptr && op.kind != OpKind::kRelease) {
     add_assumed_touch(ops.back(), id, batch.stack[row], ops);
   }
-}
-
-uint32_t RecordedOps::thread_of(uint32_t row) {
-  if (row >= threads_.size()) threads_.resize(row + 1, 0);
-  if (threads_[row] == 0) {
-    threads_[row] = (adopts_thread_ ? last_thread_ : threads_made_++) + 1;
-    adopts_thread_ = false;
-  }
-  return last_thread_ = threads_[row] - 1;
 }
 
 uint32_t RecordedOps::begin_block(uint64_t id) {

@@ -20,39 +20,12 @@
 
 #include "analyzer/replay/id_table.h"
 #include "analyzer/trace_info.h"
+#include "analyzer/whatif/op.h"
+#include "analyzer/whatif/side_ops.h"
 #include "analyzer/whatif/touch_plan.h"
 #include "schema/event_reader.h"
 
 namespace heapledger::analyzer {
-
-enum class OpKind : uint8_t {
-  kAllocate,      // malloc, new
-  kZeroed,        // calloc
-  kAligned,       // memalign and its kin
-  kRelease,       // free, delete, realloc(p, 0)
-  kResize,        // realloc of a block
-  kThreadEnd,     // Its cache goes back.
-  kForeignBreak,  // The program moved the break by `size` (signed), or asked where it is (0).
-  kSetOption,     // mallopt(`block`, `size`), both as ints.
-  kTrim,          // malloc_trim(`size`)
-  kFork,          // From here on: the child's own. `thread` is the one that goes on.
-  kTouch,         // The program touched `size` bytes of `block`, from `alignment` on.
-};
-
-struct Op {
-  static constexpr uint32_t kNoBlock = UINT32_MAX;
-
-  int64_t time_ns = 0;
-  uint64_t size = 0;  // Requested bytes, or as the kind says.
-  uint64_t alignment = 0;
-  uint32_t block = kNoBlock;      // That begins; of kRelease: that ends.
-  uint32_t old_block = kNoBlock;  // kResize only: that ends.
-  uint32_t thread = 0;            // Small numbers, in order of appearance.
-  OpKind kind = OpKind::kAllocate;
-  schema::EventKind event = schema::EventKind::kPad;  // The function called; kPad: none.
-  bool failed = false;                                // It got nothing: the system refused.
-};
-static_assert(sizeof(Op) == 40);
 
 class RecordedOps {
  public:
@@ -80,10 +53,8 @@ class RecordedOps {
   void add_fork(std::vector<Op>& ops);
   void add_calls(std::vector<Op>& ops);
   void add_call(const schema::CallBatch& batch, size_t row, std::vector<Op>& ops);
-  void add_side_ops(int64_t time_ns, std::vector<Op>& ops);
   void add_touches(int64_t time_ns, std::vector<Op>& ops);
   void add_assumed_touch(const Op& op, uint64_t id, uint32_t stack, std::vector<Op>& ops);
-  uint32_t thread_of(uint32_t row);
   uint32_t begin_block(uint64_t id);
   uint32_t end_block(uint64_t id);
 
@@ -96,12 +67,9 @@ class RecordedOps {
   IdTable blocks_;  // Id -> block.
   std::vector<uint32_t> free_blocks_;
   uint32_t blocks_made_ = 0;
-  std::vector<uint32_t> threads_;  // Row of `thread` -> number + 1; 0: none yet.
-  uint32_t threads_made_ = 0;
-  uint32_t last_thread_ = 0;
+  ThreadNumbers threads_;
   int64_t time_limit_ns_ = INT64_MAX;
-  bool forks_ = false;          // The next part begins with a fork.
-  bool adopts_thread_ = false;  // The next new thread goes on as the one that forked.
+  bool forks_ = false;  // The next part begins with a fork.
   uint64_t unmatched_ = 0;
 };
 

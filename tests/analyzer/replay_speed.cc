@@ -106,7 +106,7 @@ int run(const std::string& path, size_t events) {
     replay.run_to_end();
   });
   time_it("replay with accounts", events, [&] {
-    Accounts accounts(0, info.end_ns, info.processes.front().events);
+    Accounts accounts(0, info.end_ns, info.processes.front().events, {});
     ReplayOptions options;
     options.observer = &accounts;
     Replay replay(db, info, 1, options);
