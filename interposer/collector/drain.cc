@@ -11,6 +11,9 @@ using std::chrono::nanoseconds;
 
 constexpr size_t kWindowBytesMax = 4U << 20;
 constexpr nanoseconds kSleep = milliseconds(5);
+// After a round that brought so much, an eighth of a ring or more.
+constexpr nanoseconds kSleepWhenMuch = milliseconds(2);
+constexpr size_t kMuchBytes = 128U << 10;
 constexpr nanoseconds kSleepWhenFull = milliseconds(1);
 constexpr size_t kBusyBytes = 1U << 20;  // A round that brought this much is followed at once.
 constexpr int64_t kPairEveryNs = 100'000'000;
@@ -170,7 +173,8 @@ void Drain::sleep() {
   }
   // Full rings are no reason to hurry where there is nowhere to put them.
   if (full_ || (!pressing && !posted && !stopping_)) {
-    futex_wait_any(waits, full_ ? kSleepWhenFull : kSleep);
+    const nanoseconds sleep = last_bytes_ < kMuchBytes ? kSleep : kSleepWhenMuch;
+    futex_wait_any(waits, full_ ? kSleepWhenFull : sleep);
   }
   for (const RingReader& reader : readers_) {
     reader.region()->control().collector_sleeps.store(0, std::memory_order_relaxed);

@@ -6,7 +6,9 @@
 // was much, the thread then sleeps on the doorbells of all regions, which a ring rings when it is
 // half full, for 5 ms at most: perf buffers have no doorbell of ours, and 5 ms is half of what the
 // smallest of them holds under a storm of faults. Not for less: each waking takes a processor from
-// the program, and wakes the writer too.
+// the program, and wakes the writer too. But where a program fills half a ring in that time, all
+// processors are mostly busy, and who is woken by its doorbell may come too late, so that the
+// program waits: then for 2 ms.
 //
 // Thread safety: all public functions may be called from any thread.
 #pragma once
