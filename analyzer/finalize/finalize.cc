@@ -119,6 +119,7 @@ class ProcessPass {
     accounts_.finish(replay);
     map_.finish(replay, std::max(end_ns_, replay.now_ns()), resident_known(replay));
     ledger_.finish(replay);
+    replay.finish();
     const int64_t at_ns = std::max(end_ns_, replay.now_ns());
     make_images_on_the_way(replay);
     images_.emplace_back("exit", make_image(replay, at_ns));

@@ -30,7 +30,7 @@ FreedChunks::FreedChunks(const FreedChunks& other)
   for (const auto& [arena, lists] : fast_lists_) {
     for (uint32_t size_class = 0; size_class < kFastClasses; ++size_class) {
       for (const FastEntry& entry : lists[size_class]) {
-        if (other.is_in_fast(entry, size_class)) set_fast(entry.address, size_class);
+        if (other.is_in_fast(entry, size_class)) set_fast_mark(entry.address, mark_of(size_class));
       }
     }
   }
@@ -112,29 +112,21 @@ void FreedChunks::push(std::vector<Entry>& entries, uint32_t thread, size_t size
         .thread = thread});
 }
 
-void FreedChunks::set_fast(uint64_t address, uint32_t size_class) {
-  const bool was = fast_.find(address) != BlockIndex::kNone;
-  const bool is = size_class != BlockIndex::kNone;
-  if (is) {
-    fast_.put(address, size_class);
-  } else if (was) {
-    fast_.erase(address);
-  }
-  fast_count_ += is == was ? 0 : is ? 1 : uint64_t{0} - 1;
+void FreedChunks::set_fast_mark(uint64_t address, uint8_t mark) {
+  const uint8_t before = fast_.put(address, mark);
+  fast_count_ += static_cast<uint64_t>(mark != 0) - static_cast<uint64_t>(before != 0);
 }
 
 void FreedChunks::put_fast(uint64_t address, size_t size_class) {
-  const uint32_t before = fast_.put(address, static_cast<uint32_t>(size_class));
-  fast_count_ += before == BlockIndex::kNone ? 1 : 0;
+  const uint8_t before = fast_.put(address, mark_of(size_class));
+  fast_count_ += before == 0 ? 1 : 0;
   note({.change = Change::kFast, .stack = before, .address = address});
 }
 
 bool FreedChunks::take_fast_key(uint64_t address, size_t size_class) {
-  const uint32_t found =
-      fast_.take_if(address, [&](uint32_t other) { return other == size_class; });
-  if (found == BlockIndex::kNone) return false;
+  if (!fast_.clear(address, mark_of(size_class))) return false;
   --fast_count_;
-  note({.change = Change::kFast, .stack = found, .address = address});
+  note({.change = Change::kFast, .stack = mark_of(size_class), .address = address});
   return true;
 }
 
@@ -163,9 +155,9 @@ void FreedChunks::allocate_past_cache(uint32_t thread, const Block& block,
 // The bin's other chunks go to the cache until it is full.
 void FreedChunks::take_fast(uint32_t thread, const Block& block, uint64_t arena) {
   const size_t size_class = class_of(chunk_bytes_of(block));
-  const uint32_t was = fast_.find(block.address);
-  if (was == BlockIndex::kNone) return;
-  take_fast_key(block.address, was);
+  const uint8_t was = fast_.get(block.address);
+  if (was == 0) return;
+  take_fast_key(block.address, was - size_t{1});
   std::vector<FastEntry>& list = fast_lists_[arena][size_class];
   std::vector<Entry>& entries = cache_list(thread, size_class);
   while (!list.empty()) {
@@ -262,7 +254,7 @@ void FreedChunks::undo(const Undo& change) {
       break;
     }
     case Change::kFast:
-      set_fast(change.address, change.stack);
+      set_fast_mark(change.address, static_cast<uint8_t>(change.stack));
       break;
     case Change::kListed:
       fast_lists_[change.arena][change.size_class].pop_back();

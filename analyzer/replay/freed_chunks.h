@@ -23,7 +23,7 @@
 #include <utility>
 #include <vector>
 
-#include "analyzer/replay/block_index.h"
+#include "analyzer/replay/byte_map.h"
 #include "analyzer/replay/live_set.h"
 
 namespace heapledger::analyzer {
@@ -114,7 +114,7 @@ class FreedChunks {
     uint8_t size_class = 0;
     uint16_t place = 0;    // kUncached: in the thread's list.
     uint32_t thread = 0;   // Whose cache; of a list's entry: the entry's.
-    uint32_t stack = 0;    // kFast: the class that was known before.
+    uint32_t stack = 0;    // kFast: the mark that was there before.
     uint64_t address = 0;  // kFast: the key.
     uint64_t arena = 0;    // Of a list.
   };
@@ -125,6 +125,7 @@ class FreedChunks {
     std::unique_ptr<FreedChunks> copy;  // Else here, if it was kept.
   };
 
+  static uint8_t mark_of(size_t size_class) { return static_cast<uint8_t>(size_class + 1); }
   static size_t class_of(uint64_t chunk_bytes) { return (chunk_bytes - 32) / 16; }
   Cache* find_cache(uint32_t thread) const {
     return thread < caches_.size() ? caches_[thread].get() : nullptr;
@@ -140,8 +141,7 @@ class FreedChunks {
   void unlist(uint64_t arena, size_t size_class, std::vector<FastEntry>& list);
   void push(std::vector<Entry>& entries, uint32_t thread, size_t size_class, const Entry& entry);
   void put_fast(uint64_t address, size_t size_class);
-  // kNone: in none.
-  void set_fast(uint64_t address, uint32_t size_class);
+  void set_fast_mark(uint64_t address, uint8_t mark);
   // False, and nothing done, if it is not in fastbins as one of this class.
   bool take_fast_key(uint64_t address, size_t size_class);
   void note(const Undo& undo) {
@@ -152,13 +152,13 @@ class FreedChunks {
   void undo(const Undo& change);
   uint64_t& last_arena(uint32_t thread);
   bool is_in_fast(const FastEntry& entry, size_t size_class) const {
-    return fast_.find(entry.address) == size_class;
+    return fast_.get(entry.address) == mark_of(size_class);
   }
 
   FreedChunkRules rules_;
   std::vector<std::unique_ptr<Cache>> caches_;  // By thread.
   std::vector<uint64_t> arenas_;                // Of each thread, where it got memory last.
-  BlockIndex fast_;                             // Address -> class: what is in fastbins now.
+  ByteMap fast_;                                // Address -> class + 1: what is in fastbins now.
   size_t fast_count_ = 0;
   std::map<uint64_t, FastLists> fast_lists_;  // By arena. Some are gone; see is_in_fast().
   bool undoes_ = false;                       // Somebody may want changes undone.

@@ -83,6 +83,8 @@ class LiveSet {
   // Bytes between the live blocks before and after `address`, inside [start, end).
   uint64_t gap_around(uint64_t address, uint64_t start, uint64_t end) const;
   void mark_inherited();
+  // Nothing is inserted, taken or looked up by address any more: gives the memory of that back.
+  void forget_addresses() { starts_ = {}; }
 
   uint64_t requested_bytes() const { return requested_bytes_; }
   uint64_t usable_bytes() const { return usable_bytes_; }

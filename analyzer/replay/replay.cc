@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "analyzer/replay/replay.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <iterator>
 #include <limits>
@@ -239,6 +241,12 @@ void Replay::open(int64_t process, int64_t time_max_ns, bool own) {
 void Replay::run_to_step(uint64_t step) { run(step, kNever); }
 void Replay::run_to_time(int64_t time_ns) { run(UINT64_MAX, time_ns); }
 void Replay::run_to_end() { run(UINT64_MAX, kNever); }
+
+void Replay::finish() {
+  live_.forget_addresses();
+  streams_.reset();
+  malloc_trim(0);  // It lies between what stays.
+}
 
 void Replay::run(uint64_t step_max, int64_t time_max_ns) {
   Streams& in = *streams_;

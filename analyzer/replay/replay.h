@@ -144,6 +144,10 @@ class Replay {
   void run_to_time(int64_t time_ns);
   void run_to_end();
 
+  // Nothing more is played: gives the memory back that only that needs. What the heap is and was at
+  // kept moments is still there.
+  void finish();
+
   // Keeps the heap as it is now as number `moment`, below kKeptMoments, in place of what was.
   void keep(size_t moment);
   // It is not wanted any more, or is number `to` from now on.
