@@ -26,7 +26,7 @@ ModelOptions model_options(schema::Database& db, const TraceInfo& info, int64_t 
 }
 
 // Of a model's memory that is not packed: small heaps, and what a large one uses often.
-constexpr size_t kHotBytes = size_t{12} << 20;
+constexpr size_t kHotBytes = size_t{4} << 20;
 
 // Both layouts over the same calls. The one of the recording is run only where somebody will ask
 // for its free chunks, and up to then.

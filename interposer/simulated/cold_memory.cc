@@ -81,24 +81,29 @@ const uint8_t* take(const uint8_t* at, uint64_t& value) {
   }
 }
 
-enum WordKind : uint64_t { kPlain, kAddress, kWide };  // Wide: eight bytes follow.
+// Wide: eight bytes follow. Again: the last wide word, as the allocator's marks are.
+enum WordKind : uint64_t { kPlain, kAddress, kWide, kAgain };
 constexpr int kKindBits = 2;
 
-uint8_t* put_word(uint8_t* at, uint64_t word, uintptr_t begin, size_t bytes) {
+uint8_t* put_word(uint8_t* at, uint64_t word, uintptr_t begin, size_t bytes, uint64_t& wide) {
   if (word - begin < bytes) return put(at, (word - begin) << kKindBits | kAddress);
   if (word >> (64 - kKindBits) == 0) return put(at, word << kKindBits | kPlain);
+  if (word == wide) return put(at, kAgain);
   at = put(at, kWide);
+  wide = word;
   std::memcpy(at, &word, sizeof word);
   return at + sizeof word;
 }
 
-const uint8_t* take_word(const uint8_t* at, uint64_t& word, uintptr_t begin) {
+const uint8_t* take_word(const uint8_t* at, uint64_t& word, uintptr_t begin, uint64_t& wide) {
   at = take(at, word);
   const uint64_t kind = word & ((1 << kKindBits) - 1);
   word >>= kKindBits;
   if (kind == kAddress) word += begin;
+  if (kind == kAgain) word = wide;
   if (kind != kWide) return at;
   std::memcpy(&word, at, sizeof word);
+  wide = word;
   return at + sizeof word;
 }
 
@@ -175,10 +180,11 @@ void ColdMemory::pack(uint64_t number, Cluster& cluster) {
   uint8_t* at = buffer_.data();
   const auto* words = static_cast<const uint64_t*>(memory);
   size_t last = 0;
+  uint64_t wide = 0;
   for (size_t i = 0; i < kWords; ++i) {
     if (words[i] == 0) continue;
     at = put(at, i - last);
-    at = put_word(at, words[i], begin_, bytes_);
+    at = put_word(at, words[i], begin_, bytes_, wide);
     last = i;
   }
   const auto bytes = static_cast<size_t>(at - buffer_.data());
@@ -196,11 +202,12 @@ void ColdMemory::unpack(uint64_t number, Cluster& cluster) {
   auto* const words = static_cast<uint64_t*>(base::pointer_to(address_of(number)));
   const uint8_t* at = cluster.words.get();
   const uint8_t* const end = at + cluster.packed_bytes;
+  uint64_t wide = 0;
   for (size_t i = 0; at != end;) {
     uint64_t distance = 0;
     at = take(at, distance);
     i += distance;
-    at = take_word(at, words[i], begin_);
+    at = take_word(at, words[i], begin_, wide);
   }
   cluster.words.reset();
   packed_bytes_ -= cluster.packed_bytes;
