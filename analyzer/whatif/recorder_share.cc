@@ -96,18 +96,22 @@ std::vector<OtherRss::Step> steps_of(std::vector<CountedRegion>& regions,
                                      const std::vector<OtherTouch>& touches, int64_t counted_ns) {
   std::vector<OtherRss::Step> gains;
   PageSet seen;
-  uint64_t gained = 0;
+  uint64_t gained = 0, late_bytes = 0;
   for (const OtherTouch& touch : touches) {
     auto region = std::upper_bound(
         regions.begin(), regions.end(), touch.address,
         [](uint64_t address, const CountedRegion& other) { return address < other.end; });
     if (region == regions.end() || touch.address < region->start) continue;
     uint64_t pages = fresh_pages(*region, touch.address, seen);
-    if (touch.time_ns <= counted_ns) {
+    if (touch.by_start_up || touch.time_ns <= counted_ns) {
       pages = std::min(pages, region->pages - region->brought_in);
       region->brought_in += pages;
     }
     if (pages == 0) continue;
+    if (touch.by_start_up) {
+      late_bytes += pages * kPageBytes;
+      continue;
+    }
     gained += pages * kPageBytes;
     gains.push_back({touch.time_ns, pages * kPageBytes});
   }
@@ -121,6 +125,9 @@ std::vector<OtherRss::Step> steps_of(std::vector<CountedRegion>& regions,
     if (bytes - steps.back().bytes >= step_least || i + 1 == gains.size()) {
       steps.push_back({gains[i].time_ns, bytes});
     }
+  }
+  if (late_bytes != 0) {
+    steps.push_back({std::numeric_limits<int64_t>::max(), bytes + late_bytes});
   }
   return steps;
 }

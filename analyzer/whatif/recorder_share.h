@@ -30,6 +30,8 @@ class RecorderShare {
 struct OtherTouch {
   int64_t time_ns;
   uint64_t address;
+  bool by_start_up =
+      false;  // In the recorder's: it calls functions of libc before the program does.
 };
 
 // RSS that is neither heap nor the recorder's, over time: when the heap is largest, a program has
@@ -46,7 +48,8 @@ struct OtherRss {
 // At the largest recorded RSS it is counted. Of anonymous memory the program's pages are those that
 // it was seen to touch: `touches`, in order of time. Of files they are those that are resident but
 // for what only the recorder's own touches brought in: it reads every module's unwind tables.
-// Before and after, in the same mappings, there is less or more by what those touches brought in.
+// Before and after, in the same mappings, there is less or more by what those touches brought in;
+// what the recorder's start-up touched for the program is taken to come at the end.
 OtherRss other_rss(schema::Database& db, int64_t process, const RecorderShare& recorder,
                    const std::vector<OtherTouch>& touches, const PageSet& touched_by_recorder);
 

@@ -36,7 +36,8 @@ class TouchPlan::Observer : public ReplayObserver {
 
   void on_begin(Replay& replay) override { replay_ = &replay; }
 
-  void on_alloc(const schema::CallRow&, const Block& block) override {
+  void on_alloc(const schema::CallRow& call, const Block& block) override {
+    first_call_ns_ = std::min(first_call_ns_, call.time_ns);
     if (block.size < kWideBytes) return;
     const uint64_t pages = pages_of(block);
     // With what faulted inside the call: the model makes such touches itself.
@@ -55,9 +56,10 @@ class TouchPlan::Observer : public ReplayObserver {
     if (fault.block_id == 0) {
       if (fault.region != Region::kOther || recorder_.has(fault.row.address)) return;
       if (recorder_.has(fault.row.ip)) {
+        recorder_ns_.push_back(fault.row.time_ns);
         plan_.recorder_pages_.add(fault.row.address);
       } else {
-        plan_.other_touches_.push_back({fault.row.time_ns, fault.row.address});
+        plan_.other_touches_.push_back({fault.row.time_ns, fault.row.address, false});
       }
       return;
     }
@@ -84,6 +86,19 @@ class TouchPlan::Observer : public ReplayObserver {
          page > block->address ? offset_of_page(*block, page - block->address) : 0});
   }
 
+  // Until it records the first call, what happens between the recorder's faults is its start-up.
+  void mark_start_up() {
+    if (recorder_ns_.empty()) return;
+    const int64_t first = *std::min_element(recorder_ns_.begin(), recorder_ns_.end());
+    int64_t last = first;
+    for (const int64_t time_ns : recorder_ns_) {
+      if (time_ns < first_call_ns_) last = std::max(last, time_ns);
+    }
+    for (OtherTouch& touch : plan_.other_touches_) {
+      touch.by_start_up = first < touch.time_ns && touch.time_ns < last;
+    }
+  }
+
  private:
   void count(const Block& block, const Share& share) {
     plan_.by_stack_[block.stack] += share;
@@ -94,6 +109,8 @@ class TouchPlan::Observer : public ReplayObserver {
   TouchPlan& plan_;
   RecorderShare recorder_;
   const Replay* replay_ = nullptr;
+  int64_t first_call_ns_ = INT64_MAX;
+  std::vector<int64_t> recorder_ns_;  // Times of its faults.
 };
 
 TouchPlan TouchPlan::of(schema::Database& db, const TraceInfo& info, int64_t process) {
@@ -104,6 +121,7 @@ TouchPlan TouchPlan::of(schema::Database& db, const TraceInfo& info, int64_t pro
   ReplayOptions options;
   options.observer = &observer;
   Replay(db, info, process, options).run_to_end();
+  observer.mark_start_up();
   // A fault inside a call is told when the call ends.
   const auto is_before = [](const auto& a, const auto& b) { return a.time_ns < b.time_ns; };
   std::stable_sort(plan.touches_.begin(), plan.touches_.end(), is_before);

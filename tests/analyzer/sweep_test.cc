@@ -249,7 +249,7 @@ TEST_F(SweepTest, WhatTheRecorderBringsInIsNotTheProgramsRss) {
     };
     region(0x10000000, "file", 40);  // 16 of them only the recorder's touch brought in.
     region(0x20000000, "text", 7);
-    region(0x30000000, "text", 16);  // Touched by both.
+    region(0x30000000, "text", 32);  // Touched by both; 16 in the recorder's start-up.
     region(0x40000000, "text", 3);
     region(0x50000000, "text", 5);
     region(0x60000000, "text", 11);
@@ -271,18 +271,19 @@ TEST_F(SweepTest, WhatTheRecorderBringsInIsNotTheProgramsRss) {
   ours.add(0x10021000);
   ours.add(0x3000f000);
   const OtherRss other = other_rss(db, 1, recorder, program, ours);
-  constexpr uint64_t kAll = (40 - 16 + 16 + 11 + 2) * kPages;
+  constexpr uint64_t kAll = (40 - 16 + 32 + 11 + 2) * kPages;
   EXPECT_EQ(other.bytes, kAll);
   // Before it touched them, they were not there; those that nobody saw it touch always were. What
   // it touches after the snapshot comes on top. Two pages are no step of their own.
-  ASSERT_EQ(other.steps.size(), 4U);
-  EXPECT_EQ(other.steps[0].bytes, kAll - (16 + 16 + 2) * kPages);
+  ASSERT_EQ(other.steps.size(), 5U);
+  EXPECT_EQ(other.steps[0].bytes, kAll - (16 + 32 + 2) * kPages);
   EXPECT_EQ(other.steps[1].time_ns, 100);
-  EXPECT_EQ(other.steps[1].bytes, kAll - (16 + 2) * kPages);
+  EXPECT_EQ(other.steps[1].bytes, kAll - (32 + 2) * kPages);
   EXPECT_EQ(other.steps[2].time_ns, 200);
-  EXPECT_EQ(other.steps[2].bytes, kAll - 2 * kPages);
+  EXPECT_EQ(other.steps[2].bytes, kAll - (16 + 2) * kPages);
   EXPECT_EQ(other.steps[3].time_ns, 20000000);
-  EXPECT_EQ(other.steps[3].bytes, kAll + 16 * kPages);
+  EXPECT_EQ(other.steps[3].bytes, kAll);
+  EXPECT_EQ(other.steps[4].bytes, kAll + 16 * kPages);
 }
 
 TEST_F(SweepTest, RecordingsThatAreNotTheWholeTruthSaySo) {
