@@ -264,9 +264,9 @@ TEST_F(SweepTest, WhatTheRecorderBringsInIsNotTheProgramsRss) {
   EXPECT_TRUE(recorder.has(0x50000010));
   EXPECT_FALSE(recorder.has(0x30000010));
   EXPECT_FALSE(recorder.has(0x60000010));
-  const std::vector<OtherTouch> program = {{100, 0x10000000}, {200, 0x30003000},
-                                           {300, 0x30004000}, {400, 0x70000000},
-                                           {500, 0x70004000}, {20000000, 0x60000000}};
+  const std::vector<OtherTouch> program = {
+      {100, 0x10000000}, {200, 0x30003000}, {250, 0x30020000, true}, {300, 0x30004000},
+      {400, 0x70000000}, {500, 0x70004000}, {20000000, 0x60000000}};
   PageSet ours;
   ours.add(0x10021000);
   ours.add(0x3000f000);
