@@ -21,6 +21,8 @@
 // The fault is a SIGSEGV, which a handler of the process sees; faults at other addresses go on to
 // the handler that was there before. Where the kernel allows no more mappings everything is opened,
 // and stays.
+// Valgrind resumes after the fault with old registers, unless it is told
+// --vex-iropt-register-updates=allregs-at-mem-access.
 // Invariants. 1. A cluster is in exactly one state, and is in `open_` or `closed_` as it says. 2. A
 // packed cluster's pages are not there. 3. What is read is what was written.
 // Thread safety: the memory belongs to one thread at a time, and so do its faults.
