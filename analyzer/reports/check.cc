@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
 #include <cmath>
 #include <cstdlib>
 #include <string_view>
@@ -17,16 +18,28 @@ namespace {
 using Json = nlohmann::ordered_json;
 using schema::Error;
 
-// A name's number: members by dots, of a list its length. NULL, which is "not known", is an error.
+// A list's element by its number, or null.
+const Json* element_of(const Json& list, const std::string& member) {
+  size_t index = 0;
+  const char* end = member.data() + member.size();
+  const auto [at, error] = std::from_chars(member.data(), end, index);
+  return error == std::errc() && at == end && index < list.size() ? &list.at(index) : nullptr;
+}
+
+// A name's number: members by dots, elements of a list by their numbers from 0, of a list itself
+// its length. NULL, which is "not known", is an error.
 double number_of(const Json& summary, const std::string& name) {
   const Json* at = &summary;
   for (size_t start = 0; start <= name.size();) {
     const size_t dot = std::min(name.find('.', start), name.size());
     const std::string member = name.substr(start, dot - start);
-    if (!at->is_object() || !at->contains(member)) {
+    const Json* next = at->is_array()                            ? element_of(*at, member)
+                       : at->is_object() && at->contains(member) ? &at->at(member)
+                                                                 : nullptr;
+    if (next == nullptr) {
       throw Error(fmt::format("cannot check '{}'", name), "summary --json has no such number");
     }
-    at = &at->at(member);
+    at = next;
     start = dot + 1;
   }
   if (at->is_array()) return static_cast<double>(at->size());

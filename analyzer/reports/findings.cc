@@ -24,7 +24,11 @@ constexpr int64_t kGrowthBytesMin = 256 << 10;
 constexpr double kGrowthShareMin = 0.01;  // Of the live peak.
 constexpr int64_t kGrowthPartsMin = 10;   // Of the 16 that accounts.h cuts a run into.
 constexpr int64_t kWasteBytesMin = 1 << 20;
-constexpr double kWasteShareMin = 0.25;  // Of what is held at the peak.
+constexpr double kWasteShareMin = 0.25;       // Of what is held at the peak.
+constexpr int64_t kSpreadBytesMin = 2 << 20;  // Free in arenas of threads,
+constexpr double kSpreadShareMin = 0.1;       // and of what all of these have resident.
+constexpr double kForeignShareMin = 0.1;      // Of the frees there.
+constexpr double kIncompleteShareMin = 0.01;  // Of the calls.
 constexpr int kPerKindMax = 3;
 
 class Finder {
@@ -45,6 +49,8 @@ class Finder {
     find_refaults();
     find_growth();
     find_waste();
+    find_spread();
+    find_limits();
     return std::move(findings_);
   }
 
@@ -306,6 +312,72 @@ class Finder {
       finding.command = command("peak");
       add(std::move(finding));
     }
+  }
+
+  // Memory that is free in arenas whose blocks other threads free: each goes back to the arena it
+  // came from, and no other thread's request can use it there.
+  void find_spread() {
+    schema::Statement use = db_.prepare(
+        "SELECT count(DISTINCT arena), sum(freed), sum(freed_foreign) FROM arena_use"
+        " WHERE process = ? AND arena > 1");
+    use.bind(1, process_.id);
+    if (!use.step() || use.column_int(0) < 2) return;
+    const int64_t freed = use.column_int(1);
+    const int64_t foreign = use.column_int(2);
+    if (static_cast<double>(foreign) < kForeignShareMin * static_cast<double>(freed)) return;
+    schema::Statement lines = db_.prepare(
+        "SELECT at, sum(CASE WHEN name LIKE 'free%' THEN bytes ELSE 0 END) AS unused, sum(bytes)"
+        " FROM ledger WHERE process = ? AND region LIKE 'arena %' GROUP BY at"
+        " ORDER BY unused DESC, at LIMIT 1");
+    lines.bind(1, process_.id);
+    if (!lines.step()) return;
+    Finding finding;
+    finding.kind = "spread";
+    finding.bytes = lines.column_int(1);
+    if (finding.bytes < kSpreadBytesMin ||
+        static_cast<double>(finding.bytes) <
+            kSpreadShareMin * static_cast<double>(lines.column_int(2))) {
+      return;
+    }
+    finding.sentence = fmt::format(
+        "{} free {} in {} arenas where other threads freed {} of {}", human_bytes(finding.bytes),
+        lines.column_text(0) == "exit" ? "at exit" : "at the peak", use.column_int(0),
+        human_count(foreign), counted(freed, "block"));
+    schema::Statement stack = db_.prepare(
+        "SELECT stack FROM foreign_free WHERE process = ? AND stack IS NOT NULL"
+        " ORDER BY blocks DESC, stack LIMIT 1");
+    stack.bind(1, process_.id);
+    if (stack.step()) {
+      finding.sentence += ", most allocated at " + site(stack.column_int(0));
+    }
+    finding.command = command("threads");
+    add(std::move(finding));
+  }
+
+  // What the recording itself could not do.
+  void find_limits() {
+    std::vector<std::string> limits;
+    if (process_.events_lost != 0) {
+      limits.push_back(counted(process_.events_lost, "call") + " lost");
+    }
+    if (process_.perf_lost.value_or(0) != 0) {
+      limits.push_back(counted(*process_.perf_lost, "page fault") + " lost");
+    }
+    if (static_cast<double>(process_.incomplete_stacks) >
+        kIncompleteShareMin * static_cast<double>(process_.events)) {
+      limits.push_back(counted(process_.incomplete_stacks, "call stack") + " cut short");
+    }
+    if (is_dear(process_.stall_ns)) {
+      limits.push_back(human_ns(process_.stall_ns) + " of waiting for room");
+    }
+    if (limits.empty()) return;
+    Finding finding;
+    finding.kind = "limits";
+    finding.ns = is_dear(process_.stall_ns) ? process_.stall_ns : 0;
+    finding.sentence = "the recording met its limits, so figures may be too low: " + limits[0];
+    for (size_t i = 1; i < limits.size(); ++i) finding.sentence += ", " + limits[i];
+    finding.command = command("summary");
+    add(std::move(finding));
   }
 
   Trace& trace_;

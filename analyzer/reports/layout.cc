@@ -54,6 +54,57 @@ Table segment_table(schema::Database& db, const Snapshot& snapshot, const std::s
   return table;
 }
 
+// The segments at every snapshot: all rows for programs, some for people.
+void add_over_time(schema::Database& db, int64_t process, Document& document) {
+  constexpr size_t kLines = 16;
+  Table table("timeline", "",
+              {{"time_ns", "time", Unit::kTimeNs},
+               {"rss_bytes", "RSS", Unit::kBytes},
+               {"heap_bytes", "brk heap", Unit::kBytes},
+               {"anonymous_bytes", "anonymous", Unit::kBytes},
+               {"file_bytes", "files", Unit::kBytes},
+               {"stack_bytes", "stacks", Unit::kBytes},
+               {"other_bytes", "other", Unit::kBytes},
+               {"swap_bytes", "swap", Unit::kBytes},
+               {"size_bytes", "size", Unit::kBytes}});
+  schema::Statement select = db.prepare(
+      "WITH r AS (SELECT s.id AS id, s.time_ns AS time_ns, s.rss_bytes AS total, r.rss_bytes AS "
+      "rss,"
+      " r.swap_bytes AS swap, r.size_bytes AS size, CASE WHEN kind = 'heap' THEN 1"
+      " WHEN kind IN ('anonymous', 'block') THEN 2"
+      " WHEN kind IN ('text', 'data', 'bss', 'file', 'shared') THEN 3"
+      " WHEN kind IN ('stack', 'thread stack') THEN 4 ELSE 5 END AS part"
+      " FROM snapshot AS s JOIN region AS r ON r.snapshot = s.id WHERE s.process = ?)"
+      " SELECT time_ns, total, sum(rss * (part = 1)), sum(rss * (part = 2)), sum(rss * (part = 3)),"
+      " sum(rss * (part = 4)), sum(rss * (part = 5)), sum(swap), sum(size) FROM r"
+      " GROUP BY id ORDER BY time_ns, id");
+  select.bind(1, process);
+  while (select.step()) {
+    Row row;
+    for (int i = 0; i < static_cast<int>(table.columns.size()); ++i) {
+      row.push_back(select.column_int(i));
+    }
+    table.add(std::move(row));
+  }
+  nlohmann::ordered_json& json = document.json["timeline"] = nlohmann::ordered_json::array();
+  for (const Row& row : table.rows) {
+    nlohmann::ordered_json object;
+    for (size_t i = 0; i < row.size(); ++i) {
+      object[table.columns[i].key] = std::get<int64_t>(row[i]);
+    }
+    json.push_back(std::move(object));
+  }
+  if (table.rows.size() > kLines) {
+    std::vector<Row> shown;
+    for (size_t i = 0; i < kLines; ++i) {
+      shown.push_back(table.rows[i * (table.rows.size() - 1) / (kLines - 1)]);
+    }
+    table.rows = std::move(shown);
+  }
+  table.limited = false;
+  document.add_table(std::move(table), "Over time, at snapshots");
+}
+
 }  // namespace
 
 Document run_layout(const ReportInput& input) {
@@ -91,6 +142,7 @@ Document run_layout(const ReportInput& input) {
                        fmt::format("{}, {} (process {}, taken for: {})", name,
                                    human_time(snapshot->time_ns), process.pid, snapshot->reason));
   }
+  add_over_time(trace.db, process.id, document);
   if (process.rss_peak_bytes) {
     document.json["rss_peak_bytes"] = *process.rss_peak_bytes;
     document.sections.push_back(

@@ -67,6 +67,7 @@ class Summary {
     add_processes();
     add_calls();
     add_memory();
+    add_ledger();
     add_syscalls();
     add_faults();
     add_recording();
@@ -215,6 +216,53 @@ class Summary {
              line("live at exit", human_bytes(live_end), "in " + counted(blocks_end, "block")),
              line("held peak", human_bytes(held_peak), "by the allocator, from the system"),
              line("RSS peak", rss_peak ? human_bytes(*rss_peak) : "not known", by_kernel)});
+  }
+
+  // RSS at the fullest snapshot, the allocator's regions taken together.
+  void add_ledger() {
+    Json& json = document_.json["ledger"];
+    schema::Statement moment = db_.prepare(
+        "SELECT at_ns, b.rss_bytes, b.residual_bytes, b.rss_bytes - b.other_bytes - b.heap_bytes -"
+        " b.residual_bytes FROM ledger_moment AS m JOIN balance AS b ON b.snapshot = (SELECT"
+        " min(snapshot) FROM ledger WHERE process = m.process AND at = m.at)"
+        " WHERE m.process = ? AND m.at = 'peak'");
+    moment.bind(1, main_.id);
+    if (!moment.step()) return;
+    const int64_t rss = moment.column_int(1);
+    const int64_t residual = moment.column_int(2);
+    Table table("ledger_lines", "",
+                {{"name", "bytes that are", Unit::kText}, {"bytes", "RSS", Unit::kBytes, true}});
+    schema::Statement lines = db_.prepare(
+        "SELECT CASE source WHEN 'replay' THEN name WHEN 'smaps' THEN CASE region"
+        " WHEN 'program' THEN 'the program''s own mappings' WHEN 'heapledger' THEN"
+        " 'heapledger''s own' ELSE region END END AS line, sum(bytes) FROM ledger"
+        " WHERE process = ? AND at = 'peak' GROUP BY line ORDER BY min(rowid)");
+    lines.bind(1, main_.id);
+    while (lines.step()) table.add({lines.column_text(0), lines.column_int(1)});
+    if (moment.column_int(3) != 0) {
+      table.add({"moved while the snapshot was taken", moment.column_int(3)});
+    }
+    table.totals["bytes"] = rss;
+    json = {{"at_ns", moment.column_int(0)}, {"rss_bytes", rss}, {"residual_bytes", residual}};
+    document_.add_table(
+        std::move(table),
+        fmt::format(
+            "Ledger at the snapshot with most RSS, {}{}", human_time(moment.column_int(0)),
+            selected_.size() > 1 ? fmt::format(" (process {})", main_.pid) : std::string()));
+    std::vector<std::string> facts = {
+        line("RSS by smaps", human_bytes(rss), "the total"),
+        line("residual", human_bytes(residual), "smaps less the replay's range: 0 is a balance")};
+    const auto model = db_.query_int(fmt::format(
+        "SELECT rss_bytes FROM ledger_moment WHERE process = {} AND at = 'model peak'", main_.id));
+    if (model) {
+      json["model_peak_bytes"] = *model;
+      facts.push_back(line("modelled peak", human_bytes(*model),
+                           main_.rss_peak_bytes ? fmt::format("by the kernel (VmHWM): {}",
+                                                              human_bytes(*main_.rss_peak_bytes))
+                                                : ""));
+    }
+    facts.push_back("     " + fmt::format("heapledger ledger {}", trace_.path));
+    section("", std::move(facts));
   }
 
   void add_syscalls() {

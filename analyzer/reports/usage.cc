@@ -81,6 +81,92 @@ Document run_lifetimes(const ReportInput& input) {
                    "Blocks by how long they lived (a realloc ends one and begins another)");
 }
 
+namespace {
+
+// Of arenas, a name for each.
+constexpr const char* kArenaName =
+    "CASE arena WHEN 0 THEN 'mapped blocks' WHEN 1 THEN 'main' ELSE 'arena ' || arena END";
+
+void add_use_totals(const ReportInput& input, Table& table) {
+  table.totals["blocks"] = total(input, "SELECT sum(calls) FROM site WHERE ");
+  table.totals["bytes"] = total(input, "SELECT sum(bytes) FROM site WHERE ");
+  table.totals["freed"] = total(input, "SELECT sum(freed) FROM thread_use WHERE ");
+  table.totals["freed_foreign"] = total(input, "SELECT sum(freed_foreign) FROM thread_use WHERE ");
+}
+
+Table arena_table(const ReportInput& input) {
+  Table table("arenas", "",
+              {{"pid", "pid", Unit::kPlain},
+               {"arena", "arena", Unit::kText},
+               {"allocating_threads", "threads that allocate", Unit::kCount},
+               {"freeing_threads", "that free", Unit::kCount},
+               {"blocks", "allocated", Unit::kCount, true},
+               {"bytes", "requested", Unit::kBytes, true},
+               {"freed", "freed", Unit::kCount, true},
+               {"freed_foreign", "of others", Unit::kCount, true}});
+  add_rows(input,
+           fmt::format("SELECT process.pid, {}, sum(blocks != 0), sum(freed != 0), sum(blocks),"
+                       " sum(bytes), sum(freed), sum(freed_foreign) FROM arena_use"
+                       " JOIN process ON process.id = arena_use.process WHERE {}"
+                       " GROUP BY process.id, arena",
+                       kArenaName, process_condition(input, "arena_use.process")),
+           table);
+  table.sort_by("bytes");
+  add_use_totals(input, table);
+  table.empty_text = "no arena was used";
+  return table;
+}
+
+Table arena_thread_table(const ReportInput& input) {
+  Table table("arena_threads", "",
+              {{"pid", "pid", Unit::kPlain},
+               {"arena", "arena", Unit::kText},
+               {"tid", "tid", Unit::kPlain},
+               {"name", "thread", Unit::kText},
+               {"blocks", "allocated", Unit::kCount, true},
+               {"bytes", "requested", Unit::kBytes, true},
+               {"freed", "freed", Unit::kCount, true},
+               {"freed_foreign", "of others", Unit::kCount, true}});
+  add_rows(input,
+           fmt::format("SELECT process.pid, {}, thread.tid, coalesce(thread.name, ''), blocks,"
+                       " bytes, freed, freed_foreign FROM arena_use"
+                       " JOIN thread ON thread.id = arena_use.thread"
+                       " JOIN process ON process.id = arena_use.process WHERE {}",
+                       kArenaName, process_condition(input, "arena_use.process")),
+           table);
+  table.sort_by("bytes");
+  add_use_totals(input, table);
+  return table;
+}
+
+Table foreign_table(const ReportInput& input) {
+  Table table("foreign_frees", "",
+              {{"blocks", "blocks", Unit::kCount, true},
+               {"bytes", "requested", Unit::kBytes, true},
+               {"stack", "", Unit::kText}});
+  const std::string from = " FROM foreign_free WHERE " + process_condition(input);
+  schema::Statement select = input.trace().db.prepare(
+      "SELECT sum(blocks), sum(bytes), stack" + from + " AND stack IS NOT NULL GROUP BY stack");
+  while (select.step()) {
+    table.add(
+        {select.column_int(0), select.column_int(1), input.trace().stack(select.column_int(2))});
+  }
+  schema::Statement rest = input.trace().db.prepare(
+      "SELECT coalesce(sum(stacks), 0), coalesce(sum(blocks), 0), coalesce(sum(bytes), 0)" + from +
+      " AND stack IS NULL");
+  if (rest.step() && rest.column_int(0) != 0) {
+    table.unlisted_count = static_cast<size_t>(rest.column_int(0));
+    table.unlisted = {{"blocks", rest.column_int(1)}, {"bytes", rest.column_int(2)}};
+  }
+  table.sort_by("blocks");
+  table.totals["blocks"] =
+      total(input, "SELECT coalesce(sum(freed_foreign), 0) FROM arena_use WHERE arena > 1 AND ");
+  table.empty_text = "none";
+  return table;
+}
+
+}  // namespace
+
 Document run_threads(const ReportInput& input) {
   Table table("threads", "",
               {{"pid", "pid", Unit::kPlain},
@@ -108,6 +194,11 @@ Document run_threads(const ReportInput& input) {
       "  of others: blocks it freed that another thread had allocated; by others: its own, freed "
       "by "
       "another.");
+  document.add_table(arena_table(input), "Arena by arena");
+  document.add_table(arena_thread_table(input), "In each arena, thread by thread");
+  document.add_table(foreign_table(input),
+                     "Blocks of arenas other than main that another thread freed, by the stack that"
+                     " allocated them");
   return document;
 }
 

@@ -9,12 +9,14 @@
 
 #include <cstdlib>
 #include <fstream>
+#include <functional>
 #include <sstream>
 
 #include "analyzer/export/export.h"
 #include "analyzer/finalize/finalize.h"
 #include "analyzer/render/render.h"
 #include "analyzer/reports/check.h"
+#include "analyzer/reports/map_picture.h"
 #include "analyzer/reports/suppressions.h"
 #include "schema/error.h"
 #include "tests/analyzer/analyzer_fixture.h"
@@ -36,15 +38,26 @@ nlohmann::ordered_json json_of(const char* report, Trace& trace,
 struct GoldenCase {
   const char* report;
   const char* trace;
+  bool map = false;
+
+  std::string name() const { return fmt::format("{}_{}{}", report, trace, map ? "_map" : ""); }
 };
+
+void expect_to_fit(const std::string& text) {
+  for (std::istringstream lines(text); !lines.eof();) {
+    std::string line;
+    std::getline(lines, line);
+    EXPECT_LE(line.size(), kTextWidth) << line;
+  }
+}
 
 class Golden : public AnalyzerTest, public ::testing::WithParamInterface<GoldenCase> {};
 
 // Goal: what people read changes only on purpose. Method: text of each report over a sample trace
 // against a file.
 TEST_P(Golden, TextIsAsExpected) {
-  const auto [name, sample] = GetParam();
-  const Report& report = *find_report(name);
+  const char* const sample = GetParam().trace;
+  const Report& report = *find_report(GetParam().report);
   std::vector<Trace> traces;
   traces.push_back(open(sample_trace(sample)));
   if (report.many_traces) {
@@ -53,14 +66,12 @@ TEST_P(Golden, TextIsAsExpected) {
     traces.push_back(open(other, "other.db"));
   }
   Document document = run(report, traces);
+  const ReportOptions options;
+  if (GetParam().map) add_heap_map({traces, options}, document);
   document.limit({report.top, ""});
   const std::string text = render_text(document);
-  for (std::istringstream lines(text); !lines.eof();) {
-    std::string line;
-    std::getline(lines, line);
-    EXPECT_LE(line.size(), kTextWidth) << line;
-  }
-  const std::string path = fmt::format("{}/{}_{}.txt", HL_GOLDEN_DIR, name, sample);
+  expect_to_fit(text);
+  const std::string path = fmt::format("{}/{}.txt", HL_GOLDEN_DIR, GetParam().name());
   if (std::getenv("UPDATE_GOLDEN") != nullptr) {
     std::ofstream(path) << text;
     return;
@@ -86,8 +97,21 @@ INSTANTIATE_TEST_SUITE_P(
                       GoldenCase{"threads", "leak"}, GoldenCase{"timeline", "leak"},
                       GoldenCase{"diff", "leak"}, GoldenCase{"hotspots", "family"},
                       GoldenCase{"ledger", "pinned"}, GoldenCase{"ledger", "by_snapshot"},
-                      GoldenCase{"layout", "leak"}, GoldenCase{"compare", "churn"}),
-    [](const auto& param) { return fmt::format("{}_{}", param.param.report, param.param.trace); });
+                      GoldenCase{"layout", "leak"}, GoldenCase{"compare", "churn"},
+                      GoldenCase{"fragmentation", "pinned", true}, GoldenCase{"threads", "arenas"},
+                      GoldenCase{"summary", "arenas"}),
+    [](const auto& param) { return param.param.name(); });
+
+// Goal: no report without a golden text. Method: a file of each report's name.
+TEST(GoldenFiles, EveryReportHasOne) {
+  for (const Report& report : reports()) {
+    bool found = false;
+    for (const auto& entry : std::filesystem::directory_iterator(HL_GOLDEN_DIR)) {
+      found |= entry.path().filename().string().starts_with(std::string(report.name) + "_");
+    }
+    EXPECT_TRUE(found) << report.name;
+  }
+}
 
 class Totals : public AnalyzerTest, public ::testing::WithParamInterface<const char*> {};
 
@@ -120,7 +144,7 @@ TEST_P(Totals, RowsAndOthersAreTheTotal) {
               << report.name << ": " << table.columns[i].key;
         }
       }
-      render_text(document);
+      expect_to_fit(render_text(document));
       render_json(document);
       render_csv(document);
     }
@@ -129,7 +153,7 @@ TEST_P(Totals, RowsAndOthersAreTheTotal) {
 
 INSTANTIATE_TEST_SUITE_P(Samples, Totals,
                          ::testing::Values("only_start", "pinned", "churn", "refault", "leak",
-                                           "family", "by_snapshot", "lossy"),
+                                           "family", "by_snapshot", "lossy", "arenas", "wide"),
                          [](const auto& param) { return std::string(param.param); });
 
 class ReportTest : public AnalyzerTest {};
@@ -276,6 +300,61 @@ TEST_F(ReportTest, ReadOnlyTraceIsFinalizedInACopy) {
   EXPECT_FALSE(is_finalized(db));
 }
 
+// Goal: the map's last moment is the heap at exit. Method: its sums beside the figures of the
+// report.
+TEST_F(ReportTest, MapAddsUpToTheHeapAtExit) {
+  Trace trace = open(sample_trace("pinned"));
+  const ReportOptions options;
+  Document document = run(*find_report("fragmentation"), {&trace, 1}, options);
+  add_heap_map({{&trace, 1}, options}, document);
+  document.limit({});
+  const auto json = nlohmann::ordered_json::parse(render_json(document));
+  const auto& moments = json["map"]["moments"];
+  ASSERT_GE(moments.size(), 2u);
+  int64_t free_bytes = 0;
+  int64_t held_bytes = 0;
+  for (const auto& cell : moments.back()["cells"]) {
+    free_bytes += cell["free_bytes"].get<int64_t>() + cell["top_bytes"].get<int64_t>();
+    for (const char* key : {"live_bytes", "free_bytes", "top_bytes", "untouched_bytes"}) {
+      held_bytes += cell[key].get<int64_t>();
+    }
+  }
+  EXPECT_EQ(json["exit"]["free_resident_bytes"], free_bytes);
+  EXPECT_EQ(json["exit"]["held_bytes"], held_bytes);
+  EXPECT_FALSE(json_of("fragmentation", trace).contains("map"));
+}
+
+// Goal: the ledger of the summary is that of the report. Method: one beside the other.
+TEST_F(ReportTest, SummaryHasTheLedger) {
+  Trace trace = open(sample_trace("leak"));
+  const auto summary = json_of("summary", trace)["ledger"];
+  const auto ledger = json_of("ledger", trace);
+  EXPECT_EQ(ledger["rss_bytes"], summary["rss_bytes"]);
+  EXPECT_EQ(ledger["residual_bytes"], summary["residual_bytes"]);
+  EXPECT_EQ(ledger["model_peak"]["rss_bytes"], summary["model_peak_bytes"]);
+  const auto sum_of = [](const nlohmann::ordered_json& lines) {
+    int64_t bytes = 0;
+    for (const auto& line : lines) bytes += line["bytes"].get<int64_t>();
+    return bytes;
+  };
+  EXPECT_EQ(sum_of(ledger["lines"]), sum_of(json_of("summary", trace)["ledger_lines"]));
+}
+
+// Goal: what was lost is a finding, and nothing is where nothing was.
+TEST_F(ReportTest, LimitsOfTheRecordingAreAFinding) {
+  const auto kinds_of = [](const nlohmann::ordered_json& summary) {
+    std::vector<std::string> kinds;
+    for (const auto& finding : summary["findings"]) kinds.push_back(finding["kind"]);
+    return kinds;
+  };
+  Trace lossy = open(sample_trace("lossy"), "lossy.db");
+  const auto found = kinds_of(json_of("summary", lossy));
+  EXPECT_NE(found.end(), std::find(found.begin(), found.end(), "limits"));
+  Trace whole = open(sample_trace("pinned"), "pinned.db");
+  const auto others = kinds_of(json_of("summary", whole));
+  EXPECT_EQ(others.end(), std::find(others.begin(), others.end(), "limits"));
+}
+
 // Goal: finalizing twice changes nothing.
 TEST_F(ReportTest, FinalPassIsMadeOnce) {
   sample_trace("leak").write("trace.db");
@@ -368,6 +447,34 @@ TEST_F(DiffTest, StacksAreMatchedByTheirFunctions) {
   EXPECT_FALSE(json.contains("sites_not_attributed"));
 }
 
+// Goal: every number in the summary can be limited. Method: each number of a sample's, found by
+// walking it, limited to one below itself and to itself.
+TEST_F(ReportTest, EveryNumberOfTheSummaryCanBeLimited) {
+  Trace trace = open(sample_trace("family"));
+  const auto summary = json_of("summary", trace);
+  size_t numbers = 0;
+  const std::function<void(const nlohmann::ordered_json&, const std::string&)> walk =
+      [&](const nlohmann::ordered_json& at, const std::string& name) {
+        if (at.is_structured()) {
+          size_t index = 0;
+          for (const auto& [key, value] : at.items()) {
+            const std::string member = at.is_array() ? std::to_string(index++) : key;
+            walk(value, name.empty() ? member : name + "." + member);
+          }
+        } else if (at.is_number_integer() && at.get<int64_t>() > 0) {
+          ++numbers;
+          const auto limit = [&](int64_t value) {
+            return check_limits({parse_limit(name + "=" + std::to_string(value))}, summary,
+                                nullptr);
+          };
+          EXPECT_EQ(1u, limit(at.get<int64_t>() - 1).size()) << name;
+          EXPECT_TRUE(limit(at.get<int64_t>()).empty()) << name;
+        }
+      };
+  walk(summary, "");
+  EXPECT_GT(numbers, 30u);
+}
+
 // Goal: limits on numbers of the summary, and growth against a baseline.
 TEST(CheckTest, LimitsThatArePassedAreNamed) {
   const auto now = nlohmann::ordered_json::parse(
@@ -381,6 +488,10 @@ TEST(CheckTest, LimitsThatArePassedAreNamed) {
   EXPECT_NE(std::string::npos, check("live_bytes_end=0")[0].find("2048 (2.00 KiB) is more than 0"));
   EXPECT_EQ(1u, check("findings=1").size());
   EXPECT_TRUE(check("findings=2").empty());
+  EXPECT_EQ(1u, check("findings.1=1").size());
+  EXPECT_TRUE(check("findings.0=1").empty());
+  EXPECT_THROW(check("findings.2=1"), schema::Error);
+  EXPECT_THROW(check("findings.x=1"), schema::Error);
   EXPECT_TRUE(check("faults.minor=+5%", &before).empty());
   EXPECT_EQ(1u, check("faults.minor=+4.9%", &before).size());
   EXPECT_TRUE(check("faults.minor=+5", &before).empty());

@@ -2,6 +2,7 @@
 #include "tests/analyzer/sample_traces.h"
 
 #include <stdexcept>
+#include <string>
 
 namespace heapledger::analyzer {
 
@@ -90,6 +91,59 @@ TraceBuilder by_snapshot() {
   return trace.set("perf_minor", 0);
 }
 
+// Two threads allocate in arenas of their own, the main one frees all but the last of each.
+TraceBuilder arenas() {
+  constexpr uint64_t kArenas[] = {0x7000'0000'0000, 0x7000'0000'0000 + (64 << 20)};
+  TraceBuilder trace;
+  const uint32_t send = trace.stack({"send_message send.cc:14", "serve serve.cc:70", "main"});
+  const uint32_t settle = trace.stack({"settle main.cc:3", "main main.cc:9"});
+  trace.grow(0x21000, settle).alloc(kHeap + 16, 4000, settle).fault(kHeap);
+  for (int i = 0; i < 2; ++i) {
+    trace.thread(2 + i).syscall(schema::SyscallName::kMprotect, "new heap", 0,
+                                {kArenas[i], 4 * kMiB, 3}, send);
+    for (uint64_t block = 0; block < 1500; ++block) {
+      trace.alloc(kArenas[i] + 2064 + block * 2048, 2032, send);
+    }
+    trace.touch(kArenas[i], 3 * kMiB);
+  }
+  trace.thread(1);
+  for (const uint64_t arena : kArenas) {
+    for (uint64_t block = 0; block < 1499; ++block) trace.free(arena + 2064 + block * 2048);
+  }
+  return trace.snapshot("exit", {kArenas[0], kArenas[1]});
+}
+
+// Nothing in it is short: names, sizes, numbers of rows.
+TraceBuilder wide() {
+  static const std::string kName(230, 'n');
+  static const std::string kAllocate = "std::vector<" + kName + ",std::allocator<" + kName +
+                                       ">>::reserve /" + kName + "/" + kName +
+                                       "/vector.tcc:1234567";
+  static const std::string kRun = kName + "::operator() /" + kName + ".cc:7654321";
+  TraceBuilder trace;
+  trace.set("events_lost", 123'456'789'012).set("perf_lost", 987'654'321'098);
+  constexpr uint64_t kLarge = uint64_t{1} << 33;
+  uint32_t stacks[40];
+  for (int i = 0; i < 40; ++i) {
+    const std::string own = kName + std::to_string(i) + " /" + kName + ".cc:" + std::to_string(i);
+    stacks[i] = trace.stack({kAllocate.c_str(), own.c_str(), kRun.c_str(), "main"});
+  }
+  trace.grow(2 * kLarge, stacks[0]).alloc(kHeap + 16, kLarge, stacks[0]);
+  trace.touch(kHeap, 10 * kPageBytes).alloc(kHeap + kLarge + kMiB, kLarge / 2, stacks[1]);
+  for (uint64_t i = 0; i < 40; ++i) {
+    const uint64_t address = kMapped + i * kLarge / 8;
+    trace.thread(1 + static_cast<int>(i % 5)).map(address, kLarge / 16, stacks[i]);
+    trace.alloc(address + 16, kLarge / 16 - 100, stacks[i]);
+    if (i % 3 == 0) trace.thread(1).free(address + 16).unmap(address, kLarge / 16, stacks[i]);
+    trace.program_map(kMapped + (100 + i) * kLarge / 8, kLarge / 16, stacks[i]);
+  }
+  trace.free(kHeap + 16).snapshot("exit");
+  for (int64_t pid = 4'194'300; pid < 4'194'304; ++pid) {
+    trace.fork(pid).alloc(kHeap + 16, kLarge / 4, stacks[3]).fault(kHeap);
+  }
+  return trace;
+}
+
 // Losses of every kind.
 TraceBuilder lossy() {
   TraceBuilder trace = pinned();
@@ -101,10 +155,16 @@ TraceBuilder lossy() {
 }  // namespace
 
 const std::vector<SampleTrace>& sample_traces() {
-  static const std::vector<SampleTrace> kTraces = {
-      {"only_start", &only_start},   {"pinned", &pinned}, {"churn", &churn},
-      {"refault", &refault},         {"leak", &leak},     {"family", &family},
-      {"by_snapshot", &by_snapshot}, {"lossy", &lossy}};
+  static const std::vector<SampleTrace> kTraces = {{"only_start", &only_start},
+                                                   {"pinned", &pinned},
+                                                   {"churn", &churn},
+                                                   {"refault", &refault},
+                                                   {"leak", &leak},
+                                                   {"family", &family},
+                                                   {"by_snapshot", &by_snapshot},
+                                                   {"lossy", &lossy},
+                                                   {"arenas", &arenas},
+                                                   {"wide", &wide}};
   return kTraces;
 }
 

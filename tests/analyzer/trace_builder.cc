@@ -16,6 +16,7 @@ using schema::SyscallName;
 
 constexpr int64_t kStepNs = 1000;
 constexpr int64_t kSyscallNs = 500;
+constexpr uint64_t kArenaHeapBytes = 4 << 20;
 constexpr int kThreadsPerProcess = 10;
 constexpr uint32_t kFirstFrame = 2;  // 1 is "[incomplete]".
 
@@ -257,17 +258,22 @@ TraceBuilder& TraceBuilder::touch(uint64_t address, uint64_t bytes) {
 TraceBuilder& TraceBuilder::snapshot(const std::string& reason, uint64_t start,
                                      uint64_t resident_pages) {
   Snapshot snapshot{static_cast<int64_t>(processes_.size()), tick(), reason, start,
-                    start + resident_pages * kPageBytes,     {}};
+                    start + resident_pages * kPageBytes,     {},     {}};
   for (uint64_t page = start; page < snapshot.end; page += kPageBytes) snapshot.pages.insert(page);
   snapshots_.push_back(std::move(snapshot));
   return *this;
 }
 
-TraceBuilder& TraceBuilder::snapshot(const std::string& reason) {
+TraceBuilder& TraceBuilder::snapshot(const std::string& reason) { return snapshot(reason, {}); }
+
+TraceBuilder& TraceBuilder::snapshot(const std::string& reason,
+                                     const std::vector<uint64_t>& heaps) {
   Snapshot snapshot{
-      static_cast<int64_t>(processes_.size()), tick(), reason, kHeap, break_end(), {}};
+      static_cast<int64_t>(processes_.size()), tick(), reason, kHeap, break_end(), {}, heaps};
   for (const uint64_t page : current().touched) {
-    if (page >= kHeap && page < snapshot.end) snapshot.pages.insert(page);
+    bool shown = page >= kHeap && page < snapshot.end;
+    for (const uint64_t heap : heaps) shown |= page >= heap && page < heap + kArenaHeapBytes;
+    if (shown) snapshot.pages.insert(page);
   }
   snapshots_.push_back(std::move(snapshot));
   return *this;
@@ -383,15 +389,21 @@ void TraceBuilder::write_rare(schema::Database& db) const {
         .run_with(snapshot.process, snapshot.time_ns, snapshot.time_ns + 100, snapshot.reason,
                   bytes + 8192);
     const int64_t id = db.last_insert_id();
-    const auto region = [&](const char* kind, uint64_t start, int64_t rss) {
+    const auto region = [&](const char* kind, uint64_t start, uint64_t length, int64_t rss) {
       db.prepare("INSERT INTO region VALUES (?, ?, ?, ?, NULL, 'rw-p', ?, ?, 0, ?, ?, 0, 0)")
-          .run_with(id, start, start + size, kind, size, rss, rss, rss);
+          .run_with(id, start, start + length, kind, length, rss, rss, rss);
     };
-    region("heap", snapshot.start, bytes);
-    region("text", 0x10000000, 8192);
-    db.prepare("INSERT INTO residency VALUES (?, ?, ?, ?, ?)")
-        .run_with(id, snapshot.start, size / kPageBytes, snapshot.pages.size(),
-                  runs_of(snapshot.pages, snapshot.start, snapshot.start + size));
+    const auto heap = [&](const char* kind, uint64_t start, uint64_t length) {
+      const auto first = snapshot.pages.lower_bound(start);
+      const std::set<uint64_t> pages(first, snapshot.pages.lower_bound(start + length));
+      region(kind, start, length, static_cast<int64_t>(pages.size() * kPageBytes));
+      db.prepare("INSERT INTO residency VALUES (?, ?, ?, ?, ?)")
+          .run_with(id, start, length / kPageBytes, pages.size(),
+                    runs_of(pages, start, start + length));
+    };
+    heap("heap", snapshot.start, size);
+    region("text", 0x10000000, size, 8192);
+    for (const uint64_t start : snapshot.heaps) heap("anonymous", start, kArenaHeapBytes);
   }
 }
 

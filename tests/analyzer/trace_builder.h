@@ -65,6 +65,8 @@ class TraceBuilder {
   TraceBuilder& snapshot(const std::string& reason, uint64_t start, uint64_t resident_pages);
   // Those pages of the brk heap are that were touched since they were got.
   TraceBuilder& snapshot(const std::string& reason);
+  // These and those touched of an arena's heap at each of these addresses, 4 MiB long.
+  TraceBuilder& snapshot(const std::string& reason, const std::vector<uint64_t>& heaps);
   TraceBuilder& policy(const std::string& kind, int64_t old_value, int64_t new_value);
 
   int64_t now() const { return now_; }
@@ -96,7 +98,8 @@ class TraceBuilder {
     int64_t process, time_ns;
     std::string reason;
     uint64_t start, end;
-    std::set<uint64_t> pages;  // Resident.
+    std::set<uint64_t> pages;     // Resident.
+    std::vector<uint64_t> heaps;  // Of arenas.
   };
   struct Policy {
     int64_t process, time_ns;

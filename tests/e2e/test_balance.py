@@ -139,6 +139,9 @@ class AtRest(recording.RecordingTest):
         for number in (2, 3, 4):
             self.assertEqual(s.line("threads", "requested by live blocks", f"arena {number}"), 100 * 2000)
         self.assertEqual(s.line("threads gone", "requested by live blocks", "arena 2"), 0)
+        rows = s.trace.sql("SELECT arena, sum(blocks) AS blocks, sum(bytes) AS bytes, sum(freed) AS freed, sum(freed_foreign) AS foreign_frees"
+                           " FROM arena_use WHERE process = 1 AND arena > 1 GROUP BY arena ORDER BY arena")
+        self.assertEqual(rows, [{"arena": arena, "blocks": 100, "bytes": 100 * 2000, "freed": 100, "foreign_frees": 0} for arena in (2, 3, 4)])
 
     def test_child_shares_what_it_has_not_written(self):
         s = self.steps

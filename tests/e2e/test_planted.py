@@ -13,6 +13,7 @@ FAULTS = {
     "churn": ("churn", "render_tile", "mapped and unmapped one by one"),
     "refault": ("refault", "draw_layer", "given back to the system"),
     "waste": ("waste", "make_tag", "header and rounding"),
+    "spread": ("spread", "send_message", "other threads freed"),
 }
 PRICE = re.compile(r"\d[\d.,]* ([KMG]iB|ns|us|ms|s)\b")
 
@@ -34,6 +35,14 @@ class Planted(recording.RecordingTest):
                 self.assertIn(function, first)
                 self.assertIn(cause.lower(), first.lower())
                 self.assertRegex(first, PRICE)
+
+    def test_what_the_recording_lost_is_a_finding(self):
+        trace = self.record([recording.victim("flood"), "400000"], ["--max-size", "1M"])
+        self.assertEqual(trace.run.returncode, 0, trace.run.stderr)
+        lost = trace.one("SELECT sum(events_lost) FROM process")
+        self.assertGreater(lost, 0)
+        findings = {finding["kind"]: finding for finding in trace.report("summary")["findings"]}
+        self.assertIn(f"{lost:,} calls lost", findings["limits"]["sentence"])
 
     def test_nothing_is_found_where_nothing_is_wrong(self):
         findings, lines = self.summary("well")

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One fault each: planted leak|pin|churn|refault|waste|well. `well` has none.
+// One fault each: planted leak|pin|churn|refault|waste|spread|well. `well` has none.
 #include <malloc.h>
+#include <pthread.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -85,6 +86,41 @@ void waste() {
   drop(tags);
 }
 
+// spread: four threads send messages from arenas of their own, the main thread frees them; one of
+// each arena stays and keeps its end.
+constexpr int kSenders = 4;
+constexpr int kMessages = 2000;
+Blocks sent[kSenders];
+pthread_barrier_t all_sent, all_read;
+
+[[gnu::noinline]] char* send_message() {
+  char* message = static_cast<char*>(std::malloc(3000));
+  std::memset(message, 1, 3000);
+  return message;
+}
+void* run_sender(void* messages) {
+  for (char*& message : *static_cast<Blocks*>(messages)) message = send_message();
+  pthread_barrier_wait(&all_sent);
+  pthread_barrier_wait(&all_read);
+  return nullptr;
+}
+void spread() {
+  mallopt(M_ARENA_MAX, kSenders + 1);
+  pthread_barrier_init(&all_sent, nullptr, kSenders + 1);
+  pthread_barrier_init(&all_read, nullptr, kSenders + 1);
+  pthread_t threads[kSenders];
+  for (int i = 0; i < kSenders; ++i) {
+    sent[i].resize(kMessages);
+    if (pthread_create(&threads[i], nullptr, run_sender, &sent[i]) != 0) std::abort();
+  }
+  pthread_barrier_wait(&all_sent);
+  for (Blocks& messages : sent) {
+    for (int i = 0; i + 1 < kMessages; ++i) std::free(messages[static_cast<size_t>(i)]);
+  }
+  pthread_barrier_wait(&all_read);
+  for (const pthread_t thread : threads) pthread_join(thread, nullptr);
+}
+
 void well() {
   Blocks rows;
   for (int i = 0; i < 2000; ++i) rows.push_back(read_row(4000));
@@ -100,5 +136,6 @@ int main(int argc, char** argv) {
   if (fault == "churn") churn();
   if (fault == "refault") refault();
   if (fault == "waste") waste();
+  if (fault == "spread") spread();
   if (fault == "well") well();
 }
