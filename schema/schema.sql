@@ -327,6 +327,19 @@ CREATE TABLE pinner (
   age_ns INTEGER NOT NULL                       -- of the oldest
 );
 
+-- How often the break or an arena's heap grew for a request, by the stack that made it; and how often although that arena had as many bytes free,
+-- in pieces too small or in threads' caches.
+CREATE TABLE heap_growth (
+  process INTEGER NOT NULL REFERENCES process,  -- row of process
+  stack INTEGER NOT NULL,                       -- that allocated
+  growths INTEGER NOT NULL,                     -- how often a heap grew for it
+  bytes INTEGER NOT NULL,                       -- by how much together
+  failed_reuses INTEGER NOT NULL,               -- of growths: at least the request's chunk was free there
+  failed_bytes INTEGER NOT NULL,                -- of bytes: got by these
+  free_bytes_max INTEGER NOT NULL,              -- most that was free at one of these
+  PRIMARY KEY (process, stack)
+) WITHOUT ROWID;
+
 -- Free bytes on resident pages with live blocks, by the stacks of those blocks: in RSS because of them. Pages of several stacks are shared out by
 -- live bytes. The stacks with most; one row with stack NULL sums up the rest.
 CREATE TABLE page_holder (

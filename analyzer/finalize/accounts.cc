@@ -67,6 +67,7 @@ void Accounts::on_begin(Replay& replay) {
     ++account.live_blocks;
     account.inherited_bytes += block.size;
     ++account.inherited_blocks;
+    heap_growth_.on_inherited(block, arena_use_.arena_of(block.address, start_ns_));
   });
   live_peak_ = live_->requested_bytes();
   live_peak_ns_ = start_ns_;
@@ -91,7 +92,7 @@ void Accounts::on_call(const CallRow& row) {
 
 void Accounts::on_alloc(const CallRow& row, const Block& block) {
   usage_.on_alloc(row, block);
-  arena_use_.on_alloc(row, block);
+  heap_growth_.on_alloc(block, arena_use_.on_alloc(row, block), arena_use_);
   SiteAccount& account = changing_site(block.stack);
   ++account.calls;
   account.bytes += block.size;
@@ -120,7 +121,7 @@ void Accounts::on_alloc(const CallRow& row, const Block& block) {
 
 void Accounts::on_end(const CallRow& row, const Block& block) {
   usage_.on_end(row, block);
-  arena_use_.on_end(row, block);
+  heap_growth_.on_end(block, arena_use_.on_end(row, block));
   SiteAccount& account = changing_site(block.stack);
   account.live_bytes -= block.size;
   --account.live_blocks;
@@ -137,6 +138,7 @@ void Accounts::on_syscall(const SyscallRow& call) {
   close_parts(call.time_ns);
   if (call.origin != schema::Origin::kAllocator) return;
   ++syscalls_;
+  heap_growth_.on_syscall(call, arena_use_);
   SiteAccount& account = site(call.stack);
   ++account.syscalls;
   account.syscall_ns += call.duration_ns;

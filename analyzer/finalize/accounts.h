@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "analyzer/finalize/arena_use.h"
+#include "analyzer/finalize/heap_growth.h"
 #include "analyzer/finalize/usage.h"
 #include "analyzer/replay/replay.h"
 
@@ -95,6 +96,7 @@ class Accounts : public ReplayObserver {
   const std::vector<TimelineRow>& timeline() const { return timeline_; }
   const UsageCounts& usage() const { return usage_; }
   const ArenaUse& arena_use() const { return arena_use_; }
+  const HeapGrowth& heap_growth() const { return heap_growth_; }
   using FaultSites = std::unordered_map<FaultKey, FaultCounts, FaultKeyHash>;
   const FaultSites& fault_sites() const { return fault_sites_; }
   uint64_t calls() const { return calls_; }
@@ -167,6 +169,7 @@ class Accounts : public ReplayObserver {
   int64_t in_flight_ns_ = 0;   // When the last of them did.
   UsageCounts usage_;
   ArenaUse arena_use_;
+  HeapGrowth heap_growth_;
   const LiveSet* live_ = nullptr;
 };
 

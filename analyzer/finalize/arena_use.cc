@@ -13,16 +13,39 @@ constexpr int kWindowBits = 26;
 
 uint32_t ArenaUse::arena_of(uint64_t address, int64_t now_ns) {
   for (; next_ < history_.size() && history_[next_].time_ns <= now_ns; ++next_) {
-    const ArenaChange& change = history_[next_];
-    const uint64_t window = change.heap >> kWindowBits;
-    if (change.arena != 0) {
-      heaps_.put(window + 1, static_cast<uint32_t>(change.arena));
-    } else {
-      heaps_.take(window + 1);
-    }
-    window_ = UINT64_MAX;
+    follow(history_[next_]);
   }
   return address >> kWindowBits == window_ ? arena_ : find_arena(address);
+}
+
+void ArenaUse::follow(const ArenaChange& change) {
+  const uint64_t window = change.heap >> kWindowBits;
+  const auto arena = static_cast<uint32_t>(change.arena);
+  const uint32_t old = arena != 0 ? heaps_.put(window + 1, arena) : heaps_.take(window + 1);
+  if (old != FlatMap::kNone) windows_[old].erase(window);
+  if (arena >= windows_.size()) windows_.resize(arena + 1);
+  if (arena != 0) windows_[arena].insert(window);
+  window_ = UINT64_MAX;
+}
+
+uint64_t ArenaUse::held_bytes(uint32_t arena) const {
+  const RangeMap::Map& ranges = memory_->held().ranges();
+  uint64_t bytes = 0;
+  if (arena == kMainArena) {
+    // The break is below all mappings.
+    for (const auto& [start, range] : ranges) {
+      if (range.kind != RangeKind::kBreak) break;
+      bytes += range.end - start;
+    }
+  } else if (arena < windows_.size()) {
+    for (const uint64_t window : windows_[arena]) {
+      for (auto it = ranges.lower_bound(window << kWindowBits);
+           it != ranges.end() && it->first >> kWindowBits == window; ++it) {
+        bytes += it->second.end - it->first;
+      }
+    }
+  }
+  return bytes;
 }
 
 uint32_t ArenaUse::find_arena(uint64_t address) {
@@ -49,20 +72,22 @@ ArenaThreadUse& ArenaUse::use(uint32_t arena, uint32_t thread) {
   return threads[thread];
 }
 
-void ArenaUse::on_alloc(const schema::CallRow& row, const Block& block) {
-  ArenaThreadUse& by = use(arena_of(block.address, row.time_ns), row.thread);
+uint32_t ArenaUse::on_alloc(const schema::CallRow& row, const Block& block) {
+  const uint32_t arena = arena_of(block.address, row.time_ns);
+  ArenaThreadUse& by = use(arena, row.thread);
   ++by.blocks;
   by.bytes += block.size;
+  return arena;
 }
 
-void ArenaUse::on_end(const schema::CallRow& row, const Block& block) {
+uint32_t ArenaUse::on_end(const schema::CallRow& row, const Block& block) {
   const uint32_t arena = arena_of(block.address, row.time_ns);
   ArenaThreadUse& by = use(arena, row.thread);
   ++by.freed;
   by.freed_bytes += block.size;
-  if (block.inherited || block.thread == row.thread) return;
+  if (block.inherited || block.thread == row.thread) return arena;
   ++by.freed_foreign;
-  if (arena <= kMainArena) return;
+  if (arena <= kMainArena) return arena;
   uint32_t place = foreign_places_.find(block.stack + uint64_t{1});
   if (place == FlatMap::kNone) {
     place = static_cast<uint32_t>(foreign_.size());
@@ -71,6 +96,7 @@ void ArenaUse::on_end(const schema::CallRow& row, const Block& block) {
   }
   ++foreign_[place].blocks;
   foreign_[place].bytes += block.size;
+  return arena;
 }
 
 std::vector<ForeignFrees> ArenaUse::foreign_frees() const {

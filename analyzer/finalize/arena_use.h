@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <set>
 #include <vector>
 
 #include "analyzer/replay/flat_map.h"
@@ -38,8 +39,12 @@ class ArenaUse {
   explicit ArenaUse(std::vector<ArenaChange> history) : history_(std::move(history)) {}
 
   void begin(const MemoryMap& memory) { memory_ = &memory; }
-  void on_alloc(const schema::CallRow& row, const Block& block);
-  void on_end(const schema::CallRow& row, const Block& block);
+  // Both return the block's arena.
+  uint32_t on_alloc(const schema::CallRow& row, const Block& block);
+  uint32_t on_end(const schema::CallRow& row, const Block& block);
+  uint32_t arena_of(uint64_t address, int64_t now_ns);
+  // Of the heaps that the arena cuts into chunks; of the main one, those that the break made.
+  uint64_t held_bytes(uint32_t arena) const;
 
   // By arena, then by row of `thread`.
   const std::vector<std::vector<ArenaThreadUse>>& arenas() const { return arenas_; }
@@ -47,13 +52,14 @@ class ArenaUse {
   std::vector<ForeignFrees> foreign_frees() const;
 
  private:
-  uint32_t arena_of(uint64_t address, int64_t now_ns);
   uint32_t find_arena(uint64_t address);
+  void follow(const ArenaChange& change);
   ArenaThreadUse& use(uint32_t arena, uint32_t thread);
 
   std::vector<ArenaChange> history_;
-  size_t next_ = 0;  // Of history_.
-  FlatMap heaps_;    // 1 + window of 64 MiB -> arena.
+  size_t next_ = 0;                          // Of history_.
+  FlatMap heaps_;                            // 1 + window of 64 MiB -> arena.
+  std::vector<std::set<uint64_t>> windows_;  // By arena.
   const MemoryMap* memory_ = nullptr;
   uint64_t window_ = UINT64_MAX;  // The last one asked for that is one arena's alone,
   uint32_t arena_ = kNoArena;     // and whose it is.

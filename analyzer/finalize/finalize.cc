@@ -84,6 +84,7 @@ class ProcessPass {
     write_timeline();
     write_usage();
     write_arena_use();
+    write_heap_growth();
     write_fault_sites();
     write_syscall_costs(db_, process_.id);
     write_damage();
@@ -239,6 +240,14 @@ class ProcessPass {
     foreign.run_with(process_.id, nullptr, frees.size() - kStacksMax, rest.blocks, rest.bytes);
   }
 
+  void write_heap_growth() {
+    schema::Statement insert = db_.prepare("INSERT INTO heap_growth VALUES (?, ?, ?, ?, ?, ?, ?)");
+    for (const StackGrowth& row : accounts_.heap_growth().rows()) {
+      insert.run_with(process_.id, row.stack, row.growths, row.bytes, row.failed_reuses,
+                      row.failed_bytes, row.free_bytes_max);
+    }
+  }
+
   void write_fault_sites() {
     // Many instructions of one line are one row.
     struct Key {
@@ -386,10 +395,10 @@ class ForkPoints {
 };
 
 constexpr const char* kOwnTables[] = {
-    "call_count",    "site",        "site_batch",  "timeline", "fragmentation", "free_histogram",
-    "pinner",        "fault_site",  "fidelity",    "balance",  "ledger",        "ledger_region",
-    "ledger_moment", "page_holder", "size_class",  "lifetime", "thread_use",    "syscall_cost",
-    "heap_map",      "arena_use",   "foreign_free"};
+    "call_count",    "site",        "site_batch",   "timeline",   "fragmentation", "free_histogram",
+    "pinner",        "fault_site",  "fidelity",     "balance",    "ledger",        "ledger_region",
+    "ledger_moment", "page_holder", "size_class",   "lifetime",   "thread_use",    "syscall_cost",
+    "heap_map",      "arena_use",   "foreign_free", "heap_growth"};
 
 // While it lives, changed pages stay in memory until the commit, however many: another connection
 // of ours reads, and writing them earlier would wait for it.

@@ -14,7 +14,7 @@
 namespace heapledger::analyzer {
 
 // meta.finalized. Changes with what the pass writes.
-inline constexpr int64_t kFinalizeVersion = 5;
+inline constexpr int64_t kFinalizeVersion = 6;
 
 bool is_finalized(schema::Database& db);
 // Does nothing where that was done already.

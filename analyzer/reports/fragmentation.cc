@@ -240,6 +240,31 @@ Table page_holder_table(Trace& trace, const ProcessInfo& process, const std::str
   return table;
 }
 
+// What fragmentation cost while it arose: heaps that grew though as much was free in them.
+Table growth_table(Trace& trace, int64_t process) {
+  Table table("growths",
+              "Heaps that grew for a request, by its stack; how often although as much was free in "
+              "the same arena, in pieces too small or in caches",
+              {{"failed_reuses", "though free", Unit::kCount, true},
+               {"failed_bytes", "grew by", Unit::kBytes, true},
+               {"free_bytes_max", "free then, at most", Unit::kBytes},
+               {"growths", "all growths", Unit::kCount, true},
+               {"bytes", "grew by", Unit::kBytes, true},
+               {"stack", "", Unit::kText}});
+  schema::Statement select = trace.db.prepare(
+      "SELECT failed_reuses, failed_bytes, free_bytes_max, growths, bytes, stack FROM heap_growth"
+      " WHERE process = ? ORDER BY failed_bytes DESC, bytes DESC, stack");
+  select.bind(1, process);
+  while (select.step()) {
+    Row row;
+    for (int i = 0; i < 5; ++i) row.push_back(select.column_int(i));
+    row.push_back(trace.stack(select.column_int(5)));
+    table.add(std::move(row));
+  }
+  table.empty_text = "no heap grew";
+  return table;
+}
+
 // All rows for programs, some for people.
 void add_timeline(Trace& trace, int64_t process, Document& document) {
   const std::vector<Column> columns = {
@@ -302,6 +327,7 @@ Document run_fragmentation(const ReportInput& input) {
     document.add_table(pinner_table(trace, image, prefix));
     document.add_table(page_holder_table(trace, process, moment.name, image, prefix));
   }
+  document.add_table(growth_table(trace, process.id));
   add_timeline(trace, process.id, document);
   add_notes(input, document);
   return document;
