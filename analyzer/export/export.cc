@@ -3,12 +3,16 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <map>
 #include <memory>
+#include <utility>
 
+#include "analyzer/reports/fault_counts.h"
 #include "schema/error.h"
 
 namespace heapledger::analyzer {
@@ -20,24 +24,64 @@ size_t export_value_index(const std::string& name) {
   throw schema::Error(fmt::format("cannot export '{}'", name), "there is no such value");
 }
 
-std::vector<ExportSample> export_samples(const ReportInput& input) {
-  schema::Statement select = input.trace().db.prepare(
-      "SELECT stack, sum(calls), sum(bytes), sum(live_blocks_peak), sum(live_bytes_peak),"
-      " sum(live_blocks_end - inherited_blocks_end), sum(live_bytes_end - inherited_bytes_end),"
-      " sum(faults), sum(syscall_ns) FROM site WHERE " +
-      process_condition(input) + " GROUP BY stack ORDER BY stack");
-  std::vector<ExportSample> samples;
+namespace {
+
+// By stack, and by what to call stack 0.
+using Samples = std::map<std::pair<int64_t, std::string>, ExportSample>;
+
+// Rows are a stack and values, the first of which is number `first`.
+void add_rows(const ReportInput& input, const std::string& sql, size_t first, size_t count,
+              const char* without_stack, Samples& samples) {
+  schema::Statement select = input.trace().db.prepare(sql);
   while (select.step()) {
-    ExportSample sample;
-    sample.stack = select.column_int(0);
-    bool any = false;
-    for (size_t i = 0; i < sample.values.size(); ++i) {
-      sample.values[i] = select.column_int(static_cast<int>(i) + 1);
-      any |= sample.values[i] != 0;
+    const int64_t stack = select.column_int(0);
+    ExportSample& sample = samples[{stack, stack == 0 ? without_stack : ""}];
+    for (size_t i = 0; i < count; ++i) {
+      sample.values[first + i] += select.column_int(static_cast<int>(i) + 1);
     }
-    if (any) samples.push_back(sample);
   }
-  return samples;
+}
+
+// Where perf is refused the total is getrusage's, and pages seen in snapshots are fewer.
+void add_faults(const ReportInput& input, Samples& samples) {
+  const size_t index = export_value_index("faults");
+  const std::string of_stack = "SELECT stack, sum(faults) FROM fault_site WHERE " +
+                               process_condition(input) + " AND (stack = 0 AND region = 'other') ";
+  add_rows(input, of_stack + "= 1 GROUP BY stack", index, 1, "[outside the heap]", samples);
+  add_rows(input, of_stack + "= 0 GROUP BY stack", index, 1, "[in no block with a stack]", samples);
+  const FaultTotals totals = fault_totals(input);
+  int64_t rest = totals.minor + totals.major;
+  for (const auto& [key, sample] : samples) rest -= sample.values[index];
+  if (rest != 0) samples[{0, "[not attributed]"}].values[index] = rest;
+}
+
+}  // namespace
+
+std::vector<ExportSample> export_samples(const ReportInput& input) {
+  const std::string where = " WHERE " + process_condition(input);
+  Samples samples;
+  add_rows(input,
+           "SELECT stack, sum(calls), sum(bytes), sum(live_blocks_peak), sum(live_bytes_peak),"
+           " sum(live_blocks_end - inherited_blocks_end), sum(live_bytes_end - inherited_bytes_end)"
+           " FROM site" +
+               where + " GROUP BY stack",
+           export_value_index("allocations"), 6, "[no stack]", samples);
+  add_rows(
+      input,
+      "SELECT stack, sum(ns) FROM syscall_cost" + where + " AND stack IS NOT NULL GROUP BY stack",
+      export_value_index("syscalls"), 1, "[no stack]", samples);
+  add_faults(input, samples);
+  std::vector<ExportSample> listed;
+  for (auto& [key, sample] : samples) {
+    if (std::all_of(sample.values.begin(), sample.values.end(), [](int64_t v) { return v == 0; })) {
+      continue;
+    }
+    const auto& [stack, name] = key;
+    sample.stack =
+        stack != 0 ? input.trace().stacks->stack(stack) : StackText{FrameText{name, "", 0, "", 0}};
+    listed.push_back(std::move(sample));
+  }
+  return listed;
 }
 
 namespace {

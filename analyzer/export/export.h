@@ -33,11 +33,12 @@ inline constexpr std::array<ExportValue, 8> kExportValues = {{
 size_t export_value_index(const std::string& name);
 
 struct ExportSample {
-  int64_t stack = 0;
+  StackText stack;  // What has none is in a frame that says so.
   std::array<int64_t, kExportValues.size()> values{};
 };
 
-// One sample per stack with any value, of the selected processes. `peak` is each process's own.
+// One sample per stack with any value, of the selected processes. Each value adds up to the total
+// of the report that has it. `peak` is each process's own.
 std::vector<ExportSample> export_samples(const ReportInput& input);
 
 std::string export_folded(const ReportInput& input, size_t value);

@@ -34,12 +34,11 @@ std::string export_folded(const ReportInput& input, size_t value) {
   std::map<std::string, int64_t> lines;
   for (const ExportSample& sample : export_samples(input)) {
     if (sample.values[value] == 0) continue;
-    const StackText stack = input.trace().stacks->stack(sample.stack);
     std::string line;
-    for (size_t i = stack.size(); i-- > 0;) {
-      line += (line.empty() ? "" : ";") + frame_name(stack[i]);
+    for (size_t i = sample.stack.size(); i-- > 0;) {
+      line += (line.empty() ? "" : ";") + frame_name(sample.stack[i]);
     }
-    lines[line.empty() ? "[no stack]" : line] += sample.values[value];
+    lines[line] += sample.values[value];
   }
   std::string text;
   for (const auto& [line, number] : lines) text += fmt::format("{} {}\n", line, number);

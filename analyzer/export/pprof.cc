@@ -67,7 +67,7 @@ class Profile {
       type.add(value_type::kUnit, string(value.unit));
       out_.add(profile::kSampleType, type);
     }
-    for (const ExportSample& row : export_samples(input)) add_sample(input, row);
+    for (const ExportSample& row : export_samples(input)) add_sample(row);
     out_.add(profile::kDefaultSampleType, string("peak_space"));
     for (const std::string& text : in_order_) out_.add(profile::kStrings, std::string_view(text));
     return out_.text();
@@ -80,9 +80,9 @@ class Profile {
     return found->second;
   }
 
-  void add_sample(const ReportInput& input, const ExportSample& row) {
+  void add_sample(const ExportSample& row) {
     Message ids;
-    for (const FrameText& frame : input.trace().stacks->stack(row.stack)) {
+    for (const FrameText& frame : row.stack) {
       ids.varint(location_of(frame));
     }
     Message values;
