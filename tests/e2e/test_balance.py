@@ -134,6 +134,14 @@ class AtRest(recording.RecordingTest):
         self.assertEqual(s.balance["huge"]["unfaulted_bytes"], 511 * PAGE)
         self.assertEqual(s.balance["huge gone"]["huge_bytes"], 0)
 
+    def test_collapsed_page_has_what_was_never_touched(self):
+        s = self.steps
+        if not s.said["collapsed"]["collapsed"]:
+            self.skipTest("the kernel makes no huge page of small ones")
+        self.assertEqual(s.balance["collapsed"]["huge_bytes"], 2 << 20)
+        self.assertEqual(s.balance["collapsed"]["unfaulted_bytes"], (512 - 100) * PAGE)
+        self.assertEqual(s.balance["collapsed gone"]["huge_bytes"], 0)
+
     def test_each_thread_has_its_arena(self):
         s = self.steps
         for number in (2, 3, 4):

@@ -21,6 +21,9 @@
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
 
 enum { kPage = 4096, kMany = 200, kManyBytes = 5000, kThreads = 3, kPerThread = 100 };
 
@@ -171,8 +174,15 @@ static void use_huge_pages(void) {
   say("huge=%d ", advised && is_present((uintptr_t)block + huge - kPage));
   rest("huge");
   free(block);
-  prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
   rest("huge gone");
+  // Small pages that are made a huge one later.
+  if (posix_memalign((void**)&block, huge, 2 * huge) != 0) abort();
+  for (int i = 0; i < 100; ++i) block[i * kPage] = 1;
+  say("collapsed=%d ", madvise(block, huge, MADV_COLLAPSE) == 0);
+  rest("collapsed");
+  free(block);
+  prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+  rest("collapsed gone");
 }
 
 static void use_a_child(void) {
