@@ -19,7 +19,7 @@ std::string short_number(double value) {
 
 std::string human_bytes(int64_t bytes) {
   constexpr std::array kUnits = {"KiB", "MiB", "GiB", "TiB"};
-  if (std::abs(bytes) < 1024) return fmt::format("{} B", bytes);
+  if (bytes > -1024 && bytes < 1024) return fmt::format("{} B", bytes);
   double value = static_cast<double>(bytes) / 1024;
   size_t unit = 0;
   // 1023.96 KiB would print as 1024.0 KiB.
@@ -32,7 +32,7 @@ std::string human_bytes(int64_t bytes) {
 
 std::string human_ns(int64_t ns) {
   const double value = static_cast<double>(ns);
-  if (std::abs(ns) < 1000) return fmt::format("{} ns", ns);
+  if (ns > -1000 && ns < 1000) return fmt::format("{} ns", ns);
   if (std::abs(value) < 999'950) return short_number(value / 1e3) + " us";
   if (std::abs(value) < 999.95e6) return short_number(value / 1e6) + " ms";
   return short_number(value / 1e9) + " s";

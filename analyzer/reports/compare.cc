@@ -12,6 +12,7 @@
 #include "analyzer/reports/all.h"
 #include "analyzer/reports/compare_sites.h"
 #include "analyzer/reports/fault_counts.h"
+#include "analyzer/reports/saturating.h"
 #include "analyzer/reports/settings.h"
 #include "schema/error.h"
 #include "schema/event.h"
@@ -35,7 +36,7 @@ struct Side {
   int64_t live_bytes_peak = 0;  // Of its sites.
   double external = 0;
 
-  int64_t cost_ns() const { return syscall_ns + fault_ns; }
+  int64_t cost_ns() const { return sum_of(syscall_ns, fault_ns); }
 };
 
 Side measure(Trace& trace) {

@@ -3,11 +3,11 @@
 
 #include <fmt/format.h>
 
-#include <cstdlib>
 #include <map>
 #include <utility>
 
 #include "analyzer/reports/fault_counts.h"
+#include "analyzer/reports/saturating.h"
 
 namespace heapledger::analyzer {
 
@@ -56,13 +56,15 @@ void collect(Trace& trace, SiteCost Entry::*side, Entries& entries) {
     StackText stack = trace.stacks->stack(id);
     Entry& entry = entries[stack_key(stack)];
     SiteCost& cost = entry.*side;
-    cost.faults += select.column_int(1);
-    cost.mapped += select.column_int(2);
-    cost.live_peak += select.column_int(4);
-    cost.cost_ns += select.column_int(1) * ns_per_fault + select.column_int(3);
+    const int64_t faults = select.column_int(1);
+    cost.faults = sum_of(cost.faults, faults);
+    cost.mapped = sum_of(cost.mapped, select.column_int(2));
+    cost.live_peak = sum_of(cost.live_peak, select.column_int(4));
+    cost.cost_ns = sum_of(cost.cost_ns, product_of(faults, ns_per_fault));
+    cost.cost_ns = sum_of(cost.cost_ns, select.column_int(3));
     if (const auto found = calls.find(id); found != calls.end()) {
-      cost.other += found->second.first;
-      cost.cost_ns += found->second.second;
+      cost.other = sum_of(cost.other, found->second.first);
+      cost.cost_ns = sum_of(cost.cost_ns, found->second.second);
     }
     if (entry.stack.empty()) entry.stack = std::move(stack);
   }
@@ -93,14 +95,15 @@ Table site_cost_table(const CostSide& more, const CostSide& less) {
        {"stack", "", Unit::kText}});
   for (auto& [key, entry] : entries) {
     if (!differs(entry)) continue;
-    const int64_t difference = entry.more.cost_ns - entry.less.cost_ns;
+    const int64_t difference = difference_of(entry.more.cost_ns, entry.less.cost_ns);
     table.add({difference, entry.more.faults, entry.less.faults, entry.more.mapped,
-               entry.less.mapped, entry.more.live_peak - entry.less.live_peak,
-               int64_t{std::abs(difference)}, std::move(entry.stack)});
+               entry.less.mapped, difference_of(entry.more.live_peak, entry.less.live_peak),
+               magnitude_of(difference), std::move(entry.stack)});
   }
   table.sort_by("weight");
-  table.totals = {{"difference_ns", more.cost_ns - less.cost_ns},
-                  {"live_bytes_peak_difference", more.live_bytes_peak - less.live_bytes_peak}};
+  table.totals = {
+      {"difference_ns", difference_of(more.cost_ns, less.cost_ns)},
+      {"live_bytes_peak_difference", difference_of(more.live_bytes_peak, less.live_bytes_peak)}};
   table.empty_text = "no stack differs";
   return table;
 }

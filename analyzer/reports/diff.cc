@@ -9,6 +9,7 @@
 
 #include "analyzer/render/units.h"
 #include "analyzer/reports/all.h"
+#include "analyzer/reports/saturating.h"
 #include "schema/error.h"
 
 namespace heapledger::analyzer {
@@ -24,6 +25,11 @@ struct Entry {
   StackText stack;  // Of the second trace, where it is there.
 };
 
+Values less(const Values& after, const Values& before) {
+  return {difference_of(after.calls, before.calls), difference_of(after.bytes, before.bytes),
+          difference_of(after.peak, before.peak), difference_of(after.end, before.end)};
+}
+
 Values collect(Trace& trace, bool is_after, std::map<std::string, Entry>& entries) {
   Values total;
   schema::Statement select = trace.db.prepare(
@@ -36,10 +42,10 @@ Values collect(Trace& trace, bool is_after, std::map<std::string, Entry>& entrie
     const Values more{select.column_int(1), select.column_int(2), select.column_int(3),
                       select.column_int(4)};
     for (Values* values : {is_after ? &entry.after : &entry.before, &total}) {
-      values->calls += more.calls;
-      values->bytes += more.bytes;
-      values->peak += more.peak;
-      values->end += more.end;
+      values->calls = sum_of(values->calls, more.calls);
+      values->bytes = sum_of(values->bytes, more.bytes);
+      values->peak = sum_of(values->peak, more.peak);
+      values->end = sum_of(values->end, more.end);
     }
   }
   return total;
@@ -65,22 +71,21 @@ Document run_diff(const ReportInput& input) {
                {"weight", "", Unit::kCount},
                {"stack", "", Unit::kText}});
   for (auto& [key, entry] : entries) {
-    const Values change{entry.after.calls - entry.before.calls,
-                        entry.after.bytes - entry.before.bytes,
-                        entry.after.peak - entry.before.peak, entry.after.end - entry.before.end};
+    const Values change = less(entry.after, entry.before);
     if (change.calls == 0 && change.bytes == 0 && change.peak == 0 && change.end == 0) continue;
     const char* state = entry.before.calls == 0  ? "new"
                         : entry.after.calls == 0 ? "gone"
                                                  : "changed";
-    const int64_t weight = std::max(std::abs(change.peak), std::abs(change.end));
+    const int64_t weight = std::max(magnitude_of(change.peak), magnitude_of(change.end));
     table.add({change.peak, change.end, change.bytes, change.calls, entry.before.calls,
                entry.after.calls, std::string(state), weight, std::move(entry.stack)});
   }
   table.sort_by("weight");
-  table.totals = {{"live_bytes_peak", after.peak - before.peak},
-                  {"live_bytes_end", after.end - before.end},
-                  {"bytes", after.bytes - before.bytes},
-                  {"calls", after.calls - before.calls}};
+  const Values change = less(after, before);
+  table.totals = {{"live_bytes_peak", change.peak},
+                  {"live_bytes_end", change.end},
+                  {"bytes", change.bytes},
+                  {"calls", change.calls}};
   table.empty_text = "no stack differs";
   Document document;
   document.json["before"] = input.traces[0].path;

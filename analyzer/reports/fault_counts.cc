@@ -3,7 +3,10 @@
 
 #include <fmt/format.h>
 
+#include <optional>
+
 #include "analyzer/render/units.h"
+#include "analyzer/reports/saturating.h"
 
 namespace heapledger::analyzer {
 
@@ -13,24 +16,28 @@ FaultTotals fault_totals(const ReportInput& input) {
   FaultTotals totals;
   totals.source = trace.info.fault_source;
   for (const ProcessInfo* process : selected_processes(input)) {
-    totals.minor += process->perf_minor.value_or(0);
-    totals.major += process->perf_major.value_or(0);
-    totals.lost += process->perf_lost.value_or(0);
-    totals.rusage_before +=
-        process->rusage_start_minor.value_or(0) + process->rusage_start_major.value_or(0);
+    const auto add = [](int64_t& sum, const std::optional<int64_t>& value) {
+      sum = sum_of(sum, value.value_or(0));
+    };
+    add(totals.minor, process->perf_minor);
+    add(totals.major, process->perf_major);
+    add(totals.lost, process->perf_lost);
+    add(totals.rusage_before, process->rusage_start_minor);
+    add(totals.rusage_before, process->rusage_start_major);
     if (!process->rusage_minor) {
       totals.rusage_unknown |= process->recorded;
       continue;
     }
-    totals.rusage_minor += *process->rusage_minor - process->rusage_start_minor.value_or(0);
-    totals.rusage_major +=
-        process->rusage_major.value_or(0) - process->rusage_start_major.value_or(0);
+    add(totals.rusage_minor,
+        difference_of(*process->rusage_minor, process->rusage_start_minor.value_or(0)));
+    add(totals.rusage_major,
+        difference_of(process->rusage_major.value_or(0), process->rusage_start_major.value_or(0)));
   }
   if (trace.info.faults_have_addresses()) {
     // The rows decide; the counters beside them may be missing in a recording cut short.
     const int64_t rows =
         trace.db.query_int("SELECT sum(faults) FROM fault_batch WHERE " + where).value_or(0);
-    totals.minor = rows - totals.major;
+    totals.minor = difference_of(rows, totals.major);
   } else {
     totals.minor = totals.rusage_minor;
     totals.major = totals.rusage_major;
@@ -47,15 +54,15 @@ FaultTotals fault_totals(const ReportInput& input) {
   totals.ns_per_fault = schema::meta_int(trace.db, "ns_per_fault").value_or(0);
   totals.ns_per_fault_source =
       schema::meta_text(trace.db, "ns_per_fault_source").value_or("measured while recording");
-  totals.ns_estimate = (totals.minor + totals.major) * totals.ns_per_fault;
+  totals.ns_estimate = product_of(sum_of(totals.minor, totals.major), totals.ns_per_fault);
   return totals;
 }
 
 std::vector<std::string> fault_lines(const FaultTotals& totals) {
   std::vector<std::string> lines;
   if (totals.source == "none") return {"  not recorded"};
-  const int64_t rusage = totals.rusage_minor + totals.rusage_major;
-  const int64_t counted_faults = totals.minor + totals.major;
+  const int64_t rusage = sum_of(totals.rusage_minor, totals.rusage_major);
+  const int64_t counted_faults = sum_of(totals.minor, totals.major);
   const bool perf = totals.source.starts_with("perf");
   if (perf) {
     lines.push_back(fmt::format("  by {:<16}{:>14}  ({} major)", totals.source,
@@ -70,8 +77,8 @@ std::vector<std::string> fault_lines(const FaultTotals& totals) {
                                 human_count(totals.rusage_before)));
   }
   if (perf && !totals.rusage_unknown) {
-    lines.push_back(
-        fmt::format("  difference         {:>14}", human_count(counted_faults - rusage)));
+    lines.push_back(fmt::format("  difference         {:>14}",
+                                human_count(difference_of(counted_faults, rusage))));
   }
   lines.push_back(fmt::format("  in the heap        {:>14}  ({} paid twice)",
                               human_count(totals.in_heap), human_count(totals.repeat)));

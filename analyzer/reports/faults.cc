@@ -13,6 +13,7 @@
 #include "analyzer/render/units.h"
 #include "analyzer/reports/all.h"
 #include "analyzer/reports/fault_counts.h"
+#include "analyzer/reports/saturating.h"
 
 namespace heapledger::analyzer {
 
@@ -38,13 +39,12 @@ struct Counts {
   std::map<std::string, int64_t> touched_by;
 
   void add_row(const schema::Statement& row) {
-    faults += row.column_int(3);
-    repeat_faults += row.column_int(4);
-    bytes += row.column_int(5);
-    ns_estimate += row.column_int(6);
-    cow_faults += row.column_int(7);
-    zero_upgrades += row.column_int(8);
-    for (size_t i = 0; i < after.size(); ++i) after[i] += row.column_int(9 + static_cast<int>(i));
+    int column = 3;
+    for (int64_t* sum :
+         {&faults, &repeat_faults, &bytes, &ns_estimate, &cow_faults, &zero_upgrades}) {
+      *sum = sum_of(*sum, row.column_int(column++));
+    }
+    for (int64_t& sum : after) sum = sum_of(sum, row.column_int(column++));
   }
 };
 constexpr int kTouchedByColumn = 9 + static_cast<int>(std::size(kReleases));
@@ -59,7 +59,7 @@ std::string releases_text(const Counts& counts) {
   };
   for (size_t i = 0; i < counts.after.size(); ++i) {
     add(counts.after[i], kReleases[i].second);
-    rest -= counts.after[i];
+    rest = difference_of(rest, counts.after[i]);
   }
   add(rest, "other");
   return text;
@@ -112,7 +112,8 @@ Rows load_rows(const ReportInput& input) {
   while (select.step()) {
     Counts& counts = rows[{select.column_int(0), select.column_text(1), select.column_int(2) != 0}];
     counts.add_row(select);
-    counts.touched_by[touching_function(trace, select, kTouchedByColumn)] += select.column_int(3);
+    int64_t& touched = counts.touched_by[touching_function(trace, select, kTouchedByColumn)];
+    touched = sum_of(touched, select.column_int(3));
   }
   return rows;
 }
@@ -156,25 +157,30 @@ Table touch_table(const Rows& rows, int64_t ns_per_fault) {
   std::map<std::pair<std::string, bool>, Counts> regions;
   for (const auto& [key, counts] : rows) {
     Counts& sum = regions[{key.region, key.kernel}];
-    sum.faults += counts.faults;
-    sum.repeat_faults += counts.repeat_faults;
-    sum.cow_faults += counts.cow_faults;
-    sum.zero_upgrades += counts.zero_upgrades;
-    for (size_t i = 0; i < sum.after.size(); ++i) sum.after[i] += counts.after[i];
+    sum.faults = sum_of(sum.faults, counts.faults);
+    sum.repeat_faults = sum_of(sum.repeat_faults, counts.repeat_faults);
+    sum.cow_faults = sum_of(sum.cow_faults, counts.cow_faults);
+    sum.zero_upgrades = sum_of(sum.zero_upgrades, counts.zero_upgrades);
+    for (size_t i = 0; i < sum.after.size(); ++i) {
+      sum.after[i] = sum_of(sum.after[i], counts.after[i]);
+    }
   }
   for (const auto& [key, sum] : regions) {
     const auto add = [&, &region = key.first, kernel = key.second](const std::string& touch,
                                                                    int64_t faults) {
       if (faults == 0) return;
-      table.add({region, kernel ? "kernel" : "user", touch, faults, faults * ns_per_fault});
+      table.add(
+          {region, kernel ? "kernel" : "user", touch, faults, product_of(faults, ns_per_fault)});
     };
     int64_t rest = sum.repeat_faults;
-    add("first", sum.faults - sum.repeat_faults - sum.cow_faults - sum.zero_upgrades);
+    add("first",
+        difference_of(difference_of(difference_of(sum.faults, sum.repeat_faults), sum.cow_faults),
+                      sum.zero_upgrades));
     add("write after a read of the zero page", sum.zero_upgrades);
     add("copy after a fork", sum.cow_faults);
     for (size_t i = 0; i < sum.after.size(); ++i) {
       add(fmt::format("again, after {}", kReleases[i].second), sum.after[i]);
-      rest -= sum.after[i];
+      rest = difference_of(rest, sum.after[i]);
     }
     add("again", rest);
   }

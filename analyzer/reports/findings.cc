@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "analyzer/render/units.h"
+#include "analyzer/reports/saturating.h"
 
 namespace heapledger::analyzer {
 
@@ -107,11 +108,7 @@ class Finder {
       }
     }
 
-    // Of a damaged trace, the rows may say anything: what no sum can hold is left out.
-    static void add(int64_t& sum, int64_t value) {
-      int64_t result = 0;
-      if (!__builtin_add_overflow(sum, value, &result)) sum = result;
-    }
+    static void add(int64_t& sum, int64_t value) { sum = sum_of(sum, value); }
   };
 
   std::string pin_names(const Pins& pins) {
@@ -155,8 +152,9 @@ class Finder {
     Pins pins;
     int64_t free_bytes = 0;
     while (select.step()) {
-      const int64_t more = std::max<int64_t>(0, select.column_int(2) - select.column_int(4));
-      free_bytes += more;
+      const int64_t more =
+          std::max<int64_t>(0, difference_of(select.column_int(2), select.column_int(4)));
+      free_bytes = sum_of(free_bytes, more);
       pins.add(select);
       if (more < kPinnedBytesMin || more < free_bytes / 2 || pins.own > free_bytes) continue;
       finding.bytes = pins.bytes;
@@ -211,7 +209,8 @@ class Finder {
     select.bind_all(process_.id, kChurnBlocksMin, ns_per_fault_, kPerKindMax);
     while (select.step()) {
       const int64_t faults = select.column_int(3);
-      const int64_t ns = select.column_int(2) + faults * ns_per_fault_;
+      const int64_t fault_ns = product_of(faults, ns_per_fault_);
+      const int64_t ns = sum_of(select.column_int(2), fault_ns);
       if (!is_dear(ns)) continue;
       Finding finding;
       finding.kind = "churn";
@@ -221,8 +220,8 @@ class Finder {
                       counted(select.column_int(1), "block"), site(select.column_int(0)),
                       select.column_int(1) == 1 ? "was" : "were", human_ns(select.column_int(2)));
       if (faults != 0) {
-        finding.sentence += fmt::format(" and about {} in {}", human_ns(faults * ns_per_fault_),
-                                        counted(faults, "page fault"));
+        finding.sentence +=
+            fmt::format(" and about {} in {}", human_ns(fault_ns), counted(faults, "page fault"));
       }
       if (process_.mmap_threshold_dynamic == 0 && process_.mmap_threshold) {
         finding.sentence += fmt::format(
@@ -240,7 +239,7 @@ class Finder {
     const int64_t repeats = integer(
         "SELECT sum(repeat_faults) FROM fault_site WHERE region IN ('heap', 'arena') AND process = "
         "{}");
-    const int64_t ns = repeats * ns_per_fault_;
+    const int64_t ns = product_of(repeats, ns_per_fault_);
     if (!is_dear(ns)) return;
     schema::Statement select = db_.prepare(
         "SELECT stack, sum(repeat_faults) AS n FROM fault_site WHERE process = ? AND region = "
@@ -252,7 +251,7 @@ class Finder {
     Finding finding;
     finding.kind = "refault";
     finding.ns = ns;
-    finding.bytes = repeats * static_cast<int64_t>(trace_.info.page_bytes);
+    finding.bytes = product_of(repeats, static_cast<int64_t>(trace_.info.page_bytes));
     finding.sentence =
         fmt::format("{} of heap were given back to the system ({}) and touched again: about {}",
                     counted(repeats, "page"), counted(trims, "trim"), human_ns(ns));
@@ -308,7 +307,7 @@ class Finder {
           "header and rounding of {} of about {} allocated at {}: {} at the peak, {} for each",
           counted(select.column_int(1), "block"), human_bytes(select.column_int(2)),
           site(select.column_int(0)), human_bytes(finding.bytes),
-          human_bytes(select.column_int(3) - select.column_int(2)));
+          human_bytes(difference_of(select.column_int(3), select.column_int(2))));
       finding.command = command("peak");
       add(std::move(finding));
     }

@@ -11,6 +11,7 @@
 #include "analyzer/render/units.h"
 #include "analyzer/reports/all.h"
 #include "analyzer/reports/moments.h"
+#include "analyzer/reports/saturating.h"
 
 namespace heapledger::analyzer {
 
@@ -84,8 +85,10 @@ void load_balance(schema::Database& db, Page& page) {
   if (!select.step()) return;
   page.rss_bytes = select.column_int(0);
   page.residual_bytes = select.column_int(3);
-  page.moved_bytes =
-      page.rss_bytes - select.column_int(1) - select.column_int(2) - page.residual_bytes;
+  page.moved_bytes = difference_of(page.rss_bytes, page.residual_bytes);
+  for (const int other : {1, 2}) {
+    page.moved_bytes = difference_of(page.moved_bytes, select.column_int(other));
+  }
   page.unfaulted_bytes = select.column_int(4);
   page.touched_absent_bytes = select.column_int(5);
   page.swap_bytes = select.column_int(6);
@@ -124,7 +127,8 @@ bool load_replayed(Trace& trace, const ProcessInfo& process, int64_t time_ns, Pa
   page.rss_bytes = page.residual_bytes;
   for (RssLine& line : lines_of(heap)) page.lines.push_back({std::move(line), "replay"});
   for (const RssLine& line : last->kernel.other) page.lines.push_back({line, "smaps"});
-  for (const Line& line : page.lines) page.rss_bytes += static_cast<int64_t>(line.rss.bytes);
+  for (const Line& line : page.lines)
+    page.rss_bytes = sum_of(page.rss_bytes, static_cast<int64_t>(line.rss.bytes));
   for (const HeapPart& part : heap.parts()) {
     page.regions.push_back({part.name, static_cast<int64_t>(part.size_bytes),
                             static_cast<int64_t>(part.resident_bytes()), std::nullopt});
@@ -157,7 +161,7 @@ Table region_table(const Page& page, const std::string& prefix) {
                {"residual_bytes", "difference", Unit::kBytes, true}});
   for (const RegionRow& row : page.regions) {
     Cell difference;
-    if (row.kernel_bytes) difference = *row.kernel_bytes - row.resident_bytes;
+    if (row.kernel_bytes) difference = difference_of(*row.kernel_bytes, row.resident_bytes);
     table.add({row.name, row.held_bytes, row.resident_bytes, integer_cell(row.kernel_bytes),
                std::move(difference)});
   }
@@ -221,7 +225,7 @@ Json page_json(const Page& page) {
                    {"residual_bytes", nullptr}};
     if (row.kernel_bytes) {
       region["kernel_bytes"] = *row.kernel_bytes;
-      region["residual_bytes"] = *row.kernel_bytes - row.resident_bytes;
+      region["residual_bytes"] = difference_of(*row.kernel_bytes, row.resident_bytes);
     }
     regions.push_back(std::move(region));
   }
@@ -285,7 +289,7 @@ void add_balances(Trace& trace, const ProcessInfo& process, Document& document) 
     const int64_t residual = select.column_int(6);
     table.add({select.column_int(0), select.column_text(1), select.column_int(2),
                select.column_int(3), select.column_int(4), select.column_int(5), residual,
-               static_cast<double>(std::abs(residual)) / rss});
+               std::abs(static_cast<double>(residual)) / rss});
   }
   document.json["balances"] = table_json(table);
   // Some for people: the worst ones, in order of time.

@@ -9,6 +9,7 @@
 #include "analyzer/reports/all.h"
 #include "analyzer/reports/fault_counts.h"
 #include "analyzer/reports/findings.h"
+#include "analyzer/reports/saturating.h"
 #include "analyzer/reports/settings.h"
 #include "analyzer/reports/syscall_source.h"
 #include "schema/event.h"
@@ -98,7 +99,7 @@ class Summary {
     const std::string command = trace_.info.command.empty() ? first.command : trace_.info.command;
     const int64_t wall_ns = first.end_ns.value_or(trace_.info.end_ns) - first.start_ns.value_or(0);
     int64_t events = 0;
-    for (const ProcessInfo* process : selected_) events += process->events;
+    for (const ProcessInfo* process : selected_) events = sum_of(events, process->events);
     section(fmt::format("{}: {}, {}, {}", command, result_of(first), human_ns(wall_ns),
                         counted(events, "call")),
             {});
@@ -330,10 +331,10 @@ class Summary {
     int64_t incomplete = 0;
     int64_t stall_ns = 0;
     for (const ProcessInfo* process : selected_) {
-      recorded += process->events;
-      lost += process->events_lost;
-      incomplete += process->incomplete_stacks;
-      stall_ns += process->stall_ns;
+      recorded = sum_of(recorded, process->events);
+      lost = sum_of(lost, process->events_lost);
+      incomplete = sum_of(incomplete, process->incomplete_stacks);
+      stall_ns = sum_of(stall_ns, process->stall_ns);
     }
     document_.json["events"] = {{"recorded", recorded},
                                 {"lost", lost},

@@ -11,6 +11,7 @@
 #include "analyzer/finalize/syscall_costs.h"
 #include "analyzer/render/units.h"
 #include "analyzer/reports/all.h"
+#include "analyzer/reports/saturating.h"
 #include "analyzer/reports/syscall_source.h"
 
 namespace heapledger::analyzer {
@@ -156,7 +157,7 @@ void add_reuse(const ReportInput& input, const std::string& processes, Document&
       db.query_int("SELECT sum(calls) FROM site WHERE " + processes).value_or(0);
   const int64_t with_syscall =
       db.query_int("SELECT sum(calls_with_syscall) FROM site WHERE " + processes).value_or(0);
-  const int64_t without = requests - with_syscall;
+  const int64_t without = difference_of(requests, with_syscall);
   const auto mean_of = [&](const char* condition) {
     return db.query_int(
         fmt::format("SELECT sum(ns) / sum(count) FROM syscall_cost WHERE {} AND"
@@ -175,17 +176,20 @@ void add_reuse(const ReportInput& input, const std::string& processes, Document&
   const auto map_ns = mean_of("cause = 'map block'");
   const auto unmap_ns = mean_of("cause = 'unmap block'");
   if (any && without > 0) {
-    const int64_t pair_ns = map_ns.value_or(*any) + unmap_ns.value_or(*any);
+    const int64_t pair_ns = sum_of(map_ns.value_or(*any), unmap_ns.value_or(*any));
+    const int64_t calls = product_of(2, without);
+    const int64_t calls_ns = product_of(without, pair_ns);
     const int64_t ns_per_fault = schema::meta_int(db, "ns_per_fault").value_or(0);
-    document.json["saved"] = {{"calls", 2 * without},
-                              {"ns_estimate", without * pair_ns},
+    const int64_t faults_ns = product_of(without, ns_per_fault);
+    document.json["saved"] = {{"calls", calls},
+                              {"ns_estimate", calls_ns},
                               {"faults_min", without},
-                              {"faults_ns_estimate", without * ns_per_fault}};
+                              {"faults_ns_estimate", faults_ns}};
     lines.push_back(fmt::format(
         "As mappings of their own they would have cost {} calls, about {} at {} for map and unmap "
         "(the mean here), and at least {} page faults, about {} (estimates).",
-        human_count(2 * without), human_ns(without * pair_ns), human_ns(pair_ns),
-        human_count(without), human_ns(without * ns_per_fault)));
+        human_count(calls), human_ns(calls_ns), human_ns(pair_ns), human_count(without),
+        human_ns(faults_ns)));
   }
   document.sections.push_back({"", std::move(lines), std::nullopt});
 }

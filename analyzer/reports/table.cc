@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "analyzer/reports/saturating.h"
 #include "analyzer/reports/stacks.h"
 
 namespace heapledger::analyzer {
@@ -129,7 +130,7 @@ Row Table::sums(size_t first, size_t last) const {
     if (!columns[column].sum) continue;
     int64_t value = 0;
     for (size_t i = first; i < last; ++i) {
-      if (const auto* cell = std::get_if<int64_t>(&rows[i][column])) value += *cell;
+      if (const auto* cell = std::get_if<int64_t>(&rows[i][column])) value = sum_of(value, *cell);
     }
     sum[column] = value;
   }
@@ -141,13 +142,13 @@ void Table::sum_up() {
   total = sums(0, rows.size());
   for (const auto& [name, value] : unlisted) {
     Cell& cell = total[column_index(name)];
-    cell = std::get<int64_t>(cell) + value;
+    cell = sum_of(std::get<int64_t>(cell), value);
   }
   Row missing(columns.size());
   bool differs = false;
   for (const auto& [name, value] : totals) {
     const size_t column = column_index(name);
-    const int64_t difference = value - std::get<int64_t>(total[column]);
+    const int64_t difference = difference_of(value, std::get<int64_t>(total[column]));
     missing[column] = difference;
     differs |= difference != 0;
     total[column] = value;
@@ -176,7 +177,7 @@ void Table::limit(const Limits& limits) {
       others = sums(shown, rows.size());
       for (const auto& [name, value] : unlisted) {
         Cell& cell = others[column_index(name)];
-        cell = std::get<int64_t>(cell) + value;
+        cell = sum_of(std::get<int64_t>(cell), value);
       }
     }
     rows.resize(shown);

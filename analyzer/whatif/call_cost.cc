@@ -125,9 +125,10 @@ std::array<std::vector<Sample>, CallCost::kKinds> recorded(schema::Database& db,
       samples[kind].push_back({bytes / kPage, ns});
     };
     if (name == "brk") {
-      const int64_t step = result - break_at;
+      // In doubles: of a damaged trace, the difference may be too large for an integer.
+      const double step = static_cast<double>(result) - static_cast<double>(break_at);
       if (break_at != 0 && step != 0) {
-        add(step > 0 ? CallCost::kGrow : CallCost::kShrink, static_cast<double>(std::abs(step)));
+        add(step > 0 ? CallCost::kGrow : CallCost::kShrink, std::abs(step));
       }
       break_at = result;
     } else if (name == "mmap") {
