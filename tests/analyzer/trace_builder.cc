@@ -23,17 +23,19 @@ constexpr uint32_t kFirstFrame = 2;  // 1 is "[incomplete]".
 // Lengths in pages of runs, alternately absent and resident, as varints of seven bits.
 std::vector<uint8_t> runs_of(const std::set<uint64_t>& pages, uint64_t start, uint64_t end) {
   std::vector<uint8_t> runs;
-  bool resident = false;
-  uint64_t length = 0;
-  for (uint64_t page = start; page <= end; page += kPageBytes) {
-    if (page != end && pages.contains(page) == resident) {
-      ++length;
-      continue;
-    }
+  const auto add = [&runs](uint64_t bytes) {
+    uint64_t length = bytes / kPageBytes;
     for (; length > 0x7f; length >>= 7) runs.push_back(static_cast<uint8_t>(length | 0x80));
     runs.push_back(static_cast<uint8_t>(length));
-    resident = !resident;
-    length = 1;
+  };
+  auto next = pages.lower_bound(start);
+  while (start < end) {
+    const uint64_t resident = next == pages.end() ? end : std::min(end, *next);
+    add(resident - start);
+    for (start = resident; start < end && next != pages.end() && *next == start; ++next) {
+      start += kPageBytes;
+    }
+    if (start != resident) add(start - resident);
   }
   return runs;
 }
