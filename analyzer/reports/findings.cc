@@ -30,6 +30,7 @@ constexpr int64_t kSpreadBytesMin = 2 << 20;  // Free in arenas of threads,
 constexpr double kSpreadShareMin = 0.1;       // and of what all of these have resident.
 constexpr double kForeignShareMin = 0.1;      // Of the frees there.
 constexpr double kIncompleteShareMin = 0.01;  // Of the calls.
+constexpr double kStallShareMin = 0.25;       // Of the run.
 constexpr int kPerKindMax = 3;
 
 class Finder {
@@ -366,17 +367,23 @@ class Finder {
         kIncompleteShareMin * static_cast<double>(process_.events)) {
       limits.push_back(counted(process_.incomplete_stacks, "call stack") + " cut short");
     }
-    if (is_dear(process_.stall_ns)) {
-      limits.push_back(human_ns(process_.stall_ns) + " of waiting for room");
-    }
-    if (limits.empty()) return;
     Finding finding;
     finding.kind = "limits";
-    finding.ns = is_dear(process_.stall_ns) ? process_.stall_ns : 0;
-    finding.sentence = "the recording met its limits, so figures may be too low: " + limits[0];
-    for (size_t i = 1; i < limits.size(); ++i) finding.sentence += ", " + limits[i];
     finding.command = command("summary");
-    add(std::move(finding));
+    for (const std::string& limit : limits) {
+      finding.sentence += finding.sentence.empty()
+                              ? "the recording met its limits, so figures may be too low: "
+                              : ", ";
+      finding.sentence += limit;
+    }
+    // Waiting loses nothing, but the run took that much longer.
+    if (static_cast<double>(process_.stall_ns) > kStallShareMin * static_cast<double>(run_ns_)) {
+      finding.ns = process_.stall_ns;
+      finding.sentence +=
+          fmt::format("{}the program waited {} until its events were taken, so times are too long",
+                      finding.sentence.empty() ? "" : "; ", human_ns(process_.stall_ns));
+    }
+    if (!finding.sentence.empty()) add(std::move(finding));
   }
 
   Trace& trace_;

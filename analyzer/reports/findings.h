@@ -14,7 +14,7 @@
 namespace heapledger::analyzer {
 
 struct Finding {
-  std::string kind;  // pinned | churn | refault | growth | waste
+  std::string kind;  // pinned | churn | refault | growth | waste | spread | limits
   int64_t bytes = 0;
   int64_t ns = 0;
   std::string sentence;

@@ -353,6 +353,15 @@ TEST_F(ReportTest, LimitsOfTheRecordingAreAFinding) {
   Trace whole = open(sample_trace("pinned"), "pinned.db");
   const auto others = kinds_of(json_of("summary", whole));
   EXPECT_EQ(others.end(), std::find(others.begin(), others.end(), "limits"));
+  // Waiting is one only where it is much of the run.
+  Trace hardly = open(sample_trace("pinned").set("stall_ns", 10'000), "hardly.db");
+  EXPECT_EQ(others, kinds_of(json_of("summary", hardly)));
+  Trace waited = open(sample_trace("pinned").set("stall_ns", 900'000), "waited.db");
+  const auto findings = json_of("summary", waited)["findings"];
+  ASSERT_EQ(2u, findings.size());
+  EXPECT_EQ("limits", findings[1]["kind"]);
+  EXPECT_EQ(900'000, findings[1]["ns"]);
+  EXPECT_NE(std::string::npos, findings[1]["sentence"].get<std::string>().find("too long"));
 }
 
 // Goal: finalizing twice changes nothing.
