@@ -136,9 +136,10 @@ class RecorderFaults(recording.RecordingTest):
         self.assertGreaterEqual(trace.one("SELECT count(*) FROM event"), before)
 
     def test_collector_killed_at_once(self):
-        # Goal: a trace with nothing but the program in it opens, too. Method: kill it as soon as the program runs.
+        # Goal: a trace with nothing but the program in it opens, too. Method: kill it as soon as it has written that the program runs.
         run = self.start([recording.victim("until"), self.path("go")])
         self.assertEqual(run.stdout.readline(), b"begin\n")
+        self.await_value("SELECT count(*) FROM process", lambda count: count == "1")
         os.kill(collector_of(self.path("trace.db")), signal.SIGKILL)
         self.assertEqual(self.go_on(run)[2], 7)
         self.assertEqual(self.plain_sql("SELECT count(*) FROM process"), [["1"]])
