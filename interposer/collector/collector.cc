@@ -2,11 +2,9 @@
 #include "interposer/collector/collector.h"
 
 #include <fmt/format.h>
-#include <sched.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
@@ -27,8 +25,8 @@ namespace {
 
 using nlohmann::json;
 
-// The thread that packs gives way to the program: with this it gets a tenth of a busy processor.
-constexpr int kPackingNice = 10;
+// A program of more processes or threads than this soon needs the places of those that ended.
+constexpr uint32_t kFewSlots = 64;
 constexpr int64_t kLookEveryNs = 20'000'000;
 constexpr int64_t kLookShare = 10;  // Looking takes one part in so many of the time.
 constexpr int64_t kProgressEveryNs = 1'000'000'000;
@@ -64,14 +62,6 @@ std::string absolute(const std::string& path) {
 
 std::string folder_of(const std::string& path) {
   return std::filesystem::path(path).parent_path().string();
-}
-
-// The calling thread runs when the program leaves a processor idle, and a little else.
-void give_way_to_program() {
-  const sched_param none{};
-  sched_setscheduler(0, SCHED_BATCH,
-                     &none);  // Of this thread; it never preempts one that wakes it.
-  setpriority(PRIO_PROCESS, static_cast<id_t>(gettid()), kPackingNice);
 }
 
 template <typename T>
@@ -216,7 +206,7 @@ void Collector::run() {
     slots_changed_.store(true);
     eventfd_write(wake_.get(), 1);
   });
-  writer_thread_ = std::thread([this] { pack(); });
+  writer_thread_ = std::thread([this] { pack_patiently(); });
   control_.ready(socket_.name(), output_);
   std::array<epoll_event, 64> events{};
   while (!terminated_ && !is_over()) {
@@ -232,23 +222,48 @@ void Collector::run() {
 }
 
 // The writer thread.
-void Collector::pack() {
-  give_way_to_program();
-  while (!writer_stops_) {
-    std::optional<Message> message;
-    try {
-      message = queue_.pop(std::chrono::milliseconds(500));
-    } catch (const schema::Error& error) {
-      recorder_->stop(error);
-      continue;
-    }
-    if (!message) {
-      recorder_->idle();
-      continue;
-    }
-    if (dump_) dump_->add(*message);
-    recorder_->handle(std::move(*message));
+void Collector::pack_patiently() {
+  patience_.begin();
+  int64_t packed_until_ns = 0;  // Of the last window.
+  while (!writer_stops_ && !program_is_gone_) {
+    std::optional<Message> message = next_message();
+    if (!message) continue;
+    if (const auto* window = std::get_if<Window>(&*message)) packed_until_ns = window->began_raw_ns;
+    pack(std::move(*message));
+    const uint64_t bytes = queue_.backlog_bytes();
+    const int64_t age_ns = bytes == 0 ? 0 : raw_now_ns() - packed_until_ns;
+    patience_.rest({bytes, options_.backlog_bytes + spool_.use().limit_bytes, age_ns});
   }
+}
+
+// Nothing: there was none for a while.
+std::optional<Message> Collector::next_message() {
+  try {
+    std::optional<Message> message = queue_.pop(std::chrono::milliseconds(500));
+    if (!message) recorder_->idle();
+    return message;
+  } catch (const schema::Error& error) {
+    recorder_->stop(error);
+    return std::nullopt;
+  }
+}
+
+void Collector::pack(Message message) {
+  if (dump_) dump_->add(message);
+  recorder_->handle(std::move(message));
+}
+
+// There is nobody to give way to any more, and somebody waits for the trace. A thread cannot raise
+// its priority again, so another one takes over.
+void Collector::pack_the_rest() {
+  if (program_is_gone_.exchange(true)) return;
+  patience_.hurry();
+  writer_thread_ = std::thread([this, patient = std::move(writer_thread_)]() mutable {
+    patient.join();
+    while (!writer_stops_) {
+      if (std::optional<Message> message = next_message()) pack(std::move(*message));
+    }
+  });
 }
 
 void Collector::handle_event(uint64_t what) {
@@ -331,7 +346,7 @@ void Collector::join(const Caller& caller) {
     reply_refused(caller);
     return;
   }
-  ++image_count_;
+  if (++image_count_ > kFewSlots) patience_.hurry();
   quiet_since_ns_ = 0;
   ImageJoined news{region,
                    caller.pid,
@@ -438,6 +453,7 @@ void Collector::on_launch(const json& message) {
 void Collector::on_exited(const json& message) {
   waited_ = true;
   waited_ns_ = raw_now_ns();
+  patience_.hurry();
   drain_->push_after_round(
       Waited{value_of<pid_t>(message, "pid", 0), value_of<int>(message, "wait_status", 0),
              value_of<uint64_t>(message, "minor", 0), value_of<uint64_t>(message, "major", 0),
@@ -476,6 +492,8 @@ void Collector::process_ended(pid_t pid) {
 void Collector::look_at_slots() {
   for (Joined& image : images_) {
     const uint32_t used = image.region->process_slots_used();
+    // Places become free when what their owners wrote is packed.
+    if (std::max(used, image.region->ring_slots_used()) > kFewSlots) patience_.hurry();
     for (uint32_t slot = 0; slot < used; ++slot) {
       const schema::ProcessSlot& process = image.region->process_slot(slot);
       if (process.state.load(std::memory_order_acquire) != schema::ProcessState::kLive) continue;
@@ -596,6 +614,7 @@ bool Collector::reached_barrier() {
   if (barrier_asked_ == barrier_done_.load() && quiet_since_ns_ != 0) return true;
   if (quiet_since_ns_ == 0) {
     quiet_since_ns_ = raw_now_ns();
+    pack_the_rest();
     drain_->push_after_round(Barrier{++barrier_asked_});
   }
   return false;
@@ -628,6 +647,7 @@ bool Collector::is_over() {
 
 void Collector::finish() {
   const int64_t now = raw_now_ns();
+  pack_the_rest();
   drain_->stop();
   queue_.push(Finish{now, perf_.lost_total(), kernel_.lost_total(), spool_.use()});
   queue_.push(Barrier{++barrier_asked_});

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The collector as a whole, and its observer thread: the session socket, the control channel, the
 // watched processes, snapshots. The drain thread and the writer thread do the heavy work
-// (drain.h, recorder.h): the first at once, the second on processors that the program leaves idle.
+// (drain.h, recorder.h): the first at once, the second on processors that the program leaves idle
+// (pace.h).
 //
 // Life: make the socket and the trace file, say "ready", serve until every known process has ended
 // and `record` has said that its program has (or, under a bare preload, or when `record` is gone,
@@ -16,6 +17,7 @@
 #include <memory>
 #include <mutex>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <string>
 #include <thread>
 #include <unordered_map>
@@ -26,6 +28,7 @@
 #include "interposer/collector/message.h"
 #include "interposer/collector/options.h"
 #include "interposer/collector/output_claim.h"
+#include "interposer/collector/pace.h"
 #include "interposer/collector/recorder.h"
 #include "interposer/collector/session_socket.h"
 #include "interposer/collector/spool.h"
@@ -69,7 +72,10 @@ class Collector {
   void serve_snapshot(Joined& image, uint32_t slot);
   void snapshot(pid_t pid, SnapshotReason reason);
   void look_at_processes();
-  void pack();
+  void pack_patiently();
+  std::optional<Message> next_message();
+  void pack(Message message);
+  void pack_the_rest();
   void report_failure();
   void report_progress();
   bool is_over();
@@ -96,6 +102,7 @@ class Collector {
   std::unique_ptr<Recorder> recorder_;
   std::unique_ptr<StreamDump> dump_;  // For developers; mostly null.
   std::unique_ptr<Drain> drain_;
+  Patience patience_;
   std::thread writer_thread_;
   WatchList watched_;
   std::vector<pid_t> watch_later_;  // There was no descriptor for them.
@@ -110,6 +117,7 @@ class Collector {
   std::atomic<bool> slots_changed_{false};
   std::atomic<uint64_t> barrier_done_{0};
   std::atomic<bool> writer_stops_{false};
+  std::atomic<bool> program_is_gone_{false};  // The patient writer thread ends, another goes on.
   uint64_t barrier_asked_ = 0;
   bool waited_ = false;  // `record` has said how its program ended.
   int64_t waited_ns_ = 0;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Collects the rows of one process until there are enough for a batch, in order of time.
 //
-// A killed collector must not take more than the last second with it, so a batch that does not fill
-// is given out all the same (close_before).
+// A killed collector must not take with it what was here for more than a second, so a batch that
+// does not fill is given out all the same (close_before).
 //
 // Rings are drained one after the other, so a window's rows come in runs that are each sorted. Rows
 // that belong before the last batch that was given out go into a batch of their own, so that the
