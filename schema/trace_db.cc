@@ -278,9 +278,10 @@ Database create_trace(const std::string& path, bool overwrite) {
   Database db = open_connection(path, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, what);
   try {
     // A rollback journal, not a WAL: the trace is one file at every moment. Without syncs a killed
-    // process still leaves a whole trace; only a crash of the machine may not.
+    // process still leaves a whole trace; only a crash of the machine may not. Pages are small
+    // because a trace has many tables with few rows: with 4096 bytes a small one is 4 % larger.
     db.exec(
-        "PRAGMA page_size = 4096; PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = OFF;"
+        "PRAGMA page_size = 2048; PRAGMA journal_mode = TRUNCATE; PRAGMA synchronous = OFF;"
         "PRAGMA foreign_keys = OFF; PRAGMA cache_size = -16384;");
     Transaction transaction(db);
     db.exec(kSchemaSql);

@@ -73,9 +73,9 @@ TEST_F(TraceDb, KeepsWhatWasWritten) {
   EXPECT_FALSE(row.step());
 }
 
-TEST_F(TraceDb, IsOneFileWithLargePages) {
+TEST_F(TraceDb, IsOneFileWithSmallPages) {
   Database db = create_trace(path_, false);
-  EXPECT_EQ(db.query_int("PRAGMA page_size"), 4096);
+  EXPECT_EQ(db.query_int("PRAGMA page_size"), 2048);
   EXPECT_EQ(db.query_text("PRAGMA journal_mode"), "truncate");
   EXPECT_EQ(db.query_int("PRAGMA application_id"), kApplicationId);
   db.close();
