@@ -30,18 +30,15 @@ Accounts::Accounts(int64_t start_ns, int64_t end_ns, int64_t calls, std::vector<
   part_end_calls_ = part_calls_;
 }
 
-SiteAccount& Accounts::site(uint32_t stack) {
+SiteAccount& Accounts::make_site(uint32_t stack) {
   if (stack >= places_.size()) places_.resize(std::max<size_t>(stack + 1, places_.size() * 2));
-  uint32_t& place = places_[stack];
-  if (place == 0) {
-    sites_.emplace_back().stack = stack;
-    place = static_cast<uint32_t>(sites_.size());
-  }
-  return sites_[place - 1];
+  sites_.emplace_back().stack = stack;
+  places_[stack] = static_cast<uint32_t>(sites_.size());
+  return sites_.back();
 }
 
 // The site, with its value at the last peak noted before its live bytes change.
-SiteAccount& Accounts::changing_site(uint32_t stack) {
+inline SiteAccount& Accounts::changing_site(uint32_t stack) {
   SiteAccount& account = site(stack);
   if (account.peak_epoch != peak_epoch_) {
     account.live_bytes_peak = account.live_bytes;
@@ -51,9 +48,8 @@ SiteAccount& Accounts::changing_site(uint32_t stack) {
   return account;
 }
 
-Accounts::ThreadState& Accounts::thread(uint32_t id) {
-  if (id >= threads_.size()) threads_.resize(std::max<size_t>(id + 1, threads_.size() * 2));
-  return threads_[id];
+void Accounts::make_thread(uint32_t id) {
+  threads_.resize(std::max<size_t>(id + 1, threads_.size() * 2));
 }
 
 void Accounts::on_begin(Replay& replay) {
@@ -193,21 +189,7 @@ void Accounts::on_fault(const FaultFact& fact) {
   ++counts.after[static_cast<size_t>(fact.after)];
 }
 
-void Accounts::on_step(Replay& replay) {
-  const uint64_t held = replay.memory().held_bytes();
-  const uint64_t live = replay.live().requested_bytes();
-  if (held > held_peak_ || (held == held_peak_ && live > live_at_held_peak_)) {
-    held_peak_ = held;
-    live_at_held_peak_ = live;
-    held_peak_step_ = replay.step();
-    held_peak_ns_ = replay.now_ns();
-    replay.keep(kHeldPeak);
-  }
-  note_free(replay);
-  note_moment(replay);
-}
-
-void Accounts::settle_free(Replay& replay) {
+inline void Accounts::settle_free(Replay& replay) {
   if (free_now_ <= free_peak_) return;
   replay.move(kFreeNow, kFreePeak);
   free_peak_ = free_now_;
@@ -215,7 +197,7 @@ void Accounts::settle_free(Replay& replay) {
   free_peak_ns_ = free_now_ns_;
 }
 
-void Accounts::note_free(Replay& replay) {
+inline void Accounts::note_free(Replay& replay) {
   constexpr int64_t kFlightNsMax = 10'000'000;  // A thread that never came back is left out.
   settle_free(replay);
   const uint64_t held = replay.memory().held_bytes();
@@ -239,17 +221,35 @@ void Accounts::set_acquired(ThreadState& state, bool acquired, int64_t now_ns) {
   in_flight_ns_ = now_ns;
 }
 
-void Accounts::note_moment(const Replay& replay) {
-  last_.time_ns = replay.now_ns();
-  last_.live_bytes = replay.live().requested_bytes();
-  last_.live_blocks = replay.live().blocks();
-  last_.held_bytes = replay.memory().held_bytes();
-  last_.resident_bytes = replay.memory().held_resident_bytes();
-  last_.calls = calls_;
-  last_.syscalls = syscalls_;
-  last_.faults = faults_;
-  if (!bucket_used_ || last_.live_bytes > fullest_.live_bytes) fullest_ = last_;
+inline void Accounts::note_moment(const Replay& replay) {
+  const auto note_in = [&](TimelineRow& row) {
+    row.time_ns = replay.now_ns();
+    row.live_bytes = replay.live().requested_bytes();
+    row.live_blocks = replay.live().blocks();
+    row.held_bytes = replay.memory().held_bytes();
+    row.resident_bytes = replay.memory().held_resident_bytes();
+    row.calls = calls_;
+    row.syscalls = syscalls_;
+    row.faults = faults_;
+  };
+  note_in(last_);
+  // Not copied: that would wait for what was just written.
+  if (!bucket_used_ || replay.live().requested_bytes() > fullest_.live_bytes) note_in(fullest_);
   bucket_used_ = true;
+}
+
+void Accounts::on_step(Replay& replay) {
+  const uint64_t held = replay.memory().held_bytes();
+  const uint64_t live = replay.live().requested_bytes();
+  if (held > held_peak_ || (held == held_peak_ && live > live_at_held_peak_)) {
+    held_peak_ = held;
+    live_at_held_peak_ = live;
+    held_peak_step_ = replay.step();
+    held_peak_ns_ = replay.now_ns();
+    replay.keep(kHeldPeak);
+  }
+  note_free(replay);
+  note_moment(replay);
 }
 
 void Accounts::flush_bucket() {

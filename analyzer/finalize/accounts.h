@@ -125,9 +125,19 @@ class Accounts : public ReplayObserver {
     int64_t mapping_ns = 0;  // That of the mapping among them; -1: none.
   };
 
-  SiteAccount& site(uint32_t stack);
+  SiteAccount& site(uint32_t stack) {
+    if (stack >= places_.size() || places_[stack] == 0) [[unlikely]]
+      return make_site(stack);
+    return sites_[places_[stack] - 1];
+  }
+  SiteAccount& make_site(uint32_t stack);
   SiteAccount& changing_site(uint32_t stack);
-  ThreadState& thread(uint32_t id);
+  ThreadState& thread(uint32_t id) {
+    if (id >= threads_.size()) [[unlikely]]
+      make_thread(id);
+    return threads_[id];
+  }
+  void make_thread(uint32_t id);
   void charge_unmapping(const SyscallRow& call);
   void close_parts(int64_t now_ns);
   void close_growth_part();

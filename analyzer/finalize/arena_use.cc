@@ -5,17 +5,11 @@
 
 namespace heapledger::analyzer {
 
-namespace {
-
-constexpr int kWindowBits = 26;
-
-}  // namespace
-
-uint32_t ArenaUse::arena_of(uint64_t address, int64_t now_ns) {
+void ArenaUse::follow_until(int64_t now_ns) {
   for (; next_ < history_.size() && history_[next_].time_ns <= now_ns; ++next_) {
     follow(history_[next_]);
   }
-  return address >> kWindowBits == window_ ? arena_ : find_arena(address);
+  next_change_ns_ = next_ < history_.size() ? history_[next_].time_ns : INT64_MAX;
 }
 
 void ArenaUse::follow(const ArenaChange& change) {
@@ -65,11 +59,12 @@ uint32_t ArenaUse::find_arena(uint64_t address) {
   return kMainArena;
 }
 
-ArenaThreadUse& ArenaUse::use(uint32_t arena, uint32_t thread) {
+ArenaThreadUse& ArenaUse::find_use(uint32_t arena, uint32_t thread) {
   if (arena >= arenas_.size()) arenas_.resize(arena + 1);
   std::vector<ArenaThreadUse>& threads = arenas_[arena];
   if (thread >= threads.size()) threads.resize(thread + 1);
-  return threads[thread];
+  last_key_ = uint64_t{arena} << 32 | thread;
+  return *(last_use_ = &threads[thread]);
 }
 
 uint32_t ArenaUse::on_alloc(const schema::CallRow& row, const Block& block) {

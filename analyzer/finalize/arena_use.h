@@ -42,7 +42,10 @@ class ArenaUse {
   // Both return the block's arena.
   uint32_t on_alloc(const schema::CallRow& row, const Block& block);
   uint32_t on_end(const schema::CallRow& row, const Block& block);
-  uint32_t arena_of(uint64_t address, int64_t now_ns);
+  uint32_t arena_of(uint64_t address, int64_t now_ns) {
+    if (now_ns >= next_change_ns_) follow_until(now_ns);
+    return address >> kWindowBits == window_ ? arena_ : find_arena(address);
+  }
   // Of the heaps that the arena cuts into chunks; of the main one, those that the break made.
   uint64_t held_bytes(uint32_t arena) const;
 
@@ -52,19 +55,29 @@ class ArenaUse {
   std::vector<ForeignFrees> foreign_frees() const;
 
  private:
+  static constexpr int kWindowBits = 26;
+
   uint32_t find_arena(uint64_t address);
+  void follow_until(int64_t now_ns);
   void follow(const ArenaChange& change);
-  ArenaThreadUse& use(uint32_t arena, uint32_t thread);
+  ArenaThreadUse& use(uint32_t arena, uint32_t thread) {
+    const uint64_t key = uint64_t{arena} << 32 | thread;
+    return key == last_key_ && last_use_ != nullptr ? *last_use_ : find_use(arena, thread);
+  }
+  ArenaThreadUse& find_use(uint32_t arena, uint32_t thread);
 
   std::vector<ArenaChange> history_;
-  size_t next_ = 0;                          // Of history_.
+  size_t next_ = 0;                          // Of history_,
+  int64_t next_change_ns_ = INT64_MIN;       // and its time: not known yet, at first.
   FlatMap heaps_;                            // 1 + window of 64 MiB -> arena.
   std::vector<std::set<uint64_t>> windows_;  // By arena.
   const MemoryMap* memory_ = nullptr;
   uint64_t window_ = UINT64_MAX;  // The last one asked for that is one arena's alone,
   uint32_t arena_ = kNoArena;     // and whose it is.
   std::vector<std::vector<ArenaThreadUse>> arenas_;
-  FlatMap foreign_places_;  // 1 + stack -> index into foreign_.
+  uint64_t last_key_ = 0;               // Arena and thread that use() was asked for last,
+  ArenaThreadUse* last_use_ = nullptr;  // and what it gave; null: nothing yet.
+  FlatMap foreign_places_;              // 1 + stack -> index into foreign_.
   std::vector<ForeignFrees> foreign_;
 };
 

@@ -76,9 +76,8 @@ void OpFeed::pass_moments(int64_t until_ns) {
 void OpFeed::on_played(const schema::CallBatch& batch, size_t row, uint32_t ended, uint32_t begun) {
   if (next_stop_ns_ <= batch.time_ns[row]) pass_moments(batch.time_ns[row]);
   const uint32_t thread = threads_.number_of(batch.thread[row]);
-  Op op;
-  if (!make_call_op(batch, row, ended, begun, thread, op)) return;
-  ops_.push_back(op);
+  // In its place: a copy of what was just written field by field would wait for the writes.
+  if (!make_call_op(batch, row, ended, begun, thread, ops_.emplace_back())) ops_.pop_back();
   if (ops_.size() >= kPartOps) send(std::nullopt, false);
 }
 

@@ -12,9 +12,8 @@ size_t class_of(uint64_t value) { return static_cast<size_t>(std::bit_width(valu
 
 }  // namespace
 
-ThreadUse& UsageCounts::thread(uint32_t id) {
-  if (id >= threads_.size()) threads_.resize(std::max<size_t>(id + 1, threads_.size() * 2));
-  return threads_[id];
+void UsageCounts::make_thread(uint32_t id) {
+  threads_.resize(std::max<size_t>(id + 1, threads_.size() * 2));
 }
 
 void UsageCounts::on_alloc(const schema::CallRow& row, const Block& block) {

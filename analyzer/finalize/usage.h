@@ -40,7 +40,12 @@ class UsageCounts {
   const std::vector<ThreadUse>& threads() const { return threads_; }  // By row of `thread`.
 
  private:
-  ThreadUse& thread(uint32_t id);
+  ThreadUse& thread(uint32_t id) {
+    if (id >= threads_.size()) [[unlikely]]
+      make_thread(id);
+    return threads_[id];
+  }
+  void make_thread(uint32_t id);
 
   std::array<SizeClass, kClasses> sizes_{};
   std::array<LifetimeClass, kClasses> lifetimes_{};

@@ -104,10 +104,13 @@ class BlockIndex {
   }
   void erase(const Spot& spot, uint64_t address) {
     Cell& starts = cell(spot.number);
-    starts[(address >> kGranuleBits) % kCellStarts] = 0;
-    uint32_t any = 0;
-    for (const uint32_t start : starts) any |= start;
-    if (any == 0) drop_cell(*spot.leaf, (address >> kCellBits) % kLeafCells);
+    uint32_t& start = starts[(address >> kGranuleBits) % kCellStarts];
+    // Before it is written: wide reads of what was just written wait for the write.
+    uint32_t used = 0;
+    for (const uint32_t other : starts) used += other != 0 ? 1 : 0;
+    used -= start != 0 ? 1 : 0;
+    start = 0;
+    if (used == 0) drop_cell(*spot.leaf, (address >> kCellBits) % kLeafCells);
   }
   Cell& cell(uint32_t number) const {
     return segments_[number / kSegmentCells]->cells[number % kSegmentCells];

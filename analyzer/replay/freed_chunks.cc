@@ -14,16 +14,6 @@ constexpr uint64_t kConsolidateBytes = 64 * 1024;
 
 }  // namespace
 
-uint64_t chunk_bytes_of(const Block& block) { return block.usable + kHeaderBytes; }
-
-// A chunk may be larger than its request needs, where the rest was too small to be one.
-uint64_t policy_bytes_of(const Block& block) {
-  const uint64_t needed = std::max(kChunkBytesMin, (block.size + 15) / 16 * 16 + kHeaderBytes);
-  const uint64_t by_glibc = std::max(kChunkBytesMin, (block.size + 8 + 15) / 16 * 16);
-  const uint64_t bytes = chunk_bytes_of(block);
-  return by_glibc + (bytes > needed ? bytes - needed : 0);
-}
-
 FreedChunks::FreedChunks(const FreedChunks& other)
     : rules_(other.rules_), arenas_(other.arenas_), fast_lists_(other.fast_lists_) {
   // What is in a fastbin is in a list, too.
@@ -49,6 +39,7 @@ FreedChunks& FreedChunks::operator=(const FreedChunks& other) {
   std::swap(fast_, copy.fast_);
   fast_count_ = copy.fast_count_;
   fast_lists_.swap(copy.fast_lists_);
+  lists_ = nullptr;
   return *this;
 }
 
@@ -60,20 +51,21 @@ size_t FreedChunks::cache_room(uint32_t thread, uint64_t chunk_bytes) const {
   return rules_.cache_count - std::min(rules_.cache_count, used);
 }
 
-std::vector<FreedChunks::Entry>& FreedChunks::cache_list(uint32_t thread, size_t size_class) {
+FreedChunks::Cache& FreedChunks::make_cache(uint32_t thread) {
   if (thread >= caches_.size()) caches_.resize(std::max<size_t>(thread + 1, caches_.size() * 2));
-  if (!caches_[thread]) caches_[thread] = std::make_unique<Cache>();
-  return (*caches_[thread])[size_class];
+  caches_[thread] = std::make_unique<Cache>();
+  return *caches_[thread];
 }
 
-uint64_t& FreedChunks::last_arena(uint32_t thread) {
-  if (thread >= arenas_.size()) arenas_.resize(std::max<size_t>(thread + 1, arenas_.size() * 2));
-  return arenas_[thread];
+FreedChunks::FastLists& FreedChunks::find_lists(uint64_t arena) {
+  lists_ = &fast_lists_[arena];
+  listed_arena_ = arena;
+  return *lists_;
 }
 
-bool FreedChunks::push_cache(uint32_t thread, const Block& block) {
+bool FreedChunks::push_cache(uint32_t thread, const Block& block, uint64_t policy) {
   const size_t size_class = class_of(chunk_bytes_of(block));
-  if (size_class >= kClasses || !is_cacheable(policy_bytes_of(block))) return false;
+  if (size_class >= kClasses || !is_cacheable(policy)) return false;
   std::vector<Entry>& entries = cache_list(thread, size_class);
   if (entries.size() >= rules_.cache_count) return false;
   push(entries, thread, size_class, {block.address, block.stack});
@@ -100,7 +92,7 @@ void FreedChunks::push_fast(uint64_t arena, const FastEntry& entry, uint64_t chu
   const size_t size_class = class_of(chunk_bytes);
   if (size_class >= kFastClasses) return;
   put_fast(entry.address, size_class);
-  fast_lists_[arena][size_class].push_back(entry);
+  lists_of(arena)[size_class].push_back(entry);
   note({.change = Change::kListed, .size_class = static_cast<uint8_t>(size_class), .arena = arena});
 }
 
@@ -130,9 +122,10 @@ bool FreedChunks::take_fast_key(uint64_t address, size_t size_class) {
   return true;
 }
 
-void FreedChunks::free_past_cache(uint32_t thread, const Block& block, const ChunkPlace& place) {
+void FreedChunks::free_past_cache(uint32_t thread, const Block& block, uint64_t policy,
+                                  const ChunkPlace& place) {
   if (place.is_mapped) return;
-  if (is_fast(policy_bytes_of(block))) {
+  if (is_fast(policy)) {
     push_fast(place.arena, {block.address, thread, block.stack}, chunk_bytes_of(block));
   } else if (has_fast() && place.merged_bytes >= kConsolidateBytes) {
     consolidate(place.arena);
@@ -158,7 +151,7 @@ void FreedChunks::take_fast(uint32_t thread, const Block& block, uint64_t arena)
   const uint8_t was = fast_.get(block.address);
   if (was == 0) return;
   take_fast_key(block.address, was - size_t{1});
-  std::vector<FastEntry>& list = fast_lists_[arena][size_class];
+  std::vector<FastEntry>& list = lists_of(arena)[size_class];
   std::vector<Entry>& entries = cache_list(thread, size_class);
   while (!list.empty()) {
     const bool is_there = is_in_fast(list.back(), size_class);

@@ -14,6 +14,7 @@
 // Thread safety: none. Cost: some ns per call; 20 ns for chunks of fastbins.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <functional>
@@ -36,8 +37,14 @@ struct FreedChunkRules {
 };
 
 // Of a live block in an arena: its chunk, and glibc's size of it, which decides.
-uint64_t chunk_bytes_of(const Block& block);
-uint64_t policy_bytes_of(const Block& block);
+inline uint64_t chunk_bytes_of(const Block& block) { return block.usable + kHeaderBytes; }
+// A chunk may be larger than its request needs, where the rest was too small to be one.
+inline uint64_t policy_bytes_of(const Block& block) {
+  const uint64_t needed = std::max(kChunkBytesMin, (block.size + 15) / 16 * 16 + kHeaderBytes);
+  const uint64_t by_glibc = std::max(kChunkBytesMin, (block.size + 8 + 15) / 16 * 16);
+  const uint64_t bytes = chunk_bytes_of(block);
+  return by_glibc + (bytes > needed ? bytes - needed : 0);
+}
 
 struct FreedChunk {
   uint64_t address = 0;  // Of the block it was.
@@ -64,8 +71,9 @@ class FreedChunks {
   template <typename Place>
   void free(uint32_t thread, const Block& block, Place place) {
     if (undo_.size() >= kUndoMax) settle();
-    if (push_cache(thread, block)) return;
-    if (has_fast() || is_fast(policy_bytes_of(block))) free_past_cache(thread, block, place());
+    const uint64_t policy = policy_bytes_of(block);
+    if (push_cache(thread, block, policy)) return;
+    if (has_fast() || is_fast(policy)) free_past_cache(thread, block, policy, place());
   }
   // A block begins.
   template <typename Place>
@@ -130,10 +138,21 @@ class FreedChunks {
   Cache* find_cache(uint32_t thread) const {
     return thread < caches_.size() ? caches_[thread].get() : nullptr;
   }
-  std::vector<Entry>& cache_list(uint32_t thread, size_t size_class);
-  bool push_cache(uint32_t thread, const Block& block);
+  std::vector<Entry>& cache_list(uint32_t thread, size_t size_class) {
+    Cache* own = find_cache(thread);
+    if (own == nullptr) [[unlikely]]
+      own = &make_cache(thread);
+    return (*own)[size_class];
+  }
+  Cache& make_cache(uint32_t thread);
+  FastLists& lists_of(uint64_t arena) {
+    return arena == listed_arena_ && lists_ != nullptr ? *lists_ : find_lists(arena);
+  }
+  FastLists& find_lists(uint64_t arena);
+  bool push_cache(uint32_t thread, const Block& block, uint64_t policy);
   bool take_from_cache(uint32_t thread, const Block& block);
-  void free_past_cache(uint32_t thread, const Block& block, const ChunkPlace& place);
+  void free_past_cache(uint32_t thread, const Block& block, uint64_t policy,
+                       const ChunkPlace& place);
   void allocate_past_cache(uint32_t thread, const Block& block, const ChunkPlace& place);
   void push_fast(uint64_t arena, const FastEntry& entry, uint64_t chunk_bytes);
   void take_fast(uint32_t thread, const Block& block, uint64_t arena);
@@ -150,7 +169,11 @@ class FreedChunks {
   void settle();
   void undo_to(std::span<const Undo> changes);
   void undo(const Undo& change);
-  uint64_t& last_arena(uint32_t thread);
+  uint64_t& last_arena(uint32_t thread) {
+    if (thread >= arenas_.size()) [[unlikely]]
+      arenas_.resize(std::max<size_t>(thread + 1, arenas_.size() * 2));
+    return arenas_[thread];
+  }
   bool is_in_fast(const FastEntry& entry, size_t size_class) const {
     return fast_.get(entry.address) == mark_of(size_class);
   }
@@ -161,6 +184,8 @@ class FreedChunks {
   ByteMap fast_;                                // Address -> class + 1: what is in fastbins now.
   size_t fast_count_ = 0;
   std::map<uint64_t, FastLists> fast_lists_;  // By arena. Some are gone; see is_in_fast().
+  uint64_t listed_arena_ = 0;                 // Whose lists were asked for last,
+  FastLists* lists_ = nullptr;                // and those; null: nobody's yet.
   bool undoes_ = false;                       // Somebody may want changes undone.
   std::vector<Undo> undo_;
   std::array<Kept, kKeptMoments> kept_;

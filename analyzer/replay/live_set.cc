@@ -38,8 +38,17 @@ uint32_t LiveSet::insert(const Block& block) {
   } else if (block.id != 0) {
     displaced_.put(block.id, place);
   }
+  // Field by field: a wider copy of what was just written would wait for the writes.
   Block& kept = slot(place);
-  kept = block;
+  kept.id = block.id;
+  kept.address = block.address;
+  kept.size = block.size;
+  kept.usable = block.usable;
+  kept.time_ns = block.time_ns;
+  kept.stack = block.stack;
+  kept.thread = block.thread;
+  kept.step = block.step;
+  kept.inherited = block.inherited;
   kept.live = true;
   kept.kept = 0;
   ++blocks_;
@@ -75,19 +84,24 @@ uint32_t LiveSet::take(uint64_t id, uint64_t address) {
       starts_.take_if(start, [&](uint32_t found) { return found == place; });
     }
   }
-  const Block& block = at(place);
+  Block& block = slot(place);
   --blocks_;
   requested_bytes_ -= block.size;
   usable_bytes_ -= block.usable;
   if (by_id_) by_id_->take(id);
-  retire(place);
+  block.live = false;
+  if (static_cast<int64_t>(block.step) <= kept_step_max_) {
+    retire_kept(place);
+  } else {
+    block.kept = 0;
+    unused_.push_back(place);
+  }
   return place;
 }
 
-// Its block ended: free for another one, unless it was live at a kept moment.
-void LiveSet::retire(uint32_t place) {
+// Its block ended, and may have been live at a kept moment: if not, free for another one.
+void LiveSet::retire_kept(uint32_t place) {
   Block& block = slot(place);
-  block.live = false;
   unsigned kept = 0;
   for (size_t moment = 0; moment < kKeptMoments; ++moment) {
     if (!kept_[moment].step || block.step > *kept_[moment].step) continue;
@@ -101,11 +115,16 @@ void LiveSet::retire(uint32_t place) {
 void LiveSet::keep(size_t moment, uint64_t step) {
   forget(moment);
   kept_[moment].step = step;
+  kept_step_max_ = std::max(kept_step_max_, static_cast<int64_t>(step));
 }
 
 void LiveSet::forget(size_t moment) {
   Kept& kept = kept_[moment];
   kept.step.reset();
+  kept_step_max_ = -1;
+  for (const Kept& other : kept_) {
+    if (other.step) kept_step_max_ = std::max(kept_step_max_, static_cast<int64_t>(*other.step));
+  }
   for (const uint32_t place : kept.ended) {
     Block& block = slot(place);
     set_kept(block, block.kept & ~(1u << moment));

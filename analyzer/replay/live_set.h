@@ -35,8 +35,6 @@ inline constexpr uint64_t kChunkBytesMin = 32;
 inline constexpr size_t kKeptMoments = 3;
 
 struct Block {
-  static constexpr uint64_t kStepMask = (uint64_t{1} << 56) - 1;
-
   uint64_t id = 0;
   uint64_t address = 0;
   uint64_t size = 0;    // Requested.
@@ -44,12 +42,12 @@ struct Block {
   int64_t time_ns = 0;
   uint32_t stack = 0;  // That allocated it.
   uint32_t thread = 0;
-  uint64_t step : 56 = 0;           // Of the replay, that began it; 0: inherited.
-  bool inherited : 1 = false;       // Allocated by an ancestor, before the fork.
-  bool live : 1 = false;            // Kept by LiveSet, as is:
-  uint8_t kept : kKeptMoments = 0;  // Ended, and was live at these kept moments: a bit for each.
+  uint64_t step = 0;       // Of the replay, that began it; 0: inherited.
+  bool inherited = false;  // Allocated by an ancestor, before the fork.
+  bool live = false;       // Kept by LiveSet, as is:
+  uint8_t kept = 0;        // Ended, and was live at these kept moments: a bit for each.
 };
-static_assert(sizeof(Block) == 56);
+static_assert(sizeof(Block) == 64 && kKeptMoments <= 8);
 
 class LiveSet {
  public:
@@ -131,9 +129,9 @@ class LiveSet {
   }
   uint32_t take_place();
   uint32_t take_elsewhere(uint64_t id);
-  void retire(uint32_t place);
+  void retire_kept(uint32_t place);
   void set_kept(Block& block, unsigned moments) const {
-    block.kept = moments & ((1u << kKeptMoments) - 1);
+    block.kept = static_cast<uint8_t>(moments & ((1u << kKeptMoments) - 1));
   }
 
   std::vector<std::unique_ptr<Segment>> segments_;
@@ -143,6 +141,7 @@ class LiveSet {
   FlatMap displaced_;             // Id -> place, of live blocks whose address another one has.
   std::optional<FlatMap> by_id_;  // Of all live blocks; made when an address was wrong once.
   std::array<Kept, kKeptMoments> kept_;
+  int64_t kept_step_max_ = -1;  // The latest of their steps; -1: none.
   uint64_t blocks_ = 0;
   uint64_t requested_bytes_ = 0;
   uint64_t usable_bytes_ = 0;

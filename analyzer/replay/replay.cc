@@ -159,6 +159,25 @@ struct Replay::Streams {
     const uint64_t old = run.batch->old_address[row];
     return old != 0 ? old : run.batch->address[row];
   }
+  // The columns are more streams than a processor follows, and another one wrote them.
+  void prefetch_rows() const {
+    constexpr size_t kRowsAhead = 64;
+    constexpr size_t kRowsPerLine = 8;
+    const size_t row = run.begin + kRowsAhead;
+    if (row % kRowsPerLine != 0 || row >= run.end) return;
+    const schema::CallBatch& batch = *run.batch;
+    for (const auto* column : {&batch.id, &batch.address, &batch.size, &batch.usable,
+                               &batch.ended_id, &batch.old_address}) {
+      __builtin_prefetch(column->data() + row);
+    }
+    __builtin_prefetch(batch.time_ns.data() + row);
+    if (!batch.alignment.empty()) __builtin_prefetch(batch.alignment.data() + row);
+    if (row % (2 * kRowsPerLine) != 0) return;
+    __builtin_prefetch(batch.thread.data() + row);
+    __builtin_prefetch(batch.stack.data() + row);
+    __builtin_prefetch(batch.kind.data() + row);
+    __builtin_prefetch(batch.flags.data() + row);
+  }
   void next_call() {
     ++run.begin;
     seek_call();
@@ -311,6 +330,7 @@ void Replay::play_calls(int64_t until_ns, int64_t before_ns, uint64_t step_max) 
   while (in.call_time <= until_ns && in.call_time < before_ns && step_ < step_max) {
     constexpr size_t kAheadStart = 12;
     constexpr size_t kAheadBlock = 6;
+    in.prefetch_rows();
     live_.prefetch_start(in.address_ahead(kAheadStart));
     live_.prefetch_block(in.address_ahead(kAheadBlock));
     const CallRow row = in.call();
@@ -389,17 +409,14 @@ uint32_t Replay::end_block(const CallRow& row) {
 
 uint32_t Replay::begin_block(const CallRow& row) {
   Block block{row.id, row.address, row.size, row.usable, row.time_ns, row.stack, row.thread};
-  block.step = (step_ + 1) & Block::kStepMask;
+  block.step = step_ + 1;
   const uint32_t place = live_.insert(block);
   if (place == LiveSet::kNone) return place;
   if (options_.faults && block.usable != 0) {
     memory_.note_used(block.address, block.address + block.usable);
   }
   if (own_ && options_.observer != nullptr) options_.observer->on_alloc(row, block);
-  if (waiting_count_ != 0 && block.address + block.usable > waiting_in_.first &&
-      block.address <= waiting_in_.last + kHeaderBytes) {
-    take_waiting(row.thread, block);
-  }
+  if (waiting_count_ != 0 && may_wait_for(block)) take_waiting(row.thread, block);
   return place;
 }
 
@@ -464,9 +481,26 @@ void Replay::play_fault(const schema::FaultRow& row, FaultStream::Place place) {
     if (waiting_count_++ == 0) waiting_in_ = {row.address, row.address};
     waiting_in_.first = std::min(waiting_in_.first, row.address);
     waiting_in_.last = std::max(waiting_in_.last, row.address);
+    ++waiting_at(row.address / kPageBytes);
     return;
   }
   settle(fault, block);
+}
+
+// False: no fault waits for this block, of whatever thread. Some wait until the process ends, so
+// this is asked for every block.
+bool Replay::may_wait_for(const Block& block) {
+  constexpr uint64_t kPagesMax = 8;  // To look at.
+  const uint64_t start = block.address - std::min(block.address, kHeaderBytes);
+  const uint64_t end = block.address + block.usable;
+  if (end <= waiting_in_.first || start > waiting_in_.last) return false;
+  const uint64_t last = end / kPageBytes;
+  uint64_t page = start / kPageBytes;
+  if (last - page >= kPagesMax) return true;
+  for (; page <= last; ++page) {
+    if (waiting_at(page) != 0) return true;
+  }
+  return false;
 }
 
 void Replay::take_waiting(uint32_t thread, const Block& block) {
@@ -476,6 +510,7 @@ void Replay::take_waiting(uint32_t thread, const Block& block) {
   auto it = faults.lower_bound(block.address - kHeaderBytes);
   while (it != faults.end() && it->first < block.address + block.usable) {
     settle(it->second, &block);
+    --waiting_at(it->first / kPageBytes);
     it = faults.erase(it);
     --waiting_count_;
   }
@@ -487,6 +522,7 @@ void Replay::give_up_waiting(uint64_t start, uint64_t end) {
     auto it = faults.lower_bound(start);
     while (it != faults.end() && it->first < end) {
       settle(it->second, nullptr);
+      --waiting_at(it->first / kPageBytes);
       it = faults.erase(it);
       --waiting_count_;
     }

@@ -17,6 +17,7 @@
 // Thread safety: none. Memory: the live blocks, some batches.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -192,6 +193,8 @@ class Replay {
   void show_residency(int64_t snapshot);
   void show_run(uint64_t start, uint64_t end, bool resident);
   void note_resident_peak();
+  uint32_t& waiting_at(uint64_t page) { return waiting_pages_[page % kWaitingSlots]; }
+  bool may_wait_for(const Block& block);
   void take_waiting(uint32_t thread, const Block& block);
   void give_up_waiting(uint64_t start, uint64_t end);
   void settle(WaitingFault& waiting, const Block* block);
@@ -219,6 +222,8 @@ class Replay {
   struct {
     uint64_t first = 0, last = 0;
   } waiting_in_;  // All their addresses are there.
+  static constexpr size_t kWaitingSlots = 1024;
+  std::array<uint32_t, kWaitingSlots> waiting_pages_{};  // How many, by page, modulo the slots.
   ResidencyPeak resident_peak_;
 };
 

@@ -49,7 +49,7 @@ TEST(LiveSet, IsAMapOfItsBlocksNowAndAtKeptMoments) {
       block.id = step;
       block.address = random() % 50 == 0 ? 0 : 0x10000 + random() % 3000 * 32;
       block.size = block.usable = 24;
-      block.step = step & Block::kStepMask;
+      block.step = step;
       ASSERT_NE(LiveSet::kNone, set.insert(block));
       if (block.address != 0) {
         ASSERT_EQ(LiveSet::kNone, set.insert(block)) << "it is there already";
