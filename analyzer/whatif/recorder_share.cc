@@ -92,18 +92,44 @@ uint64_t fresh_pages(const CountedRegion& region, uint64_t address, PageSet& see
   return fresh;
 }
 
+// The mapping that `address` lies in; null: none that was counted.
+CountedRegion* region_of(std::vector<CountedRegion>& regions, uint64_t address) {
+  const auto region =
+      std::upper_bound(regions.begin(), regions.end(), address,
+                       [](uint64_t at, const CountedRegion& other) { return at < other.end; });
+  return region == regions.end() || address < region->start ? nullptr : &*region;
+}
+
+// The largest look at RSS, and how much more there was at most afterwards, by the kernel.
+struct Counted {
+  int64_t time_ns = 0;
+  uint64_t grown_bytes_max = 0;
+};
+
 std::vector<OtherRss::Step> steps_of(std::vector<CountedRegion>& regions,
-                                     const std::vector<OtherTouch>& touches, int64_t counted_ns) {
+                                     const std::vector<OtherTouch>& touches,
+                                     const Counted& counted) {
   std::vector<OtherRss::Step> gains;
   PageSet seen;
-  uint64_t gained = 0, late_bytes = 0;
+  uint64_t gained = 0, late_bytes = 0, grown = 0;
   for (const OtherTouch& touch : touches) {
-    auto region = std::upper_bound(
-        regions.begin(), regions.end(), touch.address,
-        [](uint64_t address, const CountedRegion& other) { return address < other.end; });
-    if (region == regions.end() || touch.address < region->start) continue;
+    CountedRegion* region = region_of(regions, touch.address);
+    if (region == nullptr) {
+      // Mapped later, or gone by then. No look says how long that stays, so the kernel's peak is
+      // the limit.
+      const uint64_t page = touch.address & ~(kPageBytes - 1);
+      if (touch.time_ns <= counted.time_ns || grown + kPageBytes > counted.grown_bytes_max ||
+          seen.contains(page)) {
+        continue;
+      }
+      seen.add(page);
+      grown += kPageBytes;
+      gained += kPageBytes;
+      gains.push_back({touch.time_ns, kPageBytes});
+      continue;
+    }
     uint64_t pages = fresh_pages(*region, touch.address, seen);
-    if (touch.by_start_up || touch.time_ns <= counted_ns) {
+    if (touch.by_start_up || touch.time_ns <= counted.time_ns) {
       pages = std::min(pages, region->pages - region->brought_in);
       region->brought_in += pages;
     }
@@ -167,20 +193,22 @@ bool RecorderShare::has(uint64_t address) const {
 OtherRss other_rss(schema::Database& db, int64_t process, const RecorderShare& recorder,
                    const std::vector<OtherTouch>& touches, const PageSet& touched_by_recorder) {
   schema::Statement snapshot = db.prepare(
-      "SELECT id, time_ns FROM snapshot WHERE process = ? AND rss_bytes NOTNULL ORDER BY rss_bytes"
-      " DESC LIMIT 1");
+      "SELECT id, time_ns, rss_bytes, max(coalesce(rss_peak_bytes, 0), (SELECT"
+      " coalesce(max(rss_peak_bytes), 0) FROM snapshot WHERE process = ?1)) FROM snapshot WHERE"
+      " process = ?1 AND rss_bytes NOTNULL ORDER BY rss_bytes DESC LIMIT 1");
   snapshot.bind_all(process);
   OtherRss result;
   std::vector<CountedRegion> regions;
-  int64_t counted_ns = 0;
+  Counted counted;
   if (snapshot.step()) {
-    counted_ns = snapshot.column_int(1);
+    const uint64_t rss_bytes = snapshot.column_uint(2);
+    counted = {snapshot.column_int(1), std::max(snapshot.column_uint(3), rss_bytes) - rss_bytes};
     PageSet touched;
     for (const OtherTouch& touch : touches) touched.add(touch.address);
     regions = counted_regions(db, snapshot.column_int(0), recorder, touched, touched_by_recorder);
   }
   for (const CountedRegion& region : regions) result.bytes += region.pages * kPageBytes;
-  result.steps = steps_of(regions, touches, counted_ns);
+  result.steps = steps_of(regions, touches, counted);
   return result;
 }
 

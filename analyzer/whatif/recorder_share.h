@@ -49,7 +49,8 @@ struct OtherRss {
 // it was seen to touch: `touches`, in order of time. Of files they are those that are resident but
 // for what only the recorder's own touches brought in: it reads every module's unwind tables.
 // Before and after, in the same mappings, there is less or more by what those touches brought in;
-// what the recorder's start-up touched for the program is taken to come at the end.
+// in others there is more afterwards, as far as the kernel's peak of the recording goes beyond that
+// look. What the recorder's start-up touched for the program is taken to come at the end.
 OtherRss other_rss(schema::Database& db, int64_t process, const RecorderShare& recorder,
                    const std::vector<OtherTouch>& touches, const PageSet& touched_by_recorder);
 
