@@ -76,9 +76,11 @@ class Marks(recording.RecordingTest):
         self.assertEqual(len(snapshots), 3)
         stamps = [row["time_ns"] for row in rows]
         self.assertEqual(sorted(stamps + snapshots), [stamp for pair in zip(stamps, snapshots) for stamp in pair])
-        timeline = self.native([recording.HEAPLEDGER, "timeline", trace.path]).stdout.decode()
+        # As text, a long one is cut where the numbers beside it are wide.
+        timeline = self.native([recording.HEAPLEDGER, "timeline", "--csv", trace.path]).stdout.decode()
         for row in rows:
             self.assertIn(row["text"], timeline)
+        self.assertIn("by its f\u00efle", self.native([recording.HEAPLEDGER, "timeline", trace.path]).stdout.decode())
         self.assert_clean(trace)
 
     def test_forked_children_and_a_bare_preload(self):
