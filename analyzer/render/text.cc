@@ -17,13 +17,22 @@ size_t width_of(std::string_view text) {
       std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
 }
 
+// Where the first `width` characters end.
+size_t bytes_of(std::string_view text, size_t width) {
+  size_t end = 0;
+  for (size_t seen = 0; end < text.size(); ++end) {
+    if ((text[end] & 0xC0) != 0x80 && seen++ == width) break;
+  }
+  return end;
+}
+
 // Long template names are cut in the middle: both ends say something.
 std::string fit(const std::string& text, size_t width) {
-  if (width_of(text) <= width || width < 8) return text;
+  const size_t whole = width_of(text);
+  if (whole <= width || width < 8) return text;
   const size_t head = (width - 3) * 2 / 3;
   const size_t tail = width - 3 - head;
-  if (width_of(text) != text.size()) return text.substr(0, width - 3) + "...";
-  return text.substr(0, head) + "..." + text.substr(text.size() - tail);
+  return text.substr(0, bytes_of(text, head)) + "..." + text.substr(bytes_of(text, whole - tail));
 }
 
 // A command line may hold anything; a line of the report is one line.
