@@ -2,31 +2,18 @@
 #include "interposer/collector/page_scan.h"
 
 #include <fcntl.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 
+#include "interposer/base/pagemap_scan.h"
 #include "interposer/collector/proc_files.h"
 
 namespace heapledger::collector {
 namespace {
 
 constexpr uint64_t kPage = 4096;
-
-// The kernel's interface (include/uapi/linux/fs.h, Documentation/admin-guide/mm/pagemap.rst), which
-// Debian 12's headers do not have yet.
-struct PageRegion {
-  uint64_t start, end, categories;
-};
-struct ScanArguments {
-  uint64_t size, flags, start, end, walk_end, vec, vec_len, max_pages, category_inverted,
-      category_mask, category_anyof_mask, return_mask;
-};
-constexpr uint64_t kIsPresent = 1U << 3;
-constexpr uint64_t kIsPfnZero = 1U << 5;
-const unsigned long kPagemapScan = _IOWR('f', 16, ScanArguments);
 
 constexpr uint64_t kEntryPresent = uint64_t{1} << 63;
 
@@ -52,33 +39,16 @@ PageScanner::PageScanner(pid_t pid)
 bool PageScanner::scan(uint64_t start, uint64_t end, Residency& residency) {
   if (!has_ioctl_) return scan_by_entries(start, end, residency);
   residency = {start, (end - start) / kPage, 0, {}};
-  std::array<PageRegion, 512> found{};
-  ScanArguments arguments{};
-  arguments.size = sizeof arguments;
-  arguments.start = start;
-  arguments.end = end;
-  arguments.vec = reinterpret_cast<uintptr_t>(found.data());
-  arguments.vec_len = found.size();
   // Resident: present, and not (hence inverted) the zero page.
-  arguments.category_inverted = kIsPfnZero;
-  arguments.category_mask = kIsPresent | kIsPfnZero;
-  arguments.return_mask = kIsPresent;
+  const base::PageQuestion resident{base::kPagePresent | base::kPageZero, 0, base::kPageZero};
   uint64_t at = start;
-  while (arguments.start < end) {
-    const int count = ioctl(pagemap_.get(), kPagemapScan, &arguments);
-    if (count < 0) {
-      has_ioctl_ = false;
-      return scan_by_entries(start, end, residency);
-    }
-    for (int i = 0; i < count; ++i) {
-      const PageRegion& run = found[static_cast<size_t>(i)];
-      append_run(residency, (run.start - at) / kPage, false);
-      append_run(residency, (run.end - run.start) / kPage, true);
-      at = run.end;
-    }
-    if (arguments.walk_end <= arguments.start) break;
-    arguments.start = arguments.walk_end;
-  }
+  has_ioctl_ = base::scan_pagemap(pagemap_.get(), start, end, resident,
+                                  [&](uint64_t run_start, uint64_t run_end) {
+                                    append_run(residency, (run_start - at) / kPage, false);
+                                    append_run(residency, (run_end - run_start) / kPage, true);
+                                    at = run_end;
+                                  });
+  if (!has_ioctl_) return scan_by_entries(start, end, residency);
   append_run(residency, (end - at) / kPage, false);
   return true;
 }

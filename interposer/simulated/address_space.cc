@@ -13,6 +13,7 @@
 #include <new>
 
 #include "interposer/base/bits.h"
+#include "interposer/base/pagemap_scan.h"
 
 namespace heapledger::heap {
 
@@ -334,8 +335,20 @@ bool AddressSpace::mprotect(void* address, size_t length, int protection, Cause 
 
 namespace {
 
+// The words of the residency map that hold the bits of pages [page, end): visit(index, their mask).
+template <class Visit>
+void for_each_word(size_t page, size_t end, Visit visit) {
+  while (page < end) {
+    const size_t bit = page % 64;
+    const size_t count = std::min<size_t>(end - page, 64 - bit);
+    visit(page / 64, (count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1) << bit);
+    page += count;
+  }
+}
+
 // Which pages of a range have memory of this process behind them, by /proc/self/pagemap: mincore()
-// would miss those that are swapped out.
+// would miss those that are swapped out. By runs where the kernel can (the program may hold
+// terabytes that it never touched), else entry by entry.
 class WrittenPages {
  public:
   WrittenPages() : fd_(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)) {}
@@ -347,6 +360,19 @@ class WrittenPages {
 
   template <class Visit>
   void for_each(uintptr_t begin, uintptr_t end, Visit visit) {
+    uintptr_t rest = begin;
+    const base::PageQuestion written{0, base::kPagePresent | base::kPageSwapped, 0};
+    has_ioctl_ = has_ioctl_ &&
+                 base::scan_pagemap(fd_, begin, end, written, [&](uintptr_t at, uintptr_t run_end) {
+                   for (; at < run_end; at += kPage) visit(at);
+                   rest = run_end;
+                 });
+    if (!has_ioctl_) for_each_by_entries(rest, end, visit);
+  }
+
+ private:
+  template <class Visit>
+  void for_each_by_entries(uintptr_t begin, uintptr_t end, Visit visit) {
     constexpr size_t kEntries = 4096;
     constexpr uint64_t kPresentOrSwapped = uint64_t{3} << 62;
     entries_.resize(kEntries);
@@ -364,8 +390,8 @@ class WrittenPages {
     }
   }
 
- private:
   int fd_;
+  bool has_ioctl_ = true;
   std::vector<uint64_t> entries_;
 };
 
@@ -381,10 +407,13 @@ AddressSpace::Image AddressSpace::save() const {
       std::memcpy(image.pages.emplace_back().contents.data(), base::pointer_to(at), kPage);
       image.pages.back().at = at;
     });
-    for (uintptr_t at = begin; resident_ != nullptr && at < end; at += kPage) {
-      const size_t page = (at - base_) / kPage;
-      if ((resident_[page / 64] >> (page % 64) & 1) != 0) image.resident.push_back(at);
-    }
+    if (resident_ == nullptr) return;
+    for_each_word((begin - base_) / kPage, (end - base_) / kPage, [&](size_t index, uint64_t mask) {
+      for (uint64_t word = resident_[index] & mask; word != 0; word &= word - 1) {
+        const size_t page = index * 64 + static_cast<size_t>(std::countr_zero(word));
+        image.resident.push_back(base_ + page * kPage);
+      }
+    });
   });
   for (const auto& [memory, bytes] : tables_) {
     const auto* begin = static_cast<const std::byte*>(memory);
@@ -418,19 +447,12 @@ void AddressSpace::renew(uintptr_t begin, uintptr_t end, int protection) {
 }
 
 void AddressSpace::forget_pages(uintptr_t begin, uintptr_t end) {
-  size_t page = (begin - base_) / kPage;
-  const size_t last = (end - base_) / kPage;
-  while (page < last) {
-    const size_t bit = page % 64;
-    const size_t count = last - page < 64 - bit ? last - page : 64 - bit;
-    const uint64_t mask = (count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1) << bit;
-    uint64_t& word = resident_[page / 64];
-    if ((word & mask) != 0) {
-      books_.resident_pages -= static_cast<size_t>(std::popcount(word & mask));
-      word &= ~mask;
-    }
-    page += count;
-  }
+  for_each_word((begin - base_) / kPage, (end - base_) / kPage, [&](size_t index, uint64_t mask) {
+    uint64_t& word = resident_[index];
+    if ((word & mask) == 0) return;
+    books_.resident_pages -= static_cast<size_t>(std::popcount(word & mask));
+    word &= ~mask;
+  });
 }
 
 void AddressSpace::move_residency(uintptr_t from, uintptr_t to, size_t bytes) {
@@ -447,18 +469,13 @@ void AddressSpace::move_residency(uintptr_t from, uintptr_t to, size_t bytes) {
 
 size_t AddressSpace::touch(const void* address, size_t bytes) {
   if (resident_ == nullptr || bytes == 0) return 0;
-  size_t page = (base::address_of(address) - base_) / kPage;
+  const size_t page = (base::address_of(address) - base_) / kPage;
   const size_t last = (base::address_of(address) + bytes - 1 - base_) / kPage;
   size_t fresh = 0;
-  while (page <= last) {
-    const size_t bit = page % 64;
-    const size_t count = last + 1 - page < 64 - bit ? last + 1 - page : 64 - bit;
-    const uint64_t mask = (count == 64 ? ~uint64_t{0} : (uint64_t{1} << count) - 1) << bit;
-    uint64_t& word = resident_[page / 64];
-    fresh += static_cast<size_t>(std::popcount(~word & mask));
-    word |= mask;
-    page += count;
-  }
+  for_each_word(page, last + 1, [&](size_t index, uint64_t mask) {
+    fresh += static_cast<size_t>(std::popcount(~resident_[index] & mask));
+    resident_[index] |= mask;
+  });
   books_.resident_pages += fresh;
   books_.faults += fresh;
   if (books_.resident_pages > books_.resident_peak) books_.resident_peak = books_.resident_pages;

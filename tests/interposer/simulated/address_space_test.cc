@@ -153,6 +153,28 @@ TEST_F(AddressSpaceTest, RefusesWhatItIsToldTo) {
   EXPECT_EQ(space_.held_bytes(), 0U);
 }
 
+// Goal: saving takes as long as there are pages, not addresses: a program that forks may hold
+// terabytes that it never touched. Method: 16 TiB with three pages in them; what is not asked page
+// by page ends before a test's time is over.
+TEST(AddressSpaceImage, OfTerabytesHasThePagesThatAreThere) {
+  constexpr size_t kBytes = size_t{16} << 40;
+  AddressSpace space({1024 * kPage, kBytes + (size_t{1} << 30), Contents::kNone, true});
+  auto* const block =
+      static_cast<char*>(space.mmap(nullptr, kBytes, kUsable, kFlags, Cause::kMapBlock));
+  if (block == nullptr) GTEST_SKIP() << "so many addresses cannot be reserved here";
+  for (const size_t at : {size_t{0}, kBytes / 2, kBytes - kPage}) {
+    block[at] = 'x';
+    EXPECT_EQ(space.touch(block + at, 1), 1U);
+  }
+  const AddressSpace::Image image = space.save();
+  block[kBytes / 2] = 'y';
+  EXPECT_EQ(space.touch(block + kPage, 1), 1U);
+  space.restore(image);
+  EXPECT_EQ(block[kBytes / 2], 'x');
+  EXPECT_EQ(space.resident_bytes(), 3 * kPage);
+  EXPECT_EQ(space.touch(block + kPage, 1), 1U);
+}
+
 // Goal: a model of a heap of 64 GiB runs in little memory. Method: blocks of 1 GiB and callocs and
 // reallocs of them, then the peak of this process.
 TEST(ModelOs, NeedsMemoryOnlyForWhatTheAllocatorWrites) {
