@@ -76,7 +76,8 @@ Side measure(Trace& trace) {
     side.rss_bytes_peak = std::max(side.rss_bytes_peak, process->rss_peak_bytes.value_or(0));
   }
   const ProcessInfo& first = trace.info.processes.front();
-  side.wall_ns = first.end_ns.value_or(trace.info.end_ns) - first.start_ns.value_or(0);
+  side.wall_ns =
+      difference_of(first.end_ns.value_or(trace.info.end_ns), first.start_ns.value_or(0));
   return side;
 }
 

@@ -37,8 +37,8 @@ class Finder {
  public:
   Finder(const ReportInput& input, const ProcessInfo& process)
       : trace_(input.trace()), db_(trace_.db), process_(process) {
-    run_ns_ = std::max<int64_t>(
-        1, process.end_ns.value_or(trace_.info.end_ns) - process.start_ns.value_or(0));
+    run_ns_ = std::max<int64_t>(1, difference_of(process.end_ns.value_or(trace_.info.end_ns),
+                                                 process.start_ns.value_or(0)));
     held_peak_ = std::max<int64_t>(
         1, integer("SELECT held_bytes FROM fragmentation WHERE at = 'peak' AND process = {}"));
     ns_per_fault_ = schema::meta_int(db_, "ns_per_fault").value_or(0);

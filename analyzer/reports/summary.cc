@@ -97,7 +97,8 @@ class Summary {
   void add_head() {
     const ProcessInfo& first = trace_.info.processes.front();
     const std::string command = trace_.info.command.empty() ? first.command : trace_.info.command;
-    const int64_t wall_ns = first.end_ns.value_or(trace_.info.end_ns) - first.start_ns.value_or(0);
+    const int64_t wall_ns =
+        difference_of(first.end_ns.value_or(trace_.info.end_ns), first.start_ns.value_or(0));
     int64_t events = 0;
     for (const ProcessInfo* process : selected_) events = sum_of(events, process->events);
     section(fmt::format("{}: {}, {}, {}", command, result_of(first), human_ns(wall_ns),
