@@ -104,7 +104,10 @@ std::vector<std::string> texts(schema::Database& db, const std::string& query) {
 int64_t strange_number(const Change& change) {
   constexpr int64_t kStrange[] = {0,         1,         -1,        255,       4095,      INT32_MAX,
                                   INT32_MIN, INT64_MAX, INT64_MIN, 1LL << 47, 1LL << 62, 1 << 16};
-  return kStrange[change.value[1] % std::size(kStrange)] + static_cast<int8_t>(change.value[2]) % 3;
+  // Wraps around at the ends.
+  return static_cast<int64_t>(
+      static_cast<uint64_t>(kStrange[change.value[1] % std::size(kStrange)]) +
+      static_cast<uint64_t>(static_cast<int8_t>(change.value[2]) % 3));
 }
 
 // Bytes changed, or an end cut off; some with checksums that fit.
