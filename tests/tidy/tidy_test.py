@@ -17,11 +17,12 @@ ARROWS = {
     "interposer/simulated/": {"interposer/base/", "interposer/heap/", "interposer/simulated/"},
     "interposer/trace/": {"schema/", "interposer/base/", "interposer/trace/"},
     # os.h: the names of causes and policies, which are the allocator's own.
-    "interposer/collector/": {"schema/", "interposer/collector/", "interposer/heap/os.h"},
+    "interposer/collector/": {"schema/", "interposer/collector/", "interposer/heap/os.h", "interposer/base/pagemap_scan.h"},
     "interposer/": {"schema/", "interposer/base/", "interposer/heap/", "interposer/trace/", "interposer/"},
     "analyzer/": {"schema/", "analyzer/"},
     "analyzer/whatif/": {"schema/", "analyzer/", "interposer/base/bits.h", "interposer/heap/", "interposer/simulated/"},
     "tools/": {"schema/", "tools/", "interposer/collector/control_protocol.h", "interposer/heapledger.h"},
+    "tools/bench/": {"schema/", "tools/", "interposer/collector/"},
 }
 # The wire half of schema/: all that code inside the program may see of it.
 WIRE = {"schema/event.h", "schema/shared_region.h"}

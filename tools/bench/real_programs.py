@@ -312,6 +312,12 @@ def strace_calls(path, threads):
     return calls, heaps.count
 
 
+def all_calls(path):
+    """How many memory system calls a listing of `strace -k` has, whoever made them."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return sum(1 for line in file if STRACE_CALL.match(line))
+
+
 def counts(calls):
     return [sum(call[0] == name for call in calls) for name in CALLS]
 
