@@ -12,6 +12,10 @@ namespace heapledger::analyzer {
 
 namespace {
 
+// Of a model's memory that is not packed: small heaps, and what a large one uses often.
+constexpr size_t kHotBytes = size_t{4} << 20;
+constexpr size_t kAllHotTimes = 4;  // So much larger is what counts as small.
+
 ModelOptions model_options(schema::Database& db, const TraceInfo& info, int64_t process,
                            LayoutKind layout, size_t hot_bytes) {
   ModelOptions options;
@@ -22,11 +26,9 @@ ModelOptions model_options(schema::Database& db, const TraceInfo& info, int64_t 
   options.space.break_bytes = size_t{1} << 40;
   options.space.map_bytes = size_t{1} << 43;
   options.space.hot_bytes = hot_bytes;
+  options.space.all_hot_bytes = kAllHotTimes * hot_bytes;
   return options;
 }
-
-// Of a model's memory that is not packed: small heaps, and what a large one uses often.
-constexpr size_t kHotBytes = size_t{4} << 20;
 
 // Both layouts over the same calls. The one of the recording is run only where somebody will ask
 // for its free chunks, and up to then.

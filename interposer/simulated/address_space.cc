@@ -73,7 +73,8 @@ AddressSpace::AddressSpace(const SpaceOptions& options) : contents_(options.cont
   books_.gaps.give(base_ + wanted.break_bytes, wanted.map_bytes - top_bytes(wanted));
   if (options.hot_bytes != 0 && contents_ == Contents::kNone &&
       base::is_aligned(total_bytes_, ColdMemory::kClusterBytes)) {
-    cold_ = std::make_unique<ColdMemory>(base_, total_bytes_, options.hot_bytes);
+    cold_ =
+        std::make_unique<ColdMemory>(base_, total_bytes_, options.hot_bytes, options.all_hot_bytes);
   }
   if (!options.residency) return;
   resident_map_bytes_ = base::align_up(total_bytes_ / kPage / 8 + 8, kPage);

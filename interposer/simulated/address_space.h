@@ -69,6 +69,7 @@ struct SpaceOptions {
   // Not 0, with Contents::kNone: of what the allocator wrote, what it has not touched for long is
   // packed, beyond so many bytes (cold_memory.h). For a model of a large heap; save() unpacks.
   size_t hot_bytes = 0;
+  size_t all_hot_bytes = 0;  // Nothing is packed of a heap of no more than this.
 };
 
 class AddressSpace {

@@ -109,8 +109,12 @@ const uint8_t* take_word(const uint8_t* at, uint64_t& word, uintptr_t begin, uin
 
 }  // namespace
 
-ColdMemory::ColdMemory(uintptr_t begin, size_t bytes, size_t hot_bytes)
-    : begin_(begin), bytes_(bytes), hot_max_(hot_bytes / kClusterBytes + 1), slot_(add(this)) {
+ColdMemory::ColdMemory(uintptr_t begin, size_t bytes, size_t hot_bytes, size_t all_hot_bytes)
+    : begin_(begin),
+      bytes_(bytes),
+      hot_max_(hot_bytes / kClusterBytes + 1),
+      all_hot_max_(all_hot_bytes / kClusterBytes),
+      slot_(add(this)) {
   if (slot_ == kNoSlot || ::mprotect(base::pointer_to(begin), bytes, PROT_NONE) != 0) {
     is_off_ = true;
   }
@@ -150,7 +154,10 @@ bool ColdMemory::on_fault(uintptr_t address) {
 }
 
 void ColdMemory::make_room() {
-  if (open_.size() > hot_max_) {
+  if (clusters_.size() <= all_hot_max_) return;
+  // Two at a time, until those are few that were open when everything was.
+  constexpr int kAtATime = 2;
+  for (int i = 0; i < kAtATime && open_.size() > hot_max_; ++i) {
     const uint64_t number = open_.front();
     if (!set_access(number, PROT_NONE)) {
       open_all();
@@ -160,13 +167,14 @@ void ColdMemory::make_room() {
     clusters_.find(number)->second.state = State::kClosed;
     closed_.push_back(number);
   }
-  while (closed_.size() > hot_max_ / 4) {
+  for (int packed = 0; packed < kAtATime && closed_.size() > hot_max_ / 4;) {
     const uint64_t number = closed_.front();
     closed_.pop_front();
     Cluster& cluster = clusters_.find(number)->second;
     if (cluster.state != State::kClosed) continue;
     pack(number, cluster);
-    return;
+    if (is_off_) return;
+    ++packed;
   }
 }
 

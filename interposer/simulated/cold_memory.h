@@ -43,8 +43,9 @@ class ColdMemory {
   static constexpr size_t kClusterBytes = size_t{1} << 16;
 
   // Of [begin, begin + bytes), private memory that is all zeros and may be read and written.
-  // `begin` and `bytes` are multiples of the cluster. Up to `hot_bytes` are never packed.
-  ColdMemory(uintptr_t begin, size_t bytes, size_t hot_bytes);
+  // `begin` and `bytes` are multiples of the cluster. Up to `hot_bytes` are never packed, and
+  // nothing is while no more than `all_hot_bytes` were touched.
+  ColdMemory(uintptr_t begin, size_t bytes, size_t hot_bytes, size_t all_hot_bytes = 0);
   // The memory must be unmapped by its owner, before or after.
   ~ColdMemory();
   ColdMemory(const ColdMemory&) = delete;
@@ -79,7 +80,8 @@ class ColdMemory {
 
   uintptr_t begin_;
   size_t bytes_;
-  size_t hot_max_;  // Clusters that may be open.
+  size_t hot_max_;      // Clusters that may be open,
+  size_t all_hot_max_;  // while there are more than this.
   bool is_off_ = false;
   Clusters clusters_;
   std::deque<uint64_t> open_;    // Opened longest ago first.

@@ -81,6 +81,24 @@ TEST(ColdMemory, GivesPagesBack) {
   EXPECT_LT(cold.packed_bytes(), kClusters * kCluster / 128 * 4);
 }
 
+// Goal: a small heap is left alone, a large one is packed all the same. Method: touched in turns,
+// as often as packs anything else, first less of it than is left alone, then more.
+TEST(ColdMemory, LeavesAloneWhatIsSmall) {
+  constexpr size_t kSmall = 32;
+  constexpr size_t kClusters = 4 * kSmall;
+  const Range range(kClusters * kCluster);
+  const ColdMemory cold(range.begin(), kClusters * kCluster, 8 * kCluster, kSmall * kCluster);
+  const auto touch = [&](size_t clusters) {
+    for (size_t i = 0; i < clusters * kCluster / 8; i += 16) range.word(i) = 0x91;
+  };
+  touch(kSmall);
+  touch(kSmall);
+  EXPECT_EQ(0U, cold.packs());
+  EXPECT_EQ(kSmall * kCluster / base::kPageBytes, resident_pages(range.begin(), kSmall * kCluster));
+  touch(kClusters);
+  EXPECT_LE(resident_pages(range.begin(), kClusters * kCluster), 12 * kCluster / base::kPageBytes);
+}
+
 // Goal: memory that is in use as a whole stays there. Method: words all over more clusters than may
 // be open at first; after a while nothing is packed any more.
 TEST(ColdMemory, LeavesOpenWhatIsInUse) {
