@@ -115,12 +115,17 @@ CREATE TABLE stack_batch (
   data BLOB NOT NULL        -- schema/stack_batch.h; README.md, "Stack batches"
 );
 
--- Names of frames, written by the final pass. Depth 0 is the function whose machine code it is; inlined ones have higher depths, the innermost the highest.
-CREATE TABLE symbol (
+-- Names of functions and source files, each once: what view `symbol` reads, with the next one. Written by the final pass.
+CREATE TABLE symbol_name (
+  id INTEGER PRIMARY KEY,  -- from 1
+  name TEXT NOT NULL       -- demangled, or a path
+);
+-- Where frames are, by names' ids.
+CREATE TABLE symbol_place (
   frame INTEGER NOT NULL REFERENCES frame,  -- row of frame
   inline_depth INTEGER NOT NULL,            -- 0: the function itself
-  function TEXT,                            -- demangled; NULL: unknown
-  file TEXT,                                -- source file; NULL: unknown
+  function INTEGER REFERENCES symbol_name,  -- NULL: unknown
+  file INTEGER REFERENCES symbol_name,      -- source file; NULL: unknown
   line INTEGER,                             -- NULL: unknown
   PRIMARY KEY (frame, inline_depth)
 ) WITHOUT ROWID;
@@ -209,8 +214,9 @@ CREATE TABLE region (
   private_dirty_bytes INTEGER NOT NULL,           -- Private_Dirty
   anonymous_bytes INTEGER NOT NULL,               -- Anonymous
   huge_bytes INTEGER NOT NULL,                    -- AnonHugePages
-  shared_bytes INTEGER NOT NULL DEFAULT 0         -- Shared_Clean and Shared_Dirty: pages that another process has mapped too
-);
+  shared_bytes INTEGER NOT NULL DEFAULT 0,        -- Shared_Clean and Shared_Dirty: pages that another process has mapped too
+  PRIMARY KEY (snapshot, start)
+) WITHOUT ROWID;
 
 -- Which pages of the heap's regions were resident at a snapshot (pagemap).
 CREATE TABLE residency (
@@ -518,7 +524,13 @@ CREATE TABLE fidelity (
 
 CREATE INDEX event_batch_by_process ON event_batch(process, time_min_ns);
 CREATE INDEX fault_batch_by_process ON fault_batch(process, time_min_ns);
-CREATE INDEX region_by_snapshot ON region(snapshot);
+
+-- Names of frames. Depth 0 is the function whose machine code it is; inlined ones have higher depths, the innermost the highest. NULL: unknown.
+CREATE VIEW symbol(frame, inline_depth, function, file, line) AS
+SELECT place.frame, place.inline_depth, function.name, file.name, place.line
+FROM symbol_place AS place
+LEFT JOIN symbol_name AS function ON function.id = place.function
+LEFT JOIN symbol_name AS file ON file.id = place.file;
 
 -- A stack as text, innermost first, one frame a line: function (file:line), inlined ones too.
 CREATE VIEW stack_text(id, text) AS
@@ -529,14 +541,16 @@ SELECT s.id, (
     SELECT stack.parent, depth + 1 FROM walk JOIN stack ON stack.id = walk.node WHERE stack.parent != 0
   )
   SELECT group_concat(line, char(10)) FROM (
-    SELECT coalesce(symbol.function,
+    SELECT coalesce(function.name,
                     CASE WHEN stack.frame = 1 THEN '[incomplete]' ELSE printf('0x%x', frame.offset) END)
-           || coalesce(' (' || symbol.file || ':' || symbol.line || ')', coalesce(' in ' || module.path, '')) AS line
+           || coalesce(' (' || file.name || ':' || place.line || ')', coalesce(' in ' || module.path, '')) AS line
     FROM walk
     JOIN stack ON stack.id = walk.node
     JOIN frame ON frame.id = stack.frame
     LEFT JOIN module ON module.id = frame.module
-    LEFT JOIN symbol ON symbol.frame = stack.frame
-    ORDER BY walk.depth, symbol.inline_depth DESC
+    LEFT JOIN symbol_place AS place ON place.frame = stack.frame
+    LEFT JOIN symbol_name AS function ON function.id = place.function
+    LEFT JOIN symbol_name AS file ON file.id = place.file
+    ORDER BY walk.depth, place.inline_depth DESC
   )
 ) FROM stack AS s;

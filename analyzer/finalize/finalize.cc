@@ -421,7 +421,9 @@ void make_table_anew(schema::Database& db, const std::string& table) {
   if (start == std::string_view::npos || end == std::string_view::npos) {
     throw std::logic_error("schema.sql has no table " + table);
   }
-  db.exec("DROP TABLE IF EXISTS " + table);
+  // Without a table of the name there is perhaps the virtual one, which cannot be dropped.
+  const std::string asked = "SELECT 1 FROM sqlite_schema WHERE name = '" + table + "'";
+  if (db.query_int(asked)) db.exec("DROP TABLE " + table);
   db.exec(std::string(schema.substr(start, end - start)));
 }
 

@@ -1,19 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "analyzer/symbols/symbolize.h"
 
-#include <optional>
-
 #include "analyzer/symbols/jit_map.h"
+#include "schema/symbol_writer.h"
 
 namespace heapledger::analyzer {
 
 namespace {
 
 constexpr size_t kModulesKept = 32;  // Each takes two descriptors.
-
-std::optional<std::string> known(const std::string& text) {
-  return text.empty() ? std::nullopt : std::optional(text);
-}
 
 }  // namespace
 
@@ -72,17 +67,11 @@ void SymbolPass::finish() {
   thread_.join();
   if (error_) std::rethrow_exception(error_);
   look_up(load_frames());
-  schema::Statement insert = db_.prepare("INSERT INTO symbol VALUES (?, ?, ?, ?, ?)");
+  schema::SymbolWriter writer(db_);
   for (const auto& [frame, places] : places_) {
     for (size_t depth = 0; depth < places.size(); ++depth) {
       const SourcePlace& place = places[depth];
-      insert.bind_all(frame, depth, known(place.function), known(place.file));
-      if (place.line == 0) {
-        insert.bind(5, nullptr);
-      } else {
-        insert.bind(5, place.line);
-      }
-      insert.run();
+      writer.write(frame, depth, place.function, place.file, place.line);
     }
   }
   name_jit_frames();
@@ -102,10 +91,10 @@ void SymbolPass::name_jit_frames() {
   schema::Statement pids = db_.prepare("SELECT DISTINCT pid FROM process WHERE recorded != 0");
   while (pids.step()) map.load("/tmp/perf-" + std::to_string(pids.column_int(0)) + ".map");
   if (map.empty()) return;
-  schema::Statement insert = db_.prepare("INSERT INTO symbol VALUES (?, 0, ?, NULL, NULL)");
+  schema::SymbolWriter writer(db_);
   for (const Frame& frame : frames) {
     const std::string name = map.name(frame.offset - 1);
-    if (!name.empty()) insert.run_with(frame.id, name);
+    if (!name.empty()) writer.write(frame.id, 0, name, "", 0);
   }
 }
 

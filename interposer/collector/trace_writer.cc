@@ -80,7 +80,8 @@ TraceWriter::TraceWriter(const std::string& path, bool overwrite)
   calls_ = db_.prepare("INSERT INTO event_batch VALUES(NULL,?,?,?,?,?)");
   faults_ = db_.prepare("INSERT INTO fault_batch VALUES(NULL,?,?,?,?,?,NULL)");
   snapshot_ = db_.prepare("INSERT INTO snapshot VALUES(NULL,?,?,?,?,?,?,?,?)");
-  region_ = db_.prepare("INSERT INTO region VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?)");
+  // The kernel says that lines never overlap; a recording should not end by it if they did.
+  region_ = db_.prepare("INSERT OR IGNORE INTO region VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?)");
   residency_ = db_.prepare("INSERT INTO residency VALUES(?,?,?,?,?)");
 }
 

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "schema/symbol_writer.h"
+
 namespace heapledger::analyzer {
 
 namespace {
@@ -305,18 +307,18 @@ void TraceBuilder::write(const std::string& path, size_t events_per_batch) const
 }
 
 void TraceBuilder::write_stacks(schema::Database& db) const {
+  schema::SymbolWriter symbols(db);
   for (const auto& [name, id] : frames_) {
     db.prepare("INSERT INTO frame VALUES (?, NULL, ?)").run_with(id, 0x400000 + id * 16);
     const size_t blank = name.find(' ');
     const std::string function = name.substr(0, blank);
-    schema::Statement symbol = db.prepare("INSERT INTO symbol VALUES (?, 0, ?, ?, ?)");
     if (blank == std::string::npos) {
-      symbol.run_with(id, function, nullptr, nullptr);
+      symbols.write(id, 0, function, "", 0);
       continue;
     }
     const size_t colon = name.rfind(':');
-    symbol.run_with(id, function, "/src/" + name.substr(blank + 1, colon - blank - 1),
-                    std::stoll(name.substr(colon + 1)));
+    symbols.write(id, 0, function, "/src/" + name.substr(blank + 1, colon - blank - 1),
+                  std::stoll(name.substr(colon + 1)));
   }
   for (const auto& [node, id] : stacks_) {
     db.prepare("INSERT INTO stack VALUES (?, ?, ?)").run_with(id, node.first, node.second);
