@@ -14,7 +14,9 @@
 namespace heapledger::schema {
 namespace {
 
-constexpr int kZstdLevel = 1;
+constexpr int kHardLevel = 6;
+// A section of which no more than a quarter could be saved is made of noise: no level does better.
+constexpr size_t kNoiseParts = 4;
 constexpr size_t kSmallSection = 64;  // Shorter ones are not worth a zstd frame.
 
 // A section holds at most two varints per row (a dictionary and an index into it) and a count.
@@ -54,10 +56,11 @@ uint32_t header_crc(std::span<const uint8_t> blob, size_t sections) {
 
 void VarintReader::fail() { damaged("a column ends too early or holds an impossible number"); }
 
-PackedWriter::PackedWriter() : context_(ZSTD_createCCtx()) {
+PackedWriter::PackedWriter(int level) : context_(ZSTD_createCCtx()) {
   if (context_ == nullptr) throw std::bad_alloc();
-  ZSTD_CCtx_setParameter(context_, ZSTD_c_compressionLevel, kZstdLevel);
+  ZSTD_CCtx_setParameter(context_, ZSTD_c_compressionLevel, level);
   ZSTD_CCtx_setParameter(context_, ZSTD_c_contentSizeFlag, 0);  // The directory has it.
+  if (level != kFastLevel) return;
   // Its table of places takes 16 KiB, and short repetitions are not looked for: columns of numbers
   // become no larger by that, in a sixth less time.
   ZSTD_CCtx_setParameter(context_, ZSTD_c_hashLog, 12);
@@ -89,22 +92,46 @@ void PackedWriter::begin(uint32_t magic, size_t rows, size_t sections) {
   sections_ = sections;
 }
 
+size_t PackedWriter::compress(std::span<const uint8_t> section) {
+  reserve(size_ + ZSTD_compressBound(section.size()));
+  const size_t result =
+      ZSTD_compress2(context_, &blob_[size_], capacity_ - size_, section.data(), section.size());
+  return ZSTD_isError(result) != 0 ? SIZE_MAX : result;
+}
+
 void PackedWriter::add(std::span<const uint8_t> section) {
-  const size_t start = size_;
   const size_t raw = section.size();
-  size_t packed = raw;
-  reserve(start + std::max(raw, ZSTD_compressBound(raw)));
-  if (raw >= kSmallSection) {
-    const size_t result =
-        ZSTD_compress2(context_, &blob_[start], capacity_ - start, section.data(), raw);
-    if (ZSTD_isError(result) == 0 && result < raw) packed = result;
+  const size_t packed = raw >= kSmallSection ? compress(section) : SIZE_MAX;
+  if (packed < raw) {
+    enter(raw, packed);
+    return;
   }
-  if (packed == raw) std::copy(section.begin(), section.end(), &blob_[start]);
-  size_ += packed;
+  reserve(size_ + raw);
+  std::copy(section.begin(), section.end(), &blob_[size_]);
+  enter(raw, raw);
+}
+
+void PackedWriter::add_packed(std::span<const uint8_t> packed, size_t raw_bytes,
+                              std::span<const uint8_t> section) {
+  if (!section.empty()) {
+    const size_t anew = compress(section);
+    if (anew < packed.size()) {
+      enter(raw_bytes, anew);
+      return;
+    }
+  }
+  reserve(size_ + packed.size());
+  std::copy(packed.begin(), packed.end(), &blob_[size_]);
+  enter(raw_bytes, packed.size());
+}
+
+// What lies at the end into the directory.
+void PackedWriter::enter(size_t raw, size_t packed) {
   uint8_t* entry = &blob_[kPackedHeaderBytes + next_section_ * kPackedDirectoryBytes];
   put_raw(entry, static_cast<uint32_t>(raw));
   put_raw(entry + 4, static_cast<uint32_t>(packed));
-  put_raw(entry + 8, crc32({&blob_[start], packed}));
+  put_raw(entry + 8, crc32({&blob_[size_], packed}));
+  size_ += packed;
   ++next_section_;
 }
 
@@ -169,6 +196,27 @@ VarintReader PackedReader::section(size_t index) {
   }
   std::memset(section.raw.data() + raw, 0, kVarintBytesMax);
   return {section.raw.data(), section.raw.data() + raw};
+}
+
+std::optional<std::vector<uint8_t>> packed_harder(std::span<const uint8_t> blob) {
+  constexpr size_t kRowsMax = size_t{1} << 20;  // Of any blob's readers.
+  if (blob.size() < kPackedHeaderBytes) damaged("it is too short");
+  const auto magic = take_raw<uint32_t>(&blob[0]);
+  const size_t sections = take_raw<uint16_t>(&blob[6]);
+  PackedReader reader;
+  const size_t rows = reader.open(blob, magic, sections, kRowsMax);
+  PackedWriter writer(kHardLevel);
+  writer.begin(magic, rows, sections);
+  for (size_t i = 0; i < sections; ++i) {
+    const std::span<const uint8_t> packed = reader.packed(i);
+    const size_t raw = reader.raw_bytes(i);
+    const bool noise = raw < kSmallSection || packed.size() * kNoiseParts > raw * (kNoiseParts - 1);
+    const std::span<const uint8_t> section = reader.section(i).bytes();  // Checks it, too.
+    writer.add_packed(packed, raw, noise ? std::span<const uint8_t>() : section);
+  }
+  const std::span<const uint8_t> harder = writer.finish();
+  if (harder.size() >= blob.size()) return std::nullopt;
+  return std::vector<uint8_t>(harder.begin(), harder.end());
 }
 
 }  // namespace heapledger::schema

@@ -26,6 +26,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -242,17 +243,27 @@ struct SplitReader {
 
 class PackedWriter {
  public:
-  PackedWriter();
+  // What is written while a program runs takes as little time as it can.
+  static constexpr int kFastLevel = 1;
+
+  explicit PackedWriter(int level = kFastLevel);
   ~PackedWriter();
   PackedWriter(const PackedWriter&) = delete;
   PackedWriter& operator=(const PackedWriter&) = delete;
 
   void begin(uint32_t magic, size_t rows, size_t sections);
   void add(std::span<const uint8_t> section);  // In order; `sections` times.
-  std::span<const uint8_t> finish();           // Valid until begin().
+  // One that is packed already; as it is, or packed anew where `section`, its contents, are given
+  // and that makes it smaller.
+  void add_packed(std::span<const uint8_t> packed, size_t raw_bytes,
+                  std::span<const uint8_t> section = {});
+  std::span<const uint8_t> finish();  // Valid until begin().
 
  private:
   void reserve(size_t bytes);
+  // Packs to the end; returns the bytes it takes there, SIZE_MAX where it cannot be packed.
+  size_t compress(std::span<const uint8_t> section);
+  void enter(size_t raw, size_t packed);
 
   ZSTD_CCtx_s* context_;
   std::unique_ptr<uint8_t[]> blob_;  // The first `size_` bytes of it.
@@ -273,6 +284,9 @@ class PackedReader {
   size_t open(std::span<const uint8_t> blob, uint32_t magic, size_t sections, size_t rows_max);
   // Unpacks a section; valid until open().
   VarintReader section(size_t index);
+  // As it is in the blob.
+  std::span<const uint8_t> packed(size_t index) const { return sections_[index].packed; }
+  size_t raw_bytes(size_t index) const { return sections_[index].raw_bytes; }
 
  private:
   struct Section {
@@ -284,5 +298,10 @@ class PackedReader {
   ZSTD_DCtx_s* context_;
   std::vector<Section> sections_;
 };
+
+// The same rows in a blob that is smaller by a twelfth where there is much to find, for which it
+// takes some forty nanoseconds per row. Nothing: it would be no smaller. Throws Error for a damaged
+// one.
+std::optional<std::vector<uint8_t>> packed_harder(std::span<const uint8_t> blob);
 
 }  // namespace heapledger::schema

@@ -17,6 +17,7 @@
 #include "analyzer/finalize/fidelity.h"
 #include "analyzer/finalize/heap_map_pass.h"
 #include "analyzer/finalize/ledger_pass.h"
+#include "analyzer/finalize/repack_pass.h"
 #include "analyzer/finalize/syscall_costs.h"
 #include "analyzer/finalize/touching_frames.h"
 #include "analyzer/replay/heap_image.h"
@@ -452,6 +453,7 @@ void finalize(schema::Database& db, const SymbolOptions& symbols) {
   const NoSpill no_spill(db);
   FidelityPass fidelity(db, info, ledger_times(db, info));
   SymbolPass names(db, symbols);
+  RepackPass repack(db);
   const int64_t ns_per_fault = fault_cost_ns(db);
   TouchingFrames frames(db);
   ForkPoints forks(db, info);
@@ -463,6 +465,7 @@ void finalize(schema::Database& db, const SymbolOptions& symbols) {
     pass.run();
     ledgers.push_back(pass.take_ledger());
   }
+  repack.finish();  // First: what is written from here on has room where that was.
   schema::unpack_sites(db);
   names.finish();
   fidelity.finish();

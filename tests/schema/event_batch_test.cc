@@ -122,6 +122,34 @@ TEST(EventBatch, KeepsPlausibleRowsExactly) {
   }
 }
 
+TEST(EventBatch, KeepsItsRowsWhenItIsPackedHarder) {
+  // Goal: the final pass may pack calls anew. Method: a batch with much to find becomes smaller and
+  // has the same rows; of one that cannot there is no other; a damaged one is refused.
+  PlausibleCalls calls(43);
+  std::vector<CallRow> rows = calls.take(20000);
+  std::mt19937_64 random(44);
+  for (size_t i = 0, from = 0; i < rows.size(); ++i, ++from) {
+    if (i % 16 == 0) from = random() % 500;  // A piece of a program that ran before.
+    if (rows[i].id != 0) rows[i].size = 1 + from * from * from % 9973;
+  }
+  const std::vector<uint8_t> blob = encode_calls(rows);
+  const auto harder = packed_harder(blob);
+  ASSERT_TRUE(harder.has_value());
+  EXPECT_LT(harder->size(), blob.size());
+  EXPECT_EQ(decode_calls(*harder), rows);
+  EXPECT_FALSE(packed_harder(*harder).has_value());
+  EXPECT_FALSE(packed_harder(encode_calls({})).has_value());
+  for (uint64_t seed = 1; seed <= 5; ++seed) {
+    const std::vector<CallRow> senseless = senseless_rows(seed, 500);
+    const std::vector<uint8_t> packed = encode_calls(senseless);
+    EXPECT_EQ(decode_calls(packed_harder(packed).value_or(packed)), senseless);
+  }
+  for_each_flip(encode_calls(example_rows()), [](const std::vector<uint8_t>& bad, size_t at) {
+    EXPECT_THROW(packed_harder(bad), Error) << at;
+  });
+  EXPECT_THROW(packed_harder({blob.data(), 10}), Error);
+}
+
 TEST(EventBatch, KeepsSenselessRowsExactly) {
   for (uint64_t seed = 1; seed <= 20; ++seed) {
     const std::vector<CallRow> rows = senseless_rows(seed, 500);
