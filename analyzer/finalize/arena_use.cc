@@ -67,22 +67,7 @@ ArenaThreadUse& ArenaUse::find_use(uint32_t arena, uint32_t thread) {
   return *(last_use_ = &threads[thread]);
 }
 
-uint32_t ArenaUse::on_alloc(const schema::CallRow& row, const Block& block) {
-  const uint32_t arena = arena_of(block.address, row.time_ns);
-  ArenaThreadUse& by = use(arena, row.thread);
-  ++by.blocks;
-  by.bytes += block.size;
-  return arena;
-}
-
-uint32_t ArenaUse::on_end(const schema::CallRow& row, const Block& block) {
-  const uint32_t arena = arena_of(block.address, row.time_ns);
-  ArenaThreadUse& by = use(arena, row.thread);
-  ++by.freed;
-  by.freed_bytes += block.size;
-  if (block.inherited || block.thread == row.thread) return arena;
-  ++by.freed_foreign;
-  if (arena <= kMainArena) return arena;
+void ArenaUse::note_foreign(const Block& block) {
   uint32_t place = foreign_places_.find(block.stack + uint64_t{1});
   if (place == FlatMap::kNone) {
     place = static_cast<uint32_t>(foreign_.size());
@@ -91,7 +76,6 @@ uint32_t ArenaUse::on_end(const schema::CallRow& row, const Block& block) {
   }
   ++foreign_[place].blocks;
   foreign_[place].bytes += block.size;
-  return arena;
 }
 
 std::vector<ForeignFrees> ArenaUse::foreign_frees() const {

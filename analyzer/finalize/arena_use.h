@@ -58,6 +58,7 @@ class ArenaUse {
   static constexpr int kWindowBits = 26;
 
   uint32_t find_arena(uint64_t address);
+  void note_foreign(const Block& block);
   void follow_until(int64_t now_ns);
   void follow(const ArenaChange& change);
   ArenaThreadUse& use(uint32_t arena, uint32_t thread) {
@@ -80,5 +81,25 @@ class ArenaUse {
   FlatMap foreign_places_;              // 1 + stack -> index into foreign_.
   std::vector<ForeignFrees> foreign_;
 };
+
+// Asked for with every call, so they are to be inlined.
+inline uint32_t ArenaUse::on_alloc(const schema::CallRow& row, const Block& block) {
+  const uint32_t arena = arena_of(block.address, row.time_ns);
+  ArenaThreadUse& by = use(arena, row.thread);
+  ++by.blocks;
+  by.bytes += block.size;
+  return arena;
+}
+
+inline uint32_t ArenaUse::on_end(const schema::CallRow& row, const Block& block) {
+  const uint32_t arena = arena_of(block.address, row.time_ns);
+  ArenaThreadUse& by = use(arena, row.thread);
+  ++by.freed;
+  by.freed_bytes += block.size;
+  if (block.inherited || block.thread == row.thread) return arena;
+  ++by.freed_foreign;
+  if (arena > kMainArena) note_foreign(block);
+  return arena;
+}
 
 }  // namespace heapledger::analyzer

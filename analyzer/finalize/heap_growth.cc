@@ -18,11 +18,6 @@ bool grows_a_heap(const SyscallRow& call) {
 
 }  // namespace
 
-uint64_t& HeapGrowth::live_in(uint32_t arena) {
-  if (arena >= live_.size()) live_.resize(arena + 1);
-  return live_[arena];
-}
-
 void HeapGrowth::on_syscall(const SyscallRow& call, ArenaUse& arenas) {
   if (!grows_a_heap(call)) return;
   const bool is_break = call.name == schema::SyscallName::kBrk;
@@ -32,9 +27,7 @@ void HeapGrowth::on_syscall(const SyscallRow& call, ArenaUse& arenas) {
   pending_[call.thread] = {arena, held, held - std::min(held, used)};
 }
 
-void HeapGrowth::on_alloc(const Block& block, uint32_t arena, const ArenaUse& arenas) {
-  live_in(arena) += chunk_bytes(block);
-  if (pending_.empty()) return;
+void HeapGrowth::end_growth(const Block& block, uint32_t arena, const ArenaUse& arenas) {
   const auto found = pending_.find(block.thread);
   if (found == pending_.end()) return;
   const Pending before = found->second;

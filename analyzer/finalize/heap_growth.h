@@ -28,7 +28,11 @@ class HeapGrowth {
  public:
   void on_inherited(const Block& block, uint32_t arena) { live_in(arena) += chunk_bytes(block); }
   void on_syscall(const SyscallRow& call, ArenaUse& arenas);
-  void on_alloc(const Block& block, uint32_t arena, const ArenaUse& arenas);
+  void on_alloc(const Block& block, uint32_t arena, const ArenaUse& arenas) {
+    live_in(arena) += chunk_bytes(block);
+    if (!pending_.empty()) [[unlikely]]
+      end_growth(block, arena, arenas);
+  }
   void on_end(const Block& block, uint32_t arena) { live_in(arena) -= chunk_bytes(block); }
 
   // In ascending order of stack.
@@ -42,7 +46,12 @@ class HeapGrowth {
   };
 
   static uint64_t chunk_bytes(const Block& block) { return block.usable + kHeaderBytes; }
-  uint64_t& live_in(uint32_t arena);
+  uint64_t& live_in(uint32_t arena) {
+    if (arena >= live_.size()) [[unlikely]]
+      live_.resize(arena + 1);
+    return live_[arena];
+  }
+  void end_growth(const Block& block, uint32_t arena, const ArenaUse& arenas);
 
   std::vector<uint64_t> live_;                     // Bytes of live blocks' chunks, by arena.
   std::unordered_map<uint32_t, Pending> pending_;  // By thread.

@@ -5,7 +5,9 @@
 // Thread safety: none. Cost: a few ns per call.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -40,6 +42,7 @@ class UsageCounts {
   const std::vector<ThreadUse>& threads() const { return threads_; }  // By row of `thread`.
 
  private:
+  static size_t class_of(uint64_t value) { return static_cast<size_t>(std::bit_width(value)); }
   ThreadUse& thread(uint32_t id) {
     if (id >= threads_.size()) [[unlikely]]
       make_thread(id);
@@ -51,5 +54,35 @@ class UsageCounts {
   std::array<LifetimeClass, kClasses> lifetimes_{};
   std::vector<ThreadUse> threads_;
 };
+
+// Asked for with every call, so they are to be inlined.
+inline void UsageCounts::on_alloc(const schema::CallRow& row, const Block& block) {
+  SizeClass& size = sizes_[class_of(block.size)];
+  ++size.blocks;
+  size.bytes += block.size;
+  size.usable_bytes += block.usable;
+  ++size.live_blocks;
+  size.live_bytes += block.size;
+  ThreadUse& by = thread(row.thread);
+  ++by.blocks;
+  by.bytes += block.size;
+}
+
+inline void UsageCounts::on_end(const schema::CallRow& row, const Block& block) {
+  ThreadUse& by = thread(row.thread);
+  ++by.freed;
+  by.freed_bytes += block.size;
+  if (block.inherited) return;  // Its allocation is its parent's.
+  SizeClass& size = sizes_[class_of(block.size)];
+  --size.live_blocks;
+  size.live_bytes -= block.size;
+  LifetimeClass& lifetime = lifetimes_[class_of(
+      static_cast<uint64_t>(std::max<int64_t>(0, row.time_ns - block.time_ns)))];
+  ++lifetime.blocks;
+  lifetime.bytes += block.size;
+  if (block.thread == row.thread) return;
+  ++by.freed_foreign;
+  ++thread(block.thread).freed_by_others;
+}
 
 }  // namespace heapledger::analyzer

@@ -63,45 +63,12 @@ FreedChunks::FastLists& FreedChunks::find_lists(uint64_t arena) {
   return *lists_;
 }
 
-bool FreedChunks::push_cache(uint32_t thread, const Block& block, uint64_t policy) {
-  const size_t size_class = class_of(chunk_bytes_of(block));
-  if (size_class >= kClasses || !is_cacheable(policy)) return false;
-  std::vector<Entry>& entries = cache_list(thread, size_class);
-  if (entries.size() >= rules_.cache_count) return false;
-  push(entries, thread, size_class, {block.address, block.stack});
-  return true;
-}
-
-bool FreedChunks::take_from_cache(uint32_t thread, const Block& block) {
-  const size_t size_class = class_of(chunk_bytes_of(block));
-  Cache* own = size_class < kClasses ? find_cache(thread) : nullptr;
-  if (own == nullptr) return false;
-  std::vector<Entry>& entries = (*own)[size_class];
-  // Mostly the last one: calloc and realloc pass over the cache.
-  for (size_t i = entries.size(); i-- > 0;) {
-    if (entries[i].address != block.address) continue;
-    note({Change::kUncached, static_cast<uint8_t>(size_class), static_cast<uint16_t>(i), thread,
-          entries[i].stack, entries[i].address});
-    entries.erase(entries.begin() + static_cast<ptrdiff_t>(i));
-    return true;
-  }
-  return false;
-}
-
 void FreedChunks::push_fast(uint64_t arena, const FastEntry& entry, uint64_t chunk_bytes) {
   const size_t size_class = class_of(chunk_bytes);
   if (size_class >= kFastClasses) return;
   put_fast(entry.address, size_class);
   lists_of(arena)[size_class].push_back(entry);
   note({.change = Change::kListed, .size_class = static_cast<uint8_t>(size_class), .arena = arena});
-}
-
-void FreedChunks::push(std::vector<Entry>& entries, uint32_t thread, size_t size_class,
-                       const Entry& entry) {
-  entries.push_back(entry);
-  note({.change = Change::kCached,
-        .size_class = static_cast<uint8_t>(size_class),
-        .thread = thread});
 }
 
 void FreedChunks::set_fast_mark(uint64_t address, uint8_t mark) {

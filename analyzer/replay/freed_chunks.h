@@ -191,4 +191,38 @@ class FreedChunks {
   std::array<Kept, kKeptMoments> kept_;
 };
 
+// Asked for with every call, so they are to be inlined.
+inline void FreedChunks::push(std::vector<Entry>& entries, uint32_t thread, size_t size_class,
+                              const Entry& entry) {
+  entries.push_back(entry);
+  note({.change = Change::kCached,
+        .size_class = static_cast<uint8_t>(size_class),
+        .thread = thread});
+}
+
+inline bool FreedChunks::push_cache(uint32_t thread, const Block& block, uint64_t policy) {
+  const size_t size_class = class_of(chunk_bytes_of(block));
+  if (size_class >= kClasses || !is_cacheable(policy)) return false;
+  std::vector<Entry>& entries = cache_list(thread, size_class);
+  if (entries.size() >= rules_.cache_count) return false;
+  push(entries, thread, size_class, {block.address, block.stack});
+  return true;
+}
+
+inline bool FreedChunks::take_from_cache(uint32_t thread, const Block& block) {
+  const size_t size_class = class_of(chunk_bytes_of(block));
+  Cache* own = size_class < kClasses ? find_cache(thread) : nullptr;
+  if (own == nullptr) return false;
+  std::vector<Entry>& entries = (*own)[size_class];
+  // Mostly the last one: calloc and realloc pass over the cache.
+  for (size_t i = entries.size(); i-- > 0;) {
+    if (entries[i].address != block.address) continue;
+    note({Change::kUncached, static_cast<uint8_t>(size_class), static_cast<uint16_t>(i), thread,
+          entries[i].stack, entries[i].address});
+    entries.erase(entries.begin() + static_cast<ptrdiff_t>(i));
+    return true;
+  }
+  return false;
+}
+
 }  // namespace heapledger::analyzer

@@ -9,52 +9,21 @@ namespace {
 
 static_assert(LiveSet::kNone == BlockIndex::kNone && LiveSet::kNone == FlatMap::kNone);
 
-// Others are no addresses of blocks, and granule 0 is where a missing one lies.
-bool can_be_indexed(uint64_t address) { return address >= 16; }
-
 }  // namespace
 
-uint32_t LiveSet::take_place() {
-  if (!unused_.empty()) {
-    const uint32_t place = unused_.back();
-    unused_.pop_back();
-    return place;
-  }
+uint32_t LiveSet::make_place() {
   if (made_ / kSegmentBlocks >= segments_.size()) segments_.push_back(std::make_unique<Segment>());
   return made_++;
 }
 
-uint32_t LiveSet::insert(const Block& block) {
-  if (by_id_ && by_id_->find(block.id) != FlatMap::kNone) return kNone;
-  const uint32_t place = take_place();
-  if (can_be_indexed(block.address)) {
-    const uint32_t before = starts_.put(block.address, place);
-    if (before != kNone && at(before).id == block.id) {
-      starts_.put(block.address, before);
-      unused_.push_back(place);
-      return kNone;
-    }
-    if (before != kNone && at(before).id != 0) displaced_.put(at(before).id, before);
-  } else if (block.id != 0) {
-    displaced_.put(block.id, place);
+// Takes a block out by its id; kNone if there is none.
+uint32_t LiveSet::unlink_elsewhere(uint64_t id) {
+  const uint32_t place = take_elsewhere(id);
+  if (place == kNone) return kNone;
+  const uint64_t start = at(place).address;
+  if (can_be_indexed(start)) {
+    starts_.take_if(start, [&](uint32_t found) { return found == place; });
   }
-  // Field by field: a wider copy of what was just written would wait for the writes.
-  Block& kept = slot(place);
-  kept.id = block.id;
-  kept.address = block.address;
-  kept.size = block.size;
-  kept.usable = block.usable;
-  kept.time_ns = block.time_ns;
-  kept.stack = block.stack;
-  kept.thread = block.thread;
-  kept.step = block.step;
-  kept.inherited = block.inherited;
-  kept.live = true;
-  kept.kept = 0;
-  ++blocks_;
-  requested_bytes_ += block.size;
-  usable_bytes_ += block.usable;
-  if (by_id_ && block.id != 0) by_id_->put(block.id, place);
   return place;
 }
 
@@ -68,35 +37,6 @@ uint32_t LiveSet::take_elsewhere(uint64_t id) {
     }
   }
   return by_id_->find(id);
-}
-
-uint32_t LiveSet::take(uint64_t id, uint64_t address) {
-  if (id == 0) return kNone;
-  uint32_t place = kNone;
-  if (can_be_indexed(address)) {
-    place = starts_.take_if(address, [&](uint32_t found) { return at(found).id == id; });
-  }
-  if (place == kNone) {
-    place = take_elsewhere(id);
-    if (place == kNone) return kNone;
-    const uint64_t start = at(place).address;
-    if (can_be_indexed(start)) {
-      starts_.take_if(start, [&](uint32_t found) { return found == place; });
-    }
-  }
-  Block& block = slot(place);
-  --blocks_;
-  requested_bytes_ -= block.size;
-  usable_bytes_ -= block.usable;
-  if (by_id_) by_id_->take(id);
-  block.live = false;
-  if (static_cast<int64_t>(block.step) <= kept_step_max_) {
-    retire_kept(place);
-  } else {
-    block.kept = 0;
-    unused_.push_back(place);
-  }
-  return place;
 }
 
 // Its block ended, and may have been live at a kept moment: if not, free for another one.

@@ -127,7 +127,17 @@ class LiveSet {
   void each_place(Visit visit) const {
     for (uint32_t place = 0; place < made_; ++place) visit(at(place));
   }
-  uint32_t take_place();
+  // Others are no addresses of blocks, and granule 0 is where a missing one lies.
+  static bool can_be_indexed(uint64_t address) { return address >= 16; }
+  uint32_t take_place() {
+    if (unused_.empty()) [[unlikely]]
+      return make_place();
+    const uint32_t place = unused_.back();
+    unused_.pop_back();
+    return place;
+  }
+  uint32_t make_place();
+  uint32_t unlink_elsewhere(uint64_t id);
   uint32_t take_elsewhere(uint64_t id);
   void retire_kept(uint32_t place);
   void set_kept(Block& block, unsigned moments) const {
@@ -146,5 +156,68 @@ class LiveSet {
   uint64_t requested_bytes_ = 0;
   uint64_t usable_bytes_ = 0;
 };
+
+// Asked for with every call, so they are to be inlined.
+inline uint32_t LiveSet::insert(const Block& block) {
+  if (by_id_ && by_id_->find(block.id) != FlatMap::kNone) [[unlikely]]
+    return kNone;
+  const uint32_t place = take_place();
+  if (can_be_indexed(block.address)) {
+    const uint32_t before = starts_.put(block.address, place);
+    if (before != kNone && at(before).id == block.id) [[unlikely]] {
+      starts_.put(block.address, before);
+      unused_.push_back(place);
+      return kNone;
+    }
+    if (before != kNone && at(before).id != 0) displaced_.put(at(before).id, before);
+  } else if (block.id != 0) {
+    displaced_.put(block.id, place);
+  }
+  // Field by field: a wider copy of what was just written would wait for the writes.
+  Block& kept = slot(place);
+  kept.id = block.id;
+  kept.address = block.address;
+  kept.size = block.size;
+  kept.usable = block.usable;
+  kept.time_ns = block.time_ns;
+  kept.stack = block.stack;
+  kept.thread = block.thread;
+  kept.step = block.step;
+  kept.inherited = block.inherited;
+  kept.live = true;
+  kept.kept = 0;
+  ++blocks_;
+  requested_bytes_ += block.size;
+  usable_bytes_ += block.usable;
+  if (by_id_ && block.id != 0) [[unlikely]]
+    by_id_->put(block.id, place);
+  return place;
+}
+
+inline uint32_t LiveSet::take(uint64_t id, uint64_t address) {
+  if (id == 0) return kNone;
+  uint32_t place = kNone;
+  if (can_be_indexed(address)) {
+    place = starts_.take_if(address, [&](uint32_t found) { return at(found).id == id; });
+  }
+  if (place == kNone) [[unlikely]] {
+    place = unlink_elsewhere(id);
+    if (place == kNone) return kNone;
+  }
+  Block& block = slot(place);
+  --blocks_;
+  requested_bytes_ -= block.size;
+  usable_bytes_ -= block.usable;
+  if (by_id_) [[unlikely]]
+    by_id_->take(id);
+  block.live = false;
+  if (static_cast<int64_t>(block.step) <= kept_step_max_) {
+    retire_kept(place);
+  } else {
+    block.kept = 0;
+    unused_.push_back(place);
+  }
+  return place;
+}
 
 }  // namespace heapledger::analyzer

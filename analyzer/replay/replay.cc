@@ -322,27 +322,6 @@ void Replay::run(uint64_t step_max, int64_t time_max_ns) {
   }
 }
 
-// As many calls as come before anything else. They change nothing about pages.
-void Replay::play_calls(int64_t until_ns, int64_t before_ns, uint64_t step_max) {
-  Streams& in = *streams_;
-  ReplayObserver* observer = own_ ? options_.observer : nullptr;
-  note_resident_peak();
-  while (in.call_time <= until_ns && in.call_time < before_ns && step_ < step_max) {
-    constexpr size_t kAheadStart = 12;
-    constexpr size_t kAheadBlock = 6;
-    in.prefetch_rows();
-    live_.prefetch_start(in.address_ahead(kAheadStart));
-    live_.prefetch_block(in.address_ahead(kAheadBlock));
-    const CallRow row = in.call();
-    now_ns_ = row.time_ns;
-    if (observer != nullptr) observer->on_call(row);
-    play_call(row);
-    in.next_call();
-    ++step_;
-    if (observer != nullptr) observer->on_step(*this);
-  }
-}
-
 template <typename Change>
 void Replay::change_memory(Change change) {
   change(memory_);
@@ -377,50 +356,27 @@ void Replay::note_resident_peak() {
   resident_peak_.at_ns = now_ns_;
 }
 
-void Replay::play_call(const CallRow& row) {
-  const uint32_t ended_at = row.ended_id != 0 ? end_block(row) : LiveSet::kNone;
-  const Block* ended = ended_at != LiveSet::kNone ? &live_.at(ended_at) : nullptr;
-  uint32_t begun_at = LiveSet::kNone;
-  if (row.id != 0) {
-    std::optional<Block> copy;  // The new block may take its place.
-    if (ended != nullptr) ended = &copy.emplace(*ended);
-    begun_at = begin_block(row);
-    follow_chunks(row, ended, begun_at != LiveSet::kNone ? &live_.at(begun_at) : nullptr);
-  } else if (ended != nullptr) {
-    follow_chunks(row, ended, nullptr);
+// The way of a call, from its end to its beginning: one function for the compiler. Calls among
+// them would be a third of what is done.
+inline ChunkPlace Replay::place_of(const Block& block, Placing placing) {
+  if (block.address - near_.start >= near_.end - near_.start) {
+    const RangeMap::Map& ranges = memory_.held().ranges();
+    const auto next = ranges.upper_bound(block.address);
+    if (next == ranges.begin() || block.address >= std::prev(next)->second.end) return {};
+    near_ = {std::prev(next)->first, std::prev(next)->second.end, std::prev(next)->second.kind};
   }
-  if (own_ && options_.calls != nullptr) {
-    const schema::CallRun& run = streams_->run;
-    options_.calls->on_played(*run.batch, run.begin, ended_at, begun_at);
-  }
-}
-
-// Where it was, or kNone.
-uint32_t Replay::end_block(const CallRow& row) {
-  const bool released = row.kind < schema::EventKind::kRealloc && row.id == 0;
-  const uint32_t place = live_.take(row.ended_id, released ? row.address : row.old_address);
-  if (place == LiveSet::kNone) {
-    ++unmatched_ends_;
-  } else if (own_ && options_.observer != nullptr) {
-    options_.observer->on_end(row, live_.at(place));
+  constexpr int kHeapBits = 26;  // glibc's heaps are aligned to 64 MiB.
+  ChunkPlace place;
+  place.is_mapped = near_.kind == RangeKind::kMapped;
+  place.arena = near_.kind == RangeKind::kHeap ? block.address >> kHeapBits : 0;
+  // Asked for only where it decides: looking around is the dearest part.
+  if (placing == Placing::kFreed && freed_.has_fast() && !freed_.is_fast(policy_bytes_of(block))) {
+    place.merged_bytes = live_.gap_around(block.address, near_.start, near_.end);
   }
   return place;
 }
 
-uint32_t Replay::begin_block(const CallRow& row) {
-  Block block{row.id, row.address, row.size, row.usable, row.time_ns, row.stack, row.thread};
-  block.step = step_ + 1;
-  const uint32_t place = live_.insert(block);
-  if (place == LiveSet::kNone) return place;
-  if (options_.faults && block.usable != 0) {
-    memory_.note_used(block.address, block.address + block.usable);
-  }
-  if (own_ && options_.observer != nullptr) options_.observer->on_alloc(row, block);
-  if (waiting_count_ != 0 && may_wait_for(block)) take_waiting(row.thread, block);
-  return place;
-}
-
-void Replay::follow_chunks(const CallRow& row, const Block* ended, const Block* begun) {
+inline void Replay::follow_chunks(const CallRow& row, const Block* ended, const Block* begun) {
   if (ended != nullptr && begun != nullptr && ended->address == begun->address) {
     // A realloc in place. What it cuts off is freed.
     if (ended->usable < begun->usable + kChunkBytesMin) return;
@@ -438,22 +394,84 @@ void Replay::follow_chunks(const CallRow& row, const Block* ended, const Block* 
   }
 }
 
-ChunkPlace Replay::place_of(const Block& block, Placing placing) {
-  if (block.address - near_.start >= near_.end - near_.start) {
-    const RangeMap::Map& ranges = memory_.held().ranges();
-    const auto next = ranges.upper_bound(block.address);
-    if (next == ranges.begin() || block.address >= std::prev(next)->second.end) return {};
-    near_ = {std::prev(next)->first, std::prev(next)->second.end, std::prev(next)->second.kind};
+// False: no fault waits for this block, of whatever thread. Some wait until the process ends, so
+// this is asked for every block.
+inline bool Replay::may_wait_for(const Block& block) {
+  constexpr uint64_t kPagesMax = 8;  // To look at.
+  const uint64_t start = block.address - std::min(block.address, kHeaderBytes);
+  const uint64_t end = block.address + block.usable;
+  if (end <= waiting_in_.first || start > waiting_in_.last) return false;
+  const uint64_t last = end / kPageBytes;
+  uint64_t page = start / kPageBytes;
+  if (last - page >= kPagesMax) return true;
+  for (; page <= last; ++page) {
+    if (waiting_at(page) != 0) return true;
   }
-  constexpr int kHeapBits = 26;  // glibc's heaps are aligned to 64 MiB.
-  ChunkPlace place;
-  place.is_mapped = near_.kind == RangeKind::kMapped;
-  place.arena = near_.kind == RangeKind::kHeap ? block.address >> kHeapBits : 0;
-  // Asked for only where it decides: looking around is the dearest part.
-  if (placing == Placing::kFreed && freed_.has_fast() && !freed_.is_fast(policy_bytes_of(block))) {
-    place.merged_bytes = live_.gap_around(block.address, near_.start, near_.end);
+  return false;
+}
+
+[[gnu::always_inline]] inline uint32_t Replay::begin_block(const CallRow& row) {
+  Block block{row.id, row.address, row.size, row.usable, row.time_ns, row.stack, row.thread};
+  block.step = step_ + 1;
+  const uint32_t place = live_.insert(block);
+  if (place == LiveSet::kNone) return place;
+  if (options_.faults && block.usable != 0) {
+    memory_.note_used(block.address, block.address + block.usable);
+  }
+  if (own_ && options_.observer != nullptr) options_.observer->on_alloc(row, block);
+  if (waiting_count_ != 0 && may_wait_for(block)) take_waiting(row.thread, block);
+  return place;
+}
+
+// Where it was, or kNone.
+[[gnu::always_inline]] inline uint32_t Replay::end_block(const CallRow& row) {
+  const bool released = row.kind < schema::EventKind::kRealloc && row.id == 0;
+  const uint32_t place = live_.take(row.ended_id, released ? row.address : row.old_address);
+  if (place == LiveSet::kNone) {
+    ++unmatched_ends_;
+  } else if (own_ && options_.observer != nullptr) {
+    options_.observer->on_end(row, live_.at(place));
   }
   return place;
+}
+
+[[gnu::always_inline]] inline void Replay::play_call(const CallRow& row) {
+  const uint32_t ended_at = row.ended_id != 0 ? end_block(row) : LiveSet::kNone;
+  const Block* ended = ended_at != LiveSet::kNone ? &live_.at(ended_at) : nullptr;
+  uint32_t begun_at = LiveSet::kNone;
+  if (row.id != 0) {
+    std::optional<Block> copy;  // The new block may take its place.
+    if (ended != nullptr) ended = &copy.emplace(*ended);
+    begun_at = begin_block(row);
+    follow_chunks(row, ended, begun_at != LiveSet::kNone ? &live_.at(begun_at) : nullptr);
+  } else if (ended != nullptr) {
+    follow_chunks(row, ended, nullptr);
+  }
+  if (own_ && options_.calls != nullptr) {
+    const schema::CallRun& run = streams_->run;
+    options_.calls->on_played(*run.batch, run.begin, ended_at, begun_at);
+  }
+}
+
+// As many calls as come before anything else. They change nothing about pages.
+void Replay::play_calls(int64_t until_ns, int64_t before_ns, uint64_t step_max) {
+  Streams& in = *streams_;
+  ReplayObserver* observer = own_ ? options_.observer : nullptr;
+  note_resident_peak();
+  while (in.call_time <= until_ns && in.call_time < before_ns && step_ < step_max) {
+    constexpr size_t kAheadStart = 12;
+    constexpr size_t kAheadBlock = 6;
+    in.prefetch_rows();
+    live_.prefetch_start(in.address_ahead(kAheadStart));
+    live_.prefetch_block(in.address_ahead(kAheadBlock));
+    const CallRow row = in.call();
+    now_ns_ = row.time_ns;
+    if (observer != nullptr) observer->on_call(row);
+    play_call(row);
+    in.next_call();
+    ++step_;
+    if (observer != nullptr) observer->on_step(*this);
+  }
 }
 
 void Replay::play_syscall(const SyscallRow& call) {
@@ -485,22 +503,6 @@ void Replay::play_fault(const schema::FaultRow& row, FaultStream::Place place) {
     return;
   }
   settle(fault, block);
-}
-
-// False: no fault waits for this block, of whatever thread. Some wait until the process ends, so
-// this is asked for every block.
-bool Replay::may_wait_for(const Block& block) {
-  constexpr uint64_t kPagesMax = 8;  // To look at.
-  const uint64_t start = block.address - std::min(block.address, kHeaderBytes);
-  const uint64_t end = block.address + block.usable;
-  if (end <= waiting_in_.first || start > waiting_in_.last) return false;
-  const uint64_t last = end / kPageBytes;
-  uint64_t page = start / kPageBytes;
-  if (last - page >= kPagesMax) return true;
-  for (; page <= last; ++page) {
-    if (waiting_at(page) != 0) return true;
-  }
-  return false;
 }
 
 void Replay::take_waiting(uint32_t thread, const Block& block) {

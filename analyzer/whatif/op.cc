@@ -7,28 +7,14 @@ namespace heapledger::analyzer {
 
 using schema::EventKind;
 
-bool make_call_op(const schema::CallBatch& batch, size_t row, uint32_t ended, uint32_t begun,
-                  uint32_t thread, Op& op) {
-  op.time_ns = batch.time_ns[row];
-  op.event = batch.kind[row];
-  op.failed = (batch.flags[row] & schema::kFailed) != 0;
-  op.thread = thread;
-  op.size = batch.size[row];
-  op.alignment = batch.alignment[row];
-  if (batch.id[row] == 0 && !op.failed) {
-    op.kind = OpKind::kRelease;
-    op.block = ended;
-    return ended != Op::kNoBlock;
-  }
-  op.block = begun;
-  op.old_block = ended;
+void set_allocating_kind(Op& op) {
   switch (op.event) {
     case EventKind::kCalloc:
       op.kind = OpKind::kZeroed;
       break;
     case EventKind::kRealloc:
     case EventKind::kReallocarray:
-      op.kind = ended != Op::kNoBlock ? OpKind::kResize : OpKind::kAllocate;
+      op.kind = op.old_block != Op::kNoBlock ? OpKind::kResize : OpKind::kAllocate;
       break;
     case EventKind::kPvalloc:
       op.size = op.size == 0 ? base::kPageBytes : base::align_up(op.size, base::kPageBytes);
@@ -38,7 +24,6 @@ bool make_call_op(const schema::CallBatch& batch, size_t row, uint32_t ended, ui
       op.kind = op.alignment != 0 ? OpKind::kAligned : OpKind::kAllocate;
       break;
   }
-  return true;
 }
 
 }  // namespace heapledger::analyzer

@@ -38,10 +38,29 @@ struct Op {
 };
 static_assert(sizeof(Op) == 40);
 
+// Of a call that is no release; all else is set.
+void set_allocating_kind(Op& op);
+
 // Makes the operation of a call that ended and began these blocks (kNoBlock: none) in `op`, which
 // is as made anew. False where a model has nothing to do: the end of a block from before the
 // recording. Needs the columns time, kind, id, size and alignment.
-bool make_call_op(const schema::CallBatch& batch, size_t row, uint32_t ended, uint32_t begun,
-                  uint32_t thread, Op& op);
+inline bool make_call_op(const schema::CallBatch& batch, size_t row, uint32_t ended, uint32_t begun,
+                         uint32_t thread, Op& op) {
+  op.time_ns = batch.time_ns[row];
+  op.event = batch.kind[row];
+  op.failed = (batch.flags[row] & schema::kFailed) != 0;
+  op.thread = thread;
+  op.size = batch.size[row];
+  op.alignment = batch.alignment[row];
+  if (batch.id[row] == 0 && !op.failed) {
+    op.kind = OpKind::kRelease;
+    op.block = ended;
+    return ended != Op::kNoBlock;
+  }
+  op.block = begun;
+  op.old_block = ended;
+  if (op.event != schema::EventKind::kMalloc || op.alignment != 0) set_allocating_kind(op);
+  return true;
+}
 
 }  // namespace heapledger::analyzer
