@@ -14,7 +14,7 @@
 namespace heapledger::schema {
 namespace {
 
-constexpr int kHardLevel = 6;
+constexpr int kHardLevel = 9;
 // A section of which no more than a quarter could be saved is made of noise: no level does better.
 constexpr size_t kNoiseParts = 4;
 constexpr size_t kSmallSection = 64;  // Shorter ones are not worth a zstd frame.

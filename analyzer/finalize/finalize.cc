@@ -75,29 +75,6 @@ class ProcessPass {
         map_(start_ns_, end_ns_, process.forked),
         ledger_(db, notes, process.id) {}
 
-  void run() {
-    replay_to_end();
-    for (const auto& [batch, blob] : attributions_) {
-      db_.prepare("UPDATE fault_batch SET attribution = ? WHERE id = ?").run_with(blob, batch);
-    }
-    write_call_counts();
-    write_sites();
-    write_timeline();
-    write_usage();
-    write_arena_use();
-    write_heap_growth();
-    write_fault_sites();
-    write_syscall_costs(db_, process_.id);
-    write_damage();
-    if (accounts_.held_bytes_peak() == 0 && accounts_.calls() == 0) return;
-    for (const auto& [name, image] : images_) write_image(name, image);
-    map_.write(db_, process_.id);
-  }
-
-  // Its tables can be written once the models are done.
-  LedgerPass take_ledger() { return std::move(ledger_); }
-
- private:
   void replay_to_end() {
     ReplayOptions options;
     options.observer = &accounts_;
@@ -128,6 +105,28 @@ class ProcessPass {
     unmatched_ends_ = replay.unmatched_ends();
   }
 
+  void write() {
+    for (const auto& [batch, blob] : attributions_) {
+      db_.prepare("UPDATE fault_batch SET attribution = ? WHERE id = ?").run_with(blob, batch);
+    }
+    write_call_counts();
+    write_sites();
+    write_timeline();
+    write_usage();
+    write_arena_use();
+    write_heap_growth();
+    write_fault_sites();
+    write_syscall_costs(db_, process_.id);
+    write_damage();
+    if (accounts_.held_bytes_peak() == 0 && accounts_.calls() == 0) return;
+    for (const auto& [name, image] : images_) write_image(name, image);
+    map_.write(db_, process_.id);
+  }
+
+  // Its tables can be written once the models are done.
+  LedgerPass take_ledger() { return std::move(ledger_); }
+
+ private:
   // At the two moments that only the pass's end could tell.
   void make_images_on_the_way(Replay& replay) {
     struct Kept {
@@ -462,10 +461,12 @@ void finalize(schema::Database& db, const SymbolOptions& symbols) {
   for (const ProcessInfo* process : recorded_by_start(info)) {
     ProcessPass pass(db, info, *process, forks.parent_at_fork(*process), fidelity, frames, notes,
                      ns_per_fault);
-    pass.run();
+    pass.replay_to_end();
+    repack.finish();  // What is written from here on has room where that was.
+    pass.write();
     ledgers.push_back(pass.take_ledger());
   }
-  repack.finish();  // First: what is written from here on has room where that was.
+  repack.finish();  // No process may have been recorded.
   schema::unpack_sites(db);
   names.finish();
   fidelity.finish();

@@ -21,7 +21,7 @@ class RepackPass {
   static constexpr int64_t kEventsMax = 4'000'000;
 
   explicit RepackPass(schema::Database& db, int64_t events_max = kEventsMax);
-  // Writes what became smaller.
+  // Writes what became smaller; once is enough.
   void finish();
 
  private:
