@@ -300,8 +300,8 @@ class PackedReader {
 };
 
 // The same rows in a blob that is smaller by a twelfth where there is much to find, for which it
-// takes some eighty nanoseconds per row. Nothing: it would be no smaller. Throws Error for a damaged
-// one.
+// takes some eighty nanoseconds per row. Nothing: it would be no smaller. Throws Error for a
+// damaged one.
 std::optional<std::vector<uint8_t>> packed_harder(std::span<const uint8_t> blob);
 
 }  // namespace heapledger::schema
