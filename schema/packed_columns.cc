@@ -199,10 +199,13 @@ VarintReader PackedReader::section(size_t index) {
 }
 
 std::optional<std::vector<uint8_t>> packed_harder(std::span<const uint8_t> blob) {
-  constexpr size_t kRowsMax = size_t{1} << 20;  // Of any blob's readers.
+  // Of any blob's readers.
+  constexpr size_t kRowsMax = size_t{1} << 20;
+  constexpr size_t kSectionsMax = 32;
   if (blob.size() < kPackedHeaderBytes) damaged("it is too short");
   const auto magic = take_raw<uint32_t>(&blob[0]);
   const size_t sections = take_raw<uint16_t>(&blob[6]);
+  if (sections > kSectionsMax) damaged("it has too many columns");
   PackedReader reader;
   const size_t rows = reader.open(blob, magic, sections, kRowsMax);
   PackedWriter writer(kHardLevel);
