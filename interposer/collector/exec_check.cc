@@ -44,11 +44,21 @@ std::string interpreter_of(const char* line, size_t bytes) {
   return text.substr(start, text.find_first_of(" \t", start) - start);
 }
 
-// Names of symbols, each between two zero bytes.
+// Among the names of symbols, each between two zero bytes. A compiler has megabytes of them, so
+// what all wanted ones end with is looked for, once.
 std::string find_name(std::string_view names) {
-  for (const std::string_view name : kPrefixedNames) {
-    const std::string wanted = '\0' + std::string(name) + '\0';
-    if (names.find(wanted) != names.npos) return std::string(name);
+  constexpr std::string_view kEnd("malloc", 7);  // With its zero byte.
+  const char* const begin = names.data();
+  const char* const end = begin + names.size();
+  for (const char* at = begin; at < end; ++at) {
+    at = static_cast<const char*>(
+        memmem(at, static_cast<size_t>(end - at), kEnd.data(), kEnd.size()));
+    if (at == nullptr) break;
+    const char* start = at;
+    while (start != begin && start[-1] != '\0') --start;
+    const std::string_view name(start, static_cast<size_t>(at - start) + kEnd.size() - 1);
+    const auto* const found = std::find(std::begin(kPrefixedNames), std::end(kPrefixedNames), name);
+    if (start != begin && found != std::end(kPrefixedNames)) return std::string(name);
   }
   return {};
 }
