@@ -195,6 +195,8 @@ class Recorder {
   void flush(Process& process);
   void notice_processes();
   int64_t trace_ns(int64_t raw_ns) const { return raw_ns - origin_raw_ns_; }
+  // Of an event that is no call; never before the trace's begin unless it is damaged.
+  int64_t event_ns(uint64_t tick) const;
 
   TraceWriter& writer_;
   const PerfFaults& perf_;

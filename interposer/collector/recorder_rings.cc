@@ -15,6 +15,9 @@ using schema::EventKind;
 // How far behind or before its window an event's stamp may lie; what is farther is damage. A thread
 // may sleep for long between its stamp and its ring, but not before time 0.
 constexpr int64_t kFutureNs = 1'000'000'000;
+// By so much the first events of a program that started the collector itself may be earlier than
+// the collector's first moment, at which the trace begins.
+constexpr int64_t kBeforeNs = 10'000'000'000;
 
 std::string hex(const uint8_t* bytes, size_t count) {
   std::string text;
@@ -96,8 +99,13 @@ bool Recorder::scan_modules(const RingPiece& piece, std::span<const std::byte> b
   return found;
 }
 
+int64_t Recorder::event_ns(uint64_t tick) const {
+  const int64_t time_ns = trace_ns(clock_.to_ns(tick));
+  return time_ns < 0 && time_ns >= -kBeforeNs ? 0 : time_ns;
+}
+
 void Recorder::on_module(Process& process, const WireEvent& event) {
-  const int64_t time_ns = trace_ns(clock_.to_ns(event.head.tick));
+  const int64_t time_ns = event_ns(event.head.tick);
   if (event.head.kind == EventKind::kModuleLoad) {
     Module module = module_of(event, time_ns);
     module.process = process.id;
@@ -159,7 +167,7 @@ void Recorder::add_calls(Ring& ring, const Calls& calls, size_t count) {
 }
 
 void Recorder::decode_event(Image& image, Ring& ring, uint32_t slot, const WireEvent& event) {
-  const int64_t time_ns = trace_ns(clock_.to_ns(event.head.tick));
+  const int64_t time_ns = event_ns(event.head.tick);
   if (event.head.kind == EventKind::kThreadStart) {
     start_thread(image, ring, event, time_ns);
     return;
