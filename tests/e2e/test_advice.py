@@ -212,6 +212,13 @@ class Advice(recording.RecordingTest):
             self.assertEqual((done.returncode, done.stdout), (status, ""), done.stderr)
             self.assertIn(words, done.stderr)
 
+    def medians(self, settings, rounds):
+        times = {text: [] for text in settings}
+        for _ in range(rounds):
+            for text in settings:
+                times[text].append(processor_s([recording.victim("refill"), ROUNDS], dict(os.environ, GLIBC_TUNABLES=text)))
+        return {text: statistics.median(runs) for text, runs in times.items()}
+
     @unittest.skipUnless(os.environ.get("HEAPLEDGER_TEST_BRUTE"), "takes minutes; for runs by hand")
     def test_nothing_really_run_is_better(self):
         trace = self.recorded(FIXED)
@@ -219,14 +226,12 @@ class Advice(recording.RecordingTest):
         swept = trace.report("sweep", "--mmap-threshold", "dynamic,64K,128K,256K,1M,4M,32M,brk-only", "--trim-threshold", "default,1M,16M,64M,never")
         settings = {row["tunables"] for row in swept["rows"]} | {choice["tunables"]}
         self.assertGreaterEqual(len(settings), 40)
-        times = {text: [] for text in settings}
-        for _ in range(7):
-            for text in settings:
-                times[text].append(processor_s([recording.victim("refill"), ROUNDS], dict(os.environ, GLIBC_TUNABLES=text)))
-        medians = {text: statistics.median(runs) for text, runs in times.items()}
+        first = self.medians(settings, 7)
+        # The least of forty medians is lucky as well: those in front are run again, all by turns.
+        medians = self.medians({*sorted(first, key=first.get)[:4], choice["tunables"]}, 301)
         best = min(medians, key=medians.get)
         print(f"best {best or 'defaults'} {medians[best] * 1000:.1f} ms; advised {choice['tunables'] or 'defaults'} "
-              f"{medians[choice['tunables']] * 1000:.1f} ms; worst {max(medians.values()) * 1000:.1f} ms")
+              f"{medians[choice['tunables']] * 1000:.1f} ms; worst {max(first.values()) * 1000:.1f} ms")
         self.assertLessEqual(medians[choice["tunables"]], 1.03 * medians[best])
 
 
