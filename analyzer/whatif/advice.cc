@@ -23,18 +23,23 @@ bool is_simpler(const SweepRow& a, const SweepRow& b) {
   return a.choice.tunables.size() < b.choice.tunables.size();
 }
 
-// The row with the least value; among those within the noise of it, the one with the least
-// `second`, then the simplest.
+// The row with the least value; among those within the noise of it, those with the least `second`,
+// as far as its own noise goes; of these the simplest, or else the first of the least.
 template <class First, class Second>
 const SweepRow& least(const std::vector<SweepRow>& rows, double slack, First first, Second second) {
   double bound = first(rows.front());
   for (const SweepRow& row : rows) bound = std::min(bound, first(row));
   bound += slack;
+  double second_least = HUGE_VAL;
+  for (const SweepRow& row : rows) {
+    if (first(row) <= bound) second_least = std::min(second_least, second(row));
+  }
+  const double second_bound = second_least * (1 + kNoise);
   const SweepRow* best = nullptr;
   for (const SweepRow& row : rows) {
-    if (first(row) > bound) continue;
-    if (best == nullptr || second(row) < second(*best) ||
-        (second(row) == second(*best) && is_simpler(row, *best))) {
+    if (first(row) > bound || second(row) > second_bound) continue;
+    if (best == nullptr || is_simpler(row, *best) ||
+        (!is_simpler(*best, row) && second(row) < second(*best))) {
       best = &row;
     }
   }
