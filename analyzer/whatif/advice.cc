@@ -14,6 +14,8 @@ namespace {
 
 // Runs of a program differ by more than less.
 constexpr double kNoise = 0.01;
+// Predictions of one recording have less noise: what differs by less of the run is alike.
+constexpr double kAlike = 0.002;
 // Runs of slightly other sizes: how many, and from which ratio of costs on they are two modes.
 constexpr size_t kJitters = 7;
 constexpr double kTwoModes = 1.5;
@@ -135,9 +137,9 @@ class Adviser {
     const auto time = [this](const SweepRow& row) { return row.cost_ns() / run_ns(); };
     const auto memory = [this](const SweepRow& row) { return bytes(row) / rss(); };
     const auto both = [&](const SweepRow& row) { return time(row) + memory(row); };
-    const SweepRow& best = goal == Goal::kTime     ? least(rows, kNoise / 2, time, memory)
-                           : goal == Goal::kMemory ? least(rows, kNoise / 2, memory, time)
-                                                   : least(rows, kNoise / 2, both, time);
+    const SweepRow& best = goal == Goal::kTime     ? least(rows, kAlike, time, memory)
+                           : goal == Goal::kMemory ? least(rows, kAlike, memory, time)
+                                                   : least(rows, kAlike, both, time);
     Choice choice{goal, best, advice_.recorded.cost_ns() - best.cost_ns(),
                   static_cast<int64_t>(advice_.recorded.rss_bytes_peak) -
                       static_cast<int64_t>(best.rss_bytes_peak),
