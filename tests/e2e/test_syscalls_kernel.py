@@ -96,8 +96,10 @@ class KernelSyscalls(recording.RecordingTest):
         self.assertGreater(total, 600)
 
     def counts(self, trace, columns, where="1"):
+        """What a new arena's heap unmaps is left out: of 128 MiB both ends, but one where the kernel happened to align it, 1 run in 32."""
         return {tuple(row[c] for c in columns): row["n"] for row in trace.sql(
-            f"SELECT {', '.join(columns)}, count(*) AS n FROM syscall WHERE {where} GROUP BY {', '.join(columns)}")}
+            f"SELECT {', '.join(columns)}, count(*) AS n FROM syscall WHERE {where} AND NOT (name = 'munmap' AND coalesce(cause, '') = 'new heap') "
+            f"GROUP BY {', '.join(columns)}")}
 
     def test_nothing_is_counted_twice(self):
         """The allocator's and the wrappers' calls are those of a run without; the others come on top, with who made them."""
