@@ -7,7 +7,7 @@
 // memory and processor: too coarse for a program of 2 MiB.
 // --undisturbed: its faults and its memory system calls, which the kernel's tracepoints count. What
 // stops at each call meets the other threads at other moments: python3's, with one arena, made
-// a fifth of their calls under strace -k. Exit status 3, with the reason, where there are none.
+// a third of their calls under strace -k. Exit status 3, with the reason, where there are none.
 //
 // For tools/bench/prediction and replay_check.
 #include <fmt/format.h>
@@ -50,7 +50,7 @@ void under_ptrace(const Words& command) {
   fmt::print("{{\"faults\": {}, \"rss_bytes_peak\": {}}}\n", run.minor_faults, run.rss_peak_bytes);
 }
 
-// Counts in the process `pid`, its threads with it, from its next exec on.
+// Counts in the process `pid`, its threads and what it forks, from its next exec on.
 UniqueFd open_counter(uint32_t tracepoint, pid_t pid) {
   perf_event_attr attr{};
   attr.size = sizeof attr;
