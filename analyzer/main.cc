@@ -41,6 +41,7 @@ struct Arguments {
   std::string layout = "glibc";         // Of model.
   std::array<std::string, kAxes> axes;  // Of sweep.
   std::string output;                   // Of replay-file and export.
+  std::string caller;                   // Whose errors these are; empty: the subcommand's.
   std::string format, value = "peak";   // Of export.
   std::vector<std::string> limits;      // Of check.
   std::string baseline;
@@ -229,6 +230,7 @@ int run(int argc, char** argv) {
   CLI::App app("heapledger-analyzer: reports over a heapledger trace");
   app.require_subcommand(1);
   Arguments arguments;
+  app.add_option("--as", arguments.caller, "the command that errors are said to be of")->group("");
   for (const Report& report : reports()) add_report(app, report, arguments);
   add_sweep(app, arguments);
   add_export(app, arguments);
@@ -277,8 +279,10 @@ int run(int argc, char** argv) {
     return status;
   } catch (const std::exception& error) {
     std::fflush(stdout);
-    fmt::print(stderr, "heapledger: {}: {}\n", app.get_subcommands().front()->get_name(),
-               error.what());
+    fmt::print(
+        stderr, "heapledger: {}: {}\n",
+        arguments.caller.empty() ? app.get_subcommands().front()->get_name() : arguments.caller,
+        error.what());
     return kFailure;
   }
 }

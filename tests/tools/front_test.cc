@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // The parts of the front command that need no recording: sizes, where options end, what a program
-// file is, and what a run under ptrace sees.
+// file is, and what runs that are counted tell.
 #include <gtest/gtest.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 #include <CLI/CLI.hpp>
 #include <filesystem>
 #include <fstream>
 
-#include "tools/heapledger/child.h"
 #include "tools/heapledger/command_error.h"
 #include "tools/heapledger/command_line.h"
+#include "tools/heapledger/counted_run.h"
 #include "tools/heapledger/narration.h"
 #include "tools/heapledger/program_file.h"
 #include "tools/heapledger/record_options.h"
@@ -148,25 +149,51 @@ TEST(Texts, ReadWell) {
   EXPECT_EQ(ending_text(11), "was killed by SIGSEGV (Segmentation fault)");
 }
 
-TEST(RunCounted, SeesWhatWasGivenBackBeforeTheEnd) {
+TEST(CountedRun, SeesWhatWasGivenBackBeforeTheEnd) {
   // Goal: the peak of RSS is that before the memory goes, and neither ours nor that of what it
   // replaces. Method: dd fills a buffer of 64 MiB, which it frees; then a shell becomes a program
   // that needs little.
   constexpr uint64_t kMiB = uint64_t{1} << 20;
   const std::string path = std::string("PATH=") + getenv("PATH");
   const auto filled =
-      run_counted({"dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1"}, {path});
+      run_traced({"dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1"}, {path});
   EXPECT_EQ(filled.status, 0);
   EXPECT_GE(filled.rss_peak_bytes, 64 * kMiB);
   EXPECT_LT(filled.rss_peak_bytes, 80 * kMiB);
   EXPECT_GT(filled.minor_faults, 10U);
   std::vector<char> ours(64 * kMiB, 1);
-  const auto small = run_counted({"sh", "-c", "exec true"}, {path});
+  const auto small = run_traced({"sh", "-c", "exec true"}, {path});
   EXPECT_EQ(small.status, 0);
   EXPECT_GT(small.rss_peak_bytes, 100U << 10);
   EXPECT_LT(small.rss_peak_bytes, 16 * kMiB);
   EXPECT_LT(small.minor_faults, 2000U);
   EXPECT_EQ(ours.back(), 1);
+}
+
+TEST(CountedRun, IsTheSameBesideTheProgramAndUnderPtrace) {
+  // Goal: both ways count the same things: the first process with its loader, through exec, without
+  // its children. Method: programs whose calls are the same in each run.
+  const Words environment = {std::string("PATH=") + getenv("PATH")};
+  const Words programs[] = {{"true"},
+                            {"dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1"},
+                            {"sh", "-c", "ls / | sort; ls; exec true"}};
+  for (const Words& program : programs) {
+    std::string why;
+    const auto beside = run_undisturbed(program, environment, why);
+    if (!beside) GTEST_SKIP() << why;
+    const auto traced = run_traced(program, environment);
+    EXPECT_EQ(beside->status, 0);
+    EXPECT_EQ(beside->calls, traced.calls) << program[0];
+    EXPECT_GT(beside->total(), 5U);
+    // wait() adds the faults of children that the program waited for.
+    if (program[0] == "sh") continue;
+    EXPECT_NEAR(static_cast<double>(beside->minor_faults), static_cast<double>(traced.minor_faults),
+                0.2 * static_cast<double>(traced.minor_faults));
+  }
+  std::string why;
+  const auto failing = run_undisturbed({"sh", "-c", "exit 3"}, environment, why);
+  ASSERT_TRUE(failing);
+  EXPECT_EQ(WEXITSTATUS(failing->status), 3);
 }
 
 }  // namespace

@@ -6,24 +6,19 @@
 // Ctrl-C is the program's to take while one of these waits: they wait on and report how it ended.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <string>
 #include <vector>
 
-namespace heapledger::front {
+#include "tools/heapledger/child_setup.h"
 
-struct ChildOutput {
-  bool show_stdout = false;
-  bool show_stderr = false;
-  std::string* text = nullptr;  // Takes what goes to stdout. For run_plain() only.
-};
+namespace heapledger::front {
 
 // Runs command[0], a path, and returns its wait status.
 int run_and_wait(const std::vector<std::string>& command, ChildOutput output);
 
-// The same for a command of ours, whose errors are on stderr already: what it wrote to stdout.
-// Throws CommandError, with its status, where it failed.
+// The same for a command of ours: what it wrote to stdout. Throws CommandError, with its status,
+// where it failed; without words, since it said on stderr why.
 std::string output_of(const std::vector<std::string>& command);
 
 struct PlainRun {
@@ -38,19 +33,5 @@ struct PlainRun {
 // CommandError where it cannot be started.
 PlainRun run_plain(const std::vector<std::string>& command,
                    const std::vector<std::string>& environment, ChildOutput output);
-
-struct CountedRun {
-  static constexpr std::array<const char*, 6> kNames = {"brk",    "mmap",    "munmap",
-                                                        "mremap", "madvise", "mprotect"};
-  int status = 0;
-  std::array<uint64_t, kNames.size()> calls{};  // Of the program's first process, loader and all.
-  uint64_t rss_peak_bytes = 0;                  // By the page tables; 0: not known.
-  uint64_t minor_faults = 0;                    // Since it was executed.
-
-  uint64_t total() const;
-};
-// The same under ptrace, which sees each system call: many times slower.
-CountedRun run_counted(const std::vector<std::string>& command,
-                       const std::vector<std::string>& environment);
 
 }  // namespace heapledger::front

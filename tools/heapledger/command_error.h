@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What goes wrong in a command, as the user reads it: `heapledger: <command>: <what>: <why>`, one
-// line, and the status the command ends with. Thrown anywhere below main, printed only there.
+// line, and the status the command ends with. Thrown anywhere below main, printed only there; one
+// without words has been said already.
 #pragma once
 
 #include <cerrno>

@@ -106,7 +106,10 @@ int run(const Command& command, const Arguments& arguments) {
   try {
     return command.run != nullptr ? command.run(arguments) : run_analyzer(command.name, arguments);
   } catch (const CommandError& error) {
-    write_all(STDERR_FILENO, fmt::format("heapledger: {}: {}\n", command.name, error.what()));
+    const bool is_said = *error.what() == '\0';
+    if (!is_said) {
+      write_all(STDERR_FILENO, fmt::format("heapledger: {}: {}\n", command.name, error.what()));
+    }
     return error.exit_status();
   } catch (const std::exception& error) {
     write_all(STDERR_FILENO, fmt::format("heapledger: {}: {}\n", command.name, error.what()));

@@ -16,6 +16,7 @@
 #include "tools/heapledger/command_error.h"
 #include "tools/heapledger/command_line.h"
 #include "tools/heapledger/companions.h"
+#include "tools/heapledger/counted_run.h"
 #include "tools/heapledger/descriptor.h"
 #include "tools/heapledger/malloc_environment.h"
 #include "tools/heapledger/scratch_folder.h"
@@ -86,7 +87,8 @@ std::string tunables_of(const std::string& set) {
 class Replayer {
  public:
   explicit Replayer(const Plan& plan) : plan_(plan), folder_("heapledger-replay") {
-    Words command = {find_analyzer(), "replay-file", plan.trace, "--output", file()};
+    Words command = {find_analyzer(), "--as",     "replay", "replay-file",
+                     plan.trace,      "--output", file()};
     if (!plan.pid.empty()) command.insert(command.end(), {"--process", plan.pid});
     tell("reading the calls");
     facts_ = Json::parse(output_of(command));
@@ -200,10 +202,12 @@ class Replayer {
     return result;
   }
 
-  uint64_t counted(const Words& command, const Side& side) const {
-    const CountedRun run = run_counted(command, side.environment);
+  static uint64_t counted(const Words& command, const Side& side) {
+    std::string why;
+    const auto undisturbed = run_undisturbed(command, side.environment, why);
+    const CountedRun run = undisturbed ? *undisturbed : run_traced(command, side.environment);
     if (!WIFEXITED(run.status) || WEXITSTATUS(run.status) != 0) {
-      throw CommandError(side.label, "the replay did not come to its end under ptrace");
+      throw CommandError(side.label, "the replay did not come to its end where it was counted");
     }
     return run.total();
   }

@@ -15,6 +15,7 @@
 #include "tools/heapledger/command_error.h"
 #include "tools/heapledger/command_line.h"
 #include "tools/heapledger/companions.h"
+#include "tools/heapledger/counted_run.h"
 #include "tools/heapledger/descriptor.h"
 #include "tools/heapledger/malloc_environment.h"
 #include "tools/heapledger/signals.h"
@@ -61,13 +62,23 @@ struct Side {
   std::string label;
   Words environment;
   std::vector<PlainRun> runs;
-  CountedRun counted;
+  std::vector<CountedRun> counted;
+  CountedRun traced;
 
   template <class Field>
   Spread spread(Field field) const {
     std::vector<double> values;
     for (const PlainRun& run : runs) values.push_back(static_cast<double>(run.*field));
     return Spread::of(std::move(values));
+  }
+  Spread calls() const {
+    std::vector<double> values;
+    for (const CountedRun& run : counted) values.push_back(static_cast<double>(run.total()));
+    return Spread::of(std::move(values));
+  }
+  // The last run made the calls that the one before did.
+  bool repeats() const {
+    return counted.size() > 1 && counted.back().calls == counted[counted.size() - 2].calls;
   }
 };
 
@@ -117,8 +128,8 @@ class Verification {
         program_(std::move(program)),
         advice_(advice),
         choice_(choice),
-        now_{label(advice["settings"]), malloc_environment(advice["settings"]), {}, {}},
-        advised_{label(choice["tunables"]), malloc_environment(choice["tunables"]), {}, {}} {}
+        now_{label(advice["settings"]), malloc_environment(advice["settings"]), {}, {}, {}},
+        advised_{label(choice["tunables"]), malloc_environment(choice["tunables"]), {}, {}, {}} {}
 
   void run() {
     // Round by round, so that a machine that grows slower or faster does so for both.
@@ -130,10 +141,12 @@ class Verification {
         check(program_[0], side->runs.back().status, side->label);
       }
     }
+    count_undisturbed();
     for (Side* side : {&now_, &advised_}) {
-      tell("counting system calls, " + side->label);
-      side->counted = run_counted(program_, side->environment);
-      check(program_[0], side->counted.status, side->label);
+      tell((is_traced() ? "counting system calls, " : "looking at RSS, ") + side->label);
+      side->traced = run_traced(program_, side->environment);
+      check(program_[0], side->traced.status, side->label);
+      if (is_traced()) side->counted = {side->traced};
     }
   }
 
@@ -161,17 +174,17 @@ class Verification {
     const Figure kernel = time_of("of it in kernel", "kernel_ns", &PlainRun::kernel_ns, gain_ns);
     Figure faults = of_runs("page faults", "faults", Figure::kCount, &PlainRun::minor_faults);
     faults.predicted = number(choice_, "faults");
-    const Spread calls = once(now_.counted.total());
+    const Spread calls = now_.calls();
     std::vector<Figure> figures = {
         wall,
         cpu,
         kernel,
         faults,
-        {"system calls", "syscalls", Figure::kCount, calls, once(advised_.counted.total()),
+        {"system calls", "syscalls", Figure::kCount, calls, advised_.calls(),
          calls.median + number(choice_, "syscalls") - number(advice_, "syscalls")}};
-    if (now_.counted.rss_peak_bytes != 0 && advised_.counted.rss_peak_bytes != 0) {
+    if (now_.traced.rss_peak_bytes != 0 && advised_.traced.rss_peak_bytes != 0) {
       figures.push_back({"peak RSS", "rss_bytes_peak", Figure::kBytes,
-                         once(now_.counted.rss_peak_bytes), once(advised_.counted.rss_peak_bytes),
+                         once(now_.traced.rss_peak_bytes), once(advised_.traced.rss_peak_bytes),
                          number(choice_, "rss_bytes_peak")});
     }
     return figures;
@@ -179,10 +192,10 @@ class Verification {
 
   std::string text() const {
     std::string text = fmt::format(
-        "now:     {}\nadvised: {}\n{} runs each, by turns, medians; without heapledger.\n\n"
+        "now:     {}\nadvised: {}\n{} runs each, by turns, medians; without heapledger.\n{}\n\n"
         "{:<16}{:>12}{:>8}{:>12}{:>8}{:>14}{:>10}\n",
-        now_.label, advised_.label, plan_.runs, "", "now", "+-", "advised", "+-", "predicted",
-        "error");
+        now_.label, advised_.label, plan_.runs, counting_text(), "", "now", "+-", "advised", "+-",
+        "predicted", "error");
     for (const Figure& figure : figures()) {
       text += fmt::format("{:<16}{:>12}{:>8}{:>12}{:>8}{:>14}{:>10}\n", figure.name,
                           amount(figure.kind, figure.now.median), noise(figure.now),
@@ -210,6 +223,8 @@ class Verification {
       rows.push_back(std::move(row));
     }
     return {{"runs", plan_.runs},
+            {"calls_counted_by", is_traced() ? "ptrace" : "tracepoints"},
+            {"calls_counted_runs", now_.counted.size()},
             {"now", now_.label},
             {"advised", advised_.label},
             {"rows", std::move(rows)},
@@ -231,6 +246,31 @@ class Verification {
     if (!plan_.quiet) write_all(STDERR_FILENO, "heapledger: verify: " + what + "\n");
   }
   Words doubts() const { return advice_["doubts"].get<Words>(); }
+
+  // By turns, until both sides repeat themselves: threads meet anew each time.
+  void count_undisturbed() {
+    for (int round = 0; round < std::max(2, plan_.runs); ++round) {
+      for (Side* side : {&now_, &advised_}) {
+        tell("counting system calls, " + side->label);
+        const auto run = run_undisturbed(program_, side->environment, why_traced_);
+        if (!run) return;
+        check(program_[0], run->status, side->label);
+        side->counted.push_back(*run);
+      }
+      if (now_.repeats() && advised_.repeats()) return;
+    }
+  }
+  bool is_traced() const { return !why_traced_.empty(); }
+  std::string counting_text() const {
+    if (is_traced()) {
+      return fmt::format("System calls and peak RSS under ptrace, 1 run each (no tracepoints: {}).",
+                         why_traced_);
+    }
+    return fmt::format(
+        "System calls by the kernel's tracepoints, {} runs each; peak RSS under "
+        "ptrace, 1 run each.",
+        now_.counted.size());
+  }
 
   // The estimate is of a page touched for the first time, alone. What one costs this program, with
   // what its neighbours on the machine take, the runs under the current settings tell, if they
@@ -287,10 +327,12 @@ class Verification {
   const Json& choice_;
   Side now_;
   Side advised_;
+  std::string why_traced_;  // Not empty: tracepoints may not be used.
 };
 
 int verify(const Plan& plan, const Words& program) {
-  const Json advice = Json::parse(output_of({find_analyzer(), "advise", "--json", plan.trace}));
+  const Json advice =
+      Json::parse(output_of({find_analyzer(), "--as", "verify", "advise", "--json", plan.trace}));
   const Json& choices = advice["choices"];
   const auto choice = std::find_if(choices.begin(), choices.end(),
                                    [&](const Json& row) { return row["goal"] == plan.goal; });
@@ -315,8 +357,9 @@ int run_verify(const Words& arguments) {
   app.footer(
       "The program's output is dropped (its stderr shown on the first run); its input is empty, "
       "or\nread anew by every run where it is a file. Times and faults are of runs with nobody "
-      "beside them;\nsystem calls and peak RSS (by the page tables) of one more under each of the "
-      "settings, traced.");
+      "beside them;\nsystem calls of further ones, counted by the kernel's tracepoints, until two "
+      "agree; peak RSS (by\nthe page tables) of one more under ptrace, which counts the calls as "
+      "well where tracepoints may not\nbe used (heapledger doctor says why).");
   app.add_option("TRACE", plan.trace, "a recording of the same work")->required();
   app.add_option("--goal", plan.goal, "which advice: time, memory or both (default: both)")
       ->check(CLI::IsMember({"time", "memory", "both"}));
