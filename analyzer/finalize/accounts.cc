@@ -37,17 +37,6 @@ SiteAccount& Accounts::make_site(uint32_t stack) {
   return sites_.back();
 }
 
-// The site, with its value at the last peak noted before its live bytes change.
-inline SiteAccount& Accounts::changing_site(uint32_t stack) {
-  SiteAccount& account = site(stack);
-  if (account.peak_epoch != peak_epoch_) {
-    account.live_bytes_peak = account.live_bytes;
-    account.live_blocks_peak = account.live_blocks;
-    account.peak_epoch = peak_epoch_;
-  }
-  return account;
-}
-
 void Accounts::make_thread(uint32_t id) {
   threads_.resize(std::max<size_t>(id + 1, threads_.size() * 2));
 }
@@ -55,6 +44,7 @@ void Accounts::make_thread(uint32_t id) {
 void Accounts::on_begin(Replay& replay) {
   replay.keep(kHeldPeak);
   replay.keep(kFreePeak);
+  replay_ = &replay;
   live_ = &replay.live();
   arena_use_.begin(replay.memory());
   live_->for_each([this](const Block& block) {
@@ -71,67 +61,21 @@ void Accounts::on_begin(Replay& replay) {
   on_step(replay);
 }
 
-void Accounts::on_call(const CallRow& row) {
-  close_parts(row.time_ns);
-  if (seen_calls_++ >= part_end_calls_) {
-    close_growth_part();
-    part_end_calls_ += part_calls_;
+// The thread made system calls for memory on the way to this block.
+void Accounts::count_acquired(SiteAccount& account, ThreadState& state, uint64_t address,
+                              int64_t now_ns) {
+  ++account.calls_with_syscall;
+  if (state.mapping_ns >= 0) {
+    ++account.mapped_blocks;
+    account.mapped_ns += state.mapping_ns;
+    mapped_sites_[address / kPageBytes] = account.stack;
   }
-  const bool releases =
-      row.kind >= schema::EventKind::kFree && row.kind < schema::EventKind::kRealloc;
-  if (releases && row.address == 0) return;
-  ++calls_;
-  CallCount& count = call_counts_[static_cast<size_t>(row.kind)];
-  ++count.calls;
-  count.failed += (row.flags & schema::kFailed) != 0;
-}
-
-void Accounts::on_alloc(const CallRow& row, const Block& block) {
-  usage_.on_alloc(row, block);
-  heap_growth_.on_alloc(block, arena_use_.on_alloc(row, block), arena_use_);
-  SiteAccount& account = changing_site(block.stack);
-  ++account.calls;
-  account.bytes += block.size;
-  account.live_bytes += block.size;
-  ++account.live_blocks;
-  if (account.calls == 1) account.first_ns = row.time_ns;
-  account.last_ns = row.time_ns;
-  ThreadState& state = thread(row.thread);
-  state.last_id = block.id;
-  if (state.acquired) {
-    ++account.calls_with_syscall;
-    if (state.mapping_ns >= 0) {
-      ++account.mapped_blocks;
-      account.mapped_ns += state.mapping_ns;
-      mapped_sites_[block.address / kPageBytes] = block.stack;
-    }
-    set_acquired(state, false, row.time_ns);
-    state.mapping_ns = -1;
-  }
-  if (live_->requested_bytes() > live_peak_) {
-    live_peak_ = live_->requested_bytes();
-    live_peak_ns_ = row.time_ns;
-    ++peak_epoch_;
-  }
-}
-
-void Accounts::on_end(const CallRow& row, const Block& block) {
-  usage_.on_end(row, block);
-  heap_growth_.on_end(block, arena_use_.on_end(row, block));
-  SiteAccount& account = changing_site(block.stack);
-  account.live_bytes -= block.size;
-  --account.live_blocks;
-  if (block.inherited) {
-    account.inherited_bytes -= block.size;
-    --account.inherited_blocks;
-    return;
-  }
-  const bool freed = row.kind < schema::EventKind::kRealloc;
-  if (freed && thread(block.thread).last_id == block.id) ++account.temporary;
+  set_acquired(state, false, now_ns);
+  state.mapping_ns = -1;
 }
 
 void Accounts::on_syscall(const SyscallRow& call) {
-  close_parts(call.time_ns);
+  if (call.time_ns >= bucket_end_ns_) close_bucket(call.time_ns);
   if (call.origin != schema::Origin::kAllocator) return;
   ++syscalls_;
   heap_growth_.on_syscall(call, arena_use_);
@@ -189,31 +133,6 @@ void Accounts::on_fault(const FaultFact& fact) {
   ++counts.after[static_cast<size_t>(fact.after)];
 }
 
-inline void Accounts::settle_free(Replay& replay) {
-  if (free_now_ <= free_peak_) return;
-  replay.move(kFreeNow, kFreePeak);
-  free_peak_ = free_now_;
-  free_peak_step_ = free_now_step_;
-  free_peak_ns_ = free_now_ns_;
-}
-
-inline void Accounts::note_free(Replay& replay) {
-  constexpr int64_t kFlightNsMax = 10'000'000;  // A thread that never came back is left out.
-  settle_free(replay);
-  const uint64_t held = replay.memory().held_bytes();
-  free_now_ = held - std::min(held, replay.live().usable_bytes());
-  if (in_flight_ != 0 && replay.now_ns() - in_flight_ns_ < kFlightNsMax) free_now_ = 0;
-  free_now_step_ = replay.step();
-  free_now_ns_ = replay.now_ns();
-  if (free_now_ > free_peak_) {
-    replay.keep(kFreeNow);
-    has_free_now_ = true;
-  } else if (has_free_now_) {
-    replay.forget(kFreeNow);
-    has_free_now_ = false;
-  }
-}
-
 void Accounts::set_acquired(ThreadState& state, bool acquired, int64_t now_ns) {
   if (state.acquired == acquired) return;
   state.acquired = acquired;
@@ -221,35 +140,63 @@ void Accounts::set_acquired(ThreadState& state, bool acquired, int64_t now_ns) {
   in_flight_ns_ = now_ns;
 }
 
-inline void Accounts::note_moment(const Replay& replay) {
-  const auto note_in = [&](TimelineRow& row) {
-    row.time_ns = replay.now_ns();
-    row.live_bytes = replay.live().requested_bytes();
-    row.live_blocks = replay.live().blocks();
-    row.held_bytes = replay.memory().held_bytes();
-    row.resident_bytes = replay.memory().held_resident_bytes();
-    row.calls = calls_;
-    row.syscalls = syscalls_;
-    row.faults = faults_;
-  };
-  note_in(last_);
-  // Not copied: that would wait for what was just written.
-  if (!bucket_used_ || replay.live().requested_bytes() > fullest_.live_bytes) note_in(fullest_);
-  bucket_used_ = true;
+void Accounts::note_in(TimelineRow& row) const {
+  row.live_bytes = replay_->live().requested_bytes();
+  row.live_blocks = replay_->live().blocks();
+  row.held_bytes = replay_->memory().held_bytes();
+  row.resident_bytes = replay_->memory().held_resident_bytes();
+  row.calls = calls_;
+  row.syscalls = syscalls_;
+  row.faults = faults_;
 }
 
 void Accounts::on_step(Replay& replay) {
-  const uint64_t held = replay.memory().held_bytes();
-  const uint64_t live = replay.live().requested_bytes();
-  if (held > held_peak_ || (held == held_peak_ && live > live_at_held_peak_)) {
-    held_peak_ = held;
-    live_at_held_peak_ = live;
-    held_peak_step_ = replay.step();
-    held_peak_ns_ = replay.now_ns();
-    replay.keep(kHeldPeak);
-  }
-  note_free(replay);
-  note_moment(replay);
+  note_step(replay);
+  note_in(last_);
+  last_is_due_ = false;
+}
+
+void Accounts::on_calls_end(Replay&) { note_last(); }
+
+void Accounts::note_last() {
+  if (last_is_due_) note_in(last_);
+  last_is_due_ = false;
+}
+
+void Accounts::note_held_peak(Replay& replay) {
+  held_peak_ = replay.memory().held_bytes();
+  live_at_held_peak_ = replay.live().requested_bytes();
+  held_peak_step_ = replay.step();
+  held_peak_ns_ = replay.now_ns();
+  replay.keep(kHeldPeak);
+}
+
+// It is a new peak, unless the next step gives it back.
+void Accounts::keep_free(Replay& replay) {
+  free_now_step_ = replay.step();
+  free_now_ns_ = replay.now_ns();
+  replay.keep(kFreeNow);
+  has_free_now_ = true;
+}
+
+void Accounts::forget_free(Replay& replay) {
+  replay.forget(kFreeNow);
+  has_free_now_ = false;
+}
+
+void Accounts::settle_free(Replay& replay) {
+  if (free_now_ <= free_peak_) return;
+  replay.move(kFreeNow, kFreePeak);
+  free_peak_ = free_now_;
+  free_peak_step_ = free_now_step_;
+  free_peak_ns_ = free_now_ns_;
+}
+
+// Ends the timeline's bucket.
+void Accounts::close_bucket(int64_t now_ns) {
+  note_last();
+  flush_bucket();
+  bucket_end_ns_ = start_ns_ + ((now_ns - start_ns_) / bucket_ns_ + 1) * bucket_ns_;
 }
 
 void Accounts::flush_bucket() {
@@ -257,14 +204,6 @@ void Accounts::flush_bucket() {
   if (fullest_.time_ns != last_.time_ns) timeline_.push_back(fullest_);
   timeline_.push_back(last_);
   bucket_used_ = false;
-}
-
-// Ends the timeline's bucket if it is over by now.
-void Accounts::close_parts(int64_t now_ns) {
-  if (now_ns >= bucket_end_ns_) {
-    flush_bucket();
-    bucket_end_ns_ = start_ns_ + ((now_ns - start_ns_) / bucket_ns_ + 1) * bucket_ns_;
-  }
 }
 
 void Accounts::close_growth_part() {
@@ -279,6 +218,7 @@ void Accounts::close_growth_part() {
 void Accounts::finish(Replay& replay) {
   settle_free(replay);
   note_moment(replay);
+  note_in(last_);
   flush_bucket();
   close_growth_part();
   for (size_t i = 0; i < sites_.size(); ++i) changing_site(sites_[i].stack);

@@ -8,6 +8,7 @@
 // Thread safety: none. Cost: some ns per event.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <unordered_map>
@@ -73,7 +74,7 @@ struct FaultCounts {
   void add(const FaultCounts& more);
 };
 
-class Accounts : public ReplayObserver {
+class Accounts final : public ReplayObserver {
  public:
   // `calls`: how many the process made.
   Accounts(int64_t start_ns, int64_t end_ns, int64_t calls, std::vector<ArenaChange> arenas);
@@ -85,6 +86,8 @@ class Accounts : public ReplayObserver {
   void on_syscall(const SyscallRow& call) override;
   void on_fault(const FaultFact& fact) override;
   void on_step(Replay& replay) override;
+  void on_call_step(Replay& replay) override;
+  void on_calls_end(Replay& replay) override;
   // After the last step.
   void finish(Replay& replay);
 
@@ -138,11 +141,17 @@ class Accounts : public ReplayObserver {
     return threads_[id];
   }
   void make_thread(uint32_t id);
+  void count_acquired(SiteAccount& account, ThreadState& state, uint64_t address, int64_t now_ns);
   void charge_unmapping(const SyscallRow& call);
-  void close_parts(int64_t now_ns);
+  void close_bucket(int64_t now_ns);
   void close_growth_part();
+  void note_in(TimelineRow& row) const;
+  void note_last();
   void note_moment(const Replay& replay);
-  void note_free(Replay& replay);
+  void note_step(Replay& replay);
+  void note_held_peak(Replay& replay);
+  void keep_free(Replay& replay);
+  void forget_free(Replay& replay);
   void settle_free(Replay& replay);
   void set_acquired(ThreadState& state, bool acquired, int64_t now_ns);
   void flush_bucket();
@@ -163,6 +172,7 @@ class Accounts : public ReplayObserver {
   std::vector<TimelineRow> timeline_;
   TimelineRow fullest_, last_;
   bool bucket_used_ = false;
+  bool last_is_due_ = false;  // Of last_ only the time is right; the rest is as it is now.
   std::array<CallCount, kKinds> call_counts_{};
   uint64_t calls_ = 0, syscalls_ = 0, faults_ = 0;
   uint64_t live_peak_ = 0;
@@ -180,7 +190,106 @@ class Accounts : public ReplayObserver {
   UsageCounts usage_;
   ArenaUse arena_use_;
   HeapGrowth heap_growth_;
+  const Replay* replay_ = nullptr;
   const LiveSet* live_ = nullptr;
 };
+
+// Asked for with every call, so they are to be inlined.
+inline void Accounts::on_call(const schema::CallRow& row) {
+  if (row.time_ns >= bucket_end_ns_) [[unlikely]]
+    close_bucket(row.time_ns);
+  if (seen_calls_++ >= part_end_calls_) [[unlikely]] {
+    close_growth_part();
+    part_end_calls_ += part_calls_;
+  }
+  const bool releases =
+      row.kind >= schema::EventKind::kFree && row.kind < schema::EventKind::kRealloc;
+  if (releases && row.address == 0) return;
+  ++calls_;
+  CallCount& count = call_counts_[static_cast<size_t>(row.kind)];
+  ++count.calls;
+  count.failed += (row.flags & schema::kFailed) != 0;
+}
+
+// The site, with its value at the last peak noted before its live bytes change.
+inline SiteAccount& Accounts::changing_site(uint32_t stack) {
+  SiteAccount& account = site(stack);
+  if (account.peak_epoch != peak_epoch_) {
+    account.live_bytes_peak = account.live_bytes;
+    account.live_blocks_peak = account.live_blocks;
+    account.peak_epoch = peak_epoch_;
+  }
+  return account;
+}
+
+inline void Accounts::on_alloc(const schema::CallRow& row, const Block& block) {
+  usage_.on_alloc(row, block);
+  heap_growth_.on_alloc(block, arena_use_.on_alloc(row, block), arena_use_);
+  SiteAccount& account = changing_site(block.stack);
+  ++account.calls;
+  account.bytes += block.size;
+  account.live_bytes += block.size;
+  ++account.live_blocks;
+  if (account.calls == 1) account.first_ns = row.time_ns;
+  account.last_ns = row.time_ns;
+  ThreadState& state = thread(row.thread);
+  state.last_id = block.id;
+  if (state.acquired) [[unlikely]]
+    count_acquired(account, state, block.address, row.time_ns);
+  if (live_->requested_bytes() > live_peak_) {
+    live_peak_ = live_->requested_bytes();
+    live_peak_ns_ = row.time_ns;
+    ++peak_epoch_;
+  }
+}
+
+inline void Accounts::on_end(const schema::CallRow& row, const Block& block) {
+  usage_.on_end(row, block);
+  heap_growth_.on_end(block, arena_use_.on_end(row, block));
+  SiteAccount& account = changing_site(block.stack);
+  account.live_bytes -= block.size;
+  --account.live_blocks;
+  if (block.inherited) [[unlikely]] {
+    account.inherited_bytes -= block.size;
+    --account.inherited_blocks;
+    return;
+  }
+  const bool freed = row.kind < schema::EventKind::kRealloc;
+  if (freed && thread(block.thread).last_id == block.id) ++account.temporary;
+}
+
+inline void Accounts::note_moment(const Replay& replay) {
+  last_.time_ns = replay.now_ns();
+  if (!bucket_used_ || replay.live().requested_bytes() > fullest_.live_bytes) {
+    // Not copied from last_: that would wait for what was just written.
+    fullest_.time_ns = replay.now_ns();
+    note_in(fullest_);
+    bucket_used_ = true;
+  }
+}
+
+inline void Accounts::note_step(Replay& replay) {
+  constexpr int64_t kFlightNsMax = 10'000'000;  // A thread that never came back is left out.
+  const uint64_t held = replay.memory().held_bytes();
+  const uint64_t live = replay.live().requested_bytes();
+  if (held > held_peak_ || (held == held_peak_ && live > live_at_held_peak_)) {
+    note_held_peak(replay);
+  }
+  if (free_now_ > free_peak_) [[unlikely]]
+    settle_free(replay);
+  free_now_ = held - std::min(held, replay.live().usable_bytes());
+  if (in_flight_ != 0 && replay.now_ns() - in_flight_ns_ < kFlightNsMax) free_now_ = 0;
+  if (free_now_ > free_peak_) {
+    keep_free(replay);
+  } else if (has_free_now_) {
+    forget_free(replay);
+  }
+  note_moment(replay);
+}
+
+inline void Accounts::on_call_step(Replay& replay) {
+  note_step(replay);
+  last_is_due_ = true;
+}
 
 }  // namespace heapledger::analyzer

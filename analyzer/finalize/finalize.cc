@@ -21,6 +21,7 @@
 #include "analyzer/finalize/syscall_costs.h"
 #include "analyzer/finalize/touching_frames.h"
 #include "analyzer/replay/heap_image.h"
+#include "analyzer/replay/replay_calls.h"
 #include "analyzer/symbols/symbolize.h"
 #include "schema/site_batch.h"
 #include "schema/stack_batch.h"
@@ -78,6 +79,7 @@ class ProcessPass {
   void replay_to_end() {
     ReplayOptions options;
     options.observer = &accounts_;
+    options.player = &Replay::play_calls<Accounts, OpFeed>;
     options.attributions = [this](int64_t batch,
                                   std::span<const schema::FaultAttribution> attributions) {
       attributions_.emplace_back(batch, schema::encode_attribution(attributions));

@@ -27,21 +27,22 @@ void HeapGrowth::on_syscall(const SyscallRow& call, ArenaUse& arenas) {
   pending_[call.thread] = {arena, held, held - std::min(held, used)};
 }
 
-void HeapGrowth::end_growth(const Block& block, uint32_t arena, const ArenaUse& arenas) {
-  const auto found = pending_.find(block.thread);
+void HeapGrowth::end_growth(uint32_t thread, uint32_t stack, uint64_t bytes, uint32_t arena,
+                            const ArenaUse& arenas) {
+  const auto found = pending_.find(thread);
   if (found == pending_.end()) return;
   const Pending before = found->second;
   pending_.erase(found);
   if (before.arena != arena) return;
   const uint64_t held = arenas.held_bytes(arena);
-  const uint64_t bytes = held - std::min(held, before.held_bytes);
-  StackGrowth& row = stacks_[block.stack];
-  row.stack = block.stack;
+  const uint64_t grown = held - std::min(held, before.held_bytes);
+  StackGrowth& row = stacks_[stack];
+  row.stack = stack;
   ++row.growths;
-  row.bytes += bytes;
-  if (before.free_bytes < chunk_bytes(block)) return;
+  row.bytes += grown;
+  if (before.free_bytes < bytes) return;
   ++row.failed_reuses;
-  row.failed_bytes += bytes;
+  row.failed_bytes += grown;
   row.free_bytes_max = std::max(row.free_bytes_max, before.free_bytes);
 }
 

@@ -31,7 +31,7 @@ class HeapGrowth {
   void on_alloc(const Block& block, uint32_t arena, const ArenaUse& arenas) {
     live_in(arena) += chunk_bytes(block);
     if (!pending_.empty()) [[unlikely]]
-      end_growth(block, arena, arenas);
+      end_growth(block.thread, block.stack, chunk_bytes(block), arena, arenas);
   }
   void on_end(const Block& block, uint32_t arena) { live_in(arena) -= chunk_bytes(block); }
 
@@ -51,7 +51,9 @@ class HeapGrowth {
       live_.resize(arena + 1);
     return live_[arena];
   }
-  void end_growth(const Block& block, uint32_t arena, const ArenaUse& arenas);
+  // With a block of the thread; `bytes`: its chunk's.
+  void end_growth(uint32_t thread, uint32_t stack, uint64_t bytes, uint32_t arena,
+                  const ArenaUse& arenas);
 
   std::vector<uint64_t> live_;                     // Bytes of live blocks' chunks, by arena.
   std::unordered_map<uint32_t, Pending> pending_;  // By thread.

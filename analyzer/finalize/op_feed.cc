@@ -73,14 +73,6 @@ void OpFeed::pass_moments(int64_t until_ns) {
   find_next_stop();
 }
 
-void OpFeed::on_played(const schema::CallBatch& batch, size_t row, uint32_t ended, uint32_t begun) {
-  if (next_stop_ns_ <= batch.time_ns[row]) pass_moments(batch.time_ns[row]);
-  const uint32_t thread = threads_.number_of(batch.thread[row]);
-  // In its place: a copy of what was just written field by field would wait for the writes.
-  if (!make_call_op(batch, row, ended, begun, thread, ops_.emplace_back())) ops_.pop_back();
-  if (ops_.size() >= kPartOps) send(std::nullopt, false);
-}
-
 void OpFeed::send(std::optional<int64_t> moment_ns, bool is_last) {
   queue_.push({process_, std::move(ops_), moment_ns, is_last});
   ops_ = queue_.take_spare();

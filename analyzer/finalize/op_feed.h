@@ -51,7 +51,7 @@ class OpQueue {
   bool is_closed_ = false;
 };
 
-class OpFeed : public PlayedCalls {
+class OpFeed final : public PlayedCalls {
  public:
   static constexpr size_t kPartOps = 2048;
 
@@ -77,5 +77,17 @@ class OpFeed : public PlayedCalls {
   int64_t next_stop_ns_ = 0;  // Of the next moment or side operation.
   std::vector<Op> ops_;
 };
+
+// Asked for with every call, so it is to be inlined.
+inline void OpFeed::on_played(const schema::CallBatch& batch, size_t row, uint32_t ended,
+                              uint32_t begun) {
+  if (next_stop_ns_ <= batch.time_ns[row]) [[unlikely]]
+    pass_moments(batch.time_ns[row]);
+  const uint32_t thread = threads_.number_of(batch.thread[row]);
+  // In its place: a copy of what was just written field by field would wait for the writes.
+  if (!make_call_op(batch, row, ended, begun, thread, ops_.emplace_back())) ops_.pop_back();
+  if (ops_.size() >= kPartOps) [[unlikely]]
+    send(std::nullopt, false);
+}
 
 }  // namespace heapledger::analyzer

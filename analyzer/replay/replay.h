@@ -78,6 +78,9 @@ class ReplayObserver {
   virtual void on_syscall(const SyscallRow&) {}
   virtual void on_fault(const FaultFact&) {}
   virtual void on_step(Replay&) {}  // After a step's effects, and after acquisitions.
+  // The same for calls, of which more may follow at once; and after the last of those.
+  virtual void on_call_step(Replay& replay) { on_step(replay); }
+  virtual void on_calls_end(Replay&) {}
 };
 
 // Sees each call of the process itself with the places in the live set (LiveSet::kNone: none) of
@@ -89,10 +92,15 @@ class PlayedCalls {
                          uint32_t begun) = 0;
 };
 
+// Plays calls up to a time and a step: Replay::play_calls().
+using CallPlayer = void (*)(Replay& replay, int64_t last_ns, uint64_t step_max);
+
 struct ReplayOptions {
   bool faults = true;  // Page faults and snapshots.
   ReplayObserver* observer = nullptr;
   PlayedCalls* calls = nullptr;
+  // Made for the types that observer and calls are of; null: one that asks them.
+  CallPlayer player = nullptr;
   FaultStream::Sink attributions;  // Of the process's own faults.
   // Each snapshot of the process itself, the map corrected by it; only with `faults`.
   std::function<void(const Replay&, const SnapshotMoment&)> on_snapshot;
@@ -167,6 +175,10 @@ class Replay {
   // Since the last snapshot.
   const ResidencyPeak& resident_peak() const { return resident_peak_; }
 
+  // replay_calls.h. `Observer` and `Calls`: final classes, or the interfaces.
+  template <class Observer, class Calls>
+  static void play_calls(Replay& replay, int64_t last_ns, uint64_t step_max);
+
  private:
   struct Streams;
   struct WaitingFault {
@@ -178,11 +190,13 @@ class Replay {
   void play_ancestors(const ProcessInfo& process);
   void open(int64_t process, int64_t time_max_ns, bool own);
   void run(uint64_t step_max, int64_t time_max_ns);
-  void play_calls(int64_t until_ns, int64_t before_ns, uint64_t step_max);
-  void play_call(const schema::CallRow& row);
-  uint32_t end_block(const schema::CallRow& row);
-  uint32_t begin_block(const schema::CallRow& row);
-  void follow_chunks(const schema::CallRow& row, const Block* ended, const Block* begun);
+  template <class Observer>
+  std::pair<uint32_t, uint32_t> play_call(const schema::CallRow& row, Observer* observer);
+  template <class Observer>
+  uint32_t end_block(const schema::CallRow& row, Observer* observer);
+  template <class Observer>
+  uint32_t begin_block(const schema::CallRow& row, Observer* observer);
+  void follow_chunks(uint32_t thread, const Block* ended, const Block* begun);
   enum class Placing : uint8_t { kAllocated, kFreed };
   ChunkPlace place_of(const Block& block, Placing placing);
   template <typename Change>
