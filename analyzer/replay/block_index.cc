@@ -51,6 +51,11 @@ uint32_t BlockIndex::make_cell(Leaf& leaf, size_t place) {
   } else {
     number = free_cells_.back();
     free_cells_.pop_back();
+    // Soon it is another one's turn, and that may have been given back long ago.
+    constexpr size_t kAhead = 4;
+    if (free_cells_.size() >= kAhead) {
+      __builtin_prefetch(&cell(free_cells_[free_cells_.size() - kAhead]), 1);
+    }
   }
   leaf.cells.get()[place] = number;
   leaf.used[place / 64] |= uint64_t{1} << (place % 64);

@@ -56,12 +56,32 @@ class BlockIndex {
     erase(at, address);
     return found;
   }
-  // Has the caches get what find() reads last.
-  void prefetch(uint64_t address) const {
-    const Leaf* found = leaf(address >> kLeafBits);
-    if (found == nullptr) return;
-    __builtin_prefetch(&cell(found->cells.get()[(address >> kCellBits) % kLeafCells]), 1);
-  }
+  // Looks an address up in three steps, to be made one after the other while something else is
+  // done: each has the caches get what the next one reads. What changes in between may make the
+  // result wrong.
+  class Lookup {
+   public:
+    Lookup() = default;
+    Lookup(const BlockIndex& index, uint64_t address)
+        : place_(static_cast<uint32_t>(address >> kGranuleBits) % kCellStarts) {
+      const Leaf* found = index.leaf(address >> kLeafBits);
+      if (found == nullptr) return;
+      at_ = &found->cells.get()[(address >> kCellBits) % kLeafCells];
+      __builtin_prefetch(at_, 1);
+    }
+    void find_cell(const BlockIndex& index) {
+      if (index.segments_.empty()) return;
+      at_ = &index.cell(*at_)[place_];  // Where there is none: that of number 0, which is empty.
+      __builtin_prefetch(at_, 1);
+    }
+    // The block's number + 1; 0: none.
+    uint32_t found() const { return *at_; }
+
+   private:
+    static constexpr uint32_t kNothing = 0;
+    const uint32_t* at_ = &kNothing;
+    uint32_t place_ = 0;
+  };
   // The greatest start <= address, the smallest >= address.
   std::optional<Start> at_or_before(uint64_t address) const;
   std::optional<Start> at_or_after(uint64_t address) const;

@@ -67,12 +67,16 @@ class LiveSet {
   // insert().
   uint32_t take(uint64_t id, uint64_t address);
   const Block& at(uint32_t place) const { return slot(place); }
-  // Has the caches get what finding the block at `address` will need: first one, and when that is
-  // there the other.
-  void prefetch_start(uint64_t address) const { starts_.prefetch(address); }
-  void prefetch_block(uint64_t address) const {
-    const uint32_t place = starts_.find(address);
-    if (place != BlockIndex::kNone) __builtin_prefetch(&slot(place), 1);
+  // Has the caches get what finding the block at an address will need, in three steps, each when
+  // the one before had some time: begin_lookup(), Lookup::find_cell(), prefetch().
+  using Lookup = BlockIndex::Lookup;
+  Lookup begin_lookup(uint64_t address) const { return {starts_, address}; }
+  void find_cell(Lookup& lookup) const { lookup.find_cell(starts_); }
+  // Without a branch on whether there is one: allocations and frees follow no pattern.
+  void prefetch(const Lookup& lookup) const {
+    if (made_ == 0) return;
+    const uint32_t found = lookup.found();
+    __builtin_prefetch(&slot(found - (found != 0 ? 1 : 0)), 1);
   }
   // The live block whose chunk (header and usable bytes) holds `address`, or nullptr.
   const Block* covering(uint64_t address) const;
@@ -134,6 +138,9 @@ class LiveSet {
       return make_place();
     const uint32_t place = unused_.back();
     unused_.pop_back();
+    // Soon it is another one's turn, and that may have ended long ago.
+    constexpr size_t kAhead = 6;
+    if (unused_.size() >= kAhead) __builtin_prefetch(&slot(unused_[unused_.size() - kAhead]), 1);
     return place;
   }
   uint32_t make_place();

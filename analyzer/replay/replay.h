@@ -196,6 +196,7 @@ class Replay {
   uint32_t end_block(const schema::CallRow& row, Observer* observer);
   template <class Observer>
   uint32_t begin_block(const schema::CallRow& row, Observer* observer);
+  void look_ahead();
   void follow_chunks(uint32_t thread, const Block* ended, const Block* begun);
   enum class Placing : uint8_t { kAllocated, kFreed };
   ChunkPlace place_of(const Block& block, Placing placing);
@@ -227,6 +228,9 @@ class Replay {
   FreedChunks freed_;
   PastMaps past_maps_;
   std::unique_ptr<Streams> streams_;
+  // Of the blocks that calls ahead name, by row of the run that is played.
+  static constexpr size_t kLookups = 32;
+  std::array<LiveSet::Lookup, kLookups> lookups_;
   bool own_ = false;  // Playing the process itself, not an ancestor.
   int64_t now_ns_ = 0;
   uint64_t step_ = 0;

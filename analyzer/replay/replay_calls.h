@@ -140,6 +140,20 @@ template <class Observer>
   return {ended_at, begun_at};
 }
 
+// Has the caches get the blocks that the next calls end, and where those are found that they begin.
+[[gnu::always_inline]] inline void Replay::look_ahead() {
+  constexpr size_t kAheadNumber = 18;
+  constexpr size_t kAheadCell = 12;
+  constexpr size_t kAheadBlock = 6;
+  static_assert(kAheadNumber < kLookups);
+  const Streams& in = *streams_;
+  in.prefetch_rows();
+  const size_t row = in.run.begin;
+  lookups_[(row + kAheadNumber) % kLookups] = live_.begin_lookup(in.address_ahead(kAheadNumber));
+  live_.find_cell(lookups_[(row + kAheadCell) % kLookups]);
+  live_.prefetch(lookups_[(row + kAheadBlock) % kLookups]);
+}
+
 // As many calls as come before anything else. They change nothing about pages.
 template <class Observer, class Calls>
 void Replay::play_calls(Replay& replay, int64_t last_ns, uint64_t step_max) {
@@ -149,12 +163,9 @@ void Replay::play_calls(Replay& replay, int64_t last_ns, uint64_t step_max) {
   replay.note_resident_peak();
   while (in.call_time <= last_ns && replay.step_ < step_max) {
     const schema::CallBatch& batch = *in.run.batch;
+    replay.lookups_ = {};
     do {
-      constexpr size_t kAheadStart = 12;
-      constexpr size_t kAheadBlock = 6;
-      in.prefetch_rows();
-      replay.live_.prefetch_start(in.address_ahead(kAheadStart));
-      replay.live_.prefetch_block(in.address_ahead(kAheadBlock));
+      replay.look_ahead();
       const schema::CallRow row = call_row(batch, in.run.begin);
       replay.now_ns_ = row.time_ns;
       if (observer != nullptr) observer->on_call(row);
