@@ -407,6 +407,7 @@ void Allocator<L, Os>::consolidate(ArenaType& arena) {
         base::fatal("malloc_consolidate(): invalid chunk size");
       }
       auto* entry = static_cast<FreeEntry*>(View::block(chunk))->next();
+      __builtin_prefetch(entry, 1);
       merge_and_file(arena, chunk, bytes, true);
       chunk = entry == nullptr ? nullptr : View::of_block(entry);
     }
