@@ -73,7 +73,7 @@ class LiveSet {
   Lookup begin_lookup(uint64_t address) const { return {starts_, address}; }
   void find_cell(Lookup& lookup) const { lookup.find_cell(starts_); }
   // Without a branch on whether there is one: allocations and frees follow no pattern.
-  void prefetch(const Lookup& lookup) const {
+  [[gnu::always_inline]] void prefetch(const Lookup& lookup) const {
     if (made_ == 0) return;
     const uint32_t found = lookup.found();
     __builtin_prefetch(&slot(found - (found != 0 ? 1 : 0)), 1);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "analyzer/whatif/cache_rules.h"
+#include "interposer/base/bits.h"
 #include "interposer/heap/allocator_impl.h"
 #include "interposer/heap/start_settings.h"
 #include "interposer/simulated/model_os.h"
@@ -29,7 +30,8 @@ class BlockTable {
     return number / kPiece < pieces_.size() ? (*pieces_[number / kPiece])[number % kPiece]
                                             : nullptr;
   }
-  void prefetch(uint32_t number) const {
+  // Inlined early: to the compiler a function that only prefetches does nothing, and goes.
+  [[gnu::always_inline]] void prefetch(uint32_t number) const {
     if (number / kPiece < pieces_.size()) [[likely]]
       __builtin_prefetch(&(*pieces_[number / kPiece])[number % kPiece], 1);
   }
@@ -200,8 +202,10 @@ class ModelOf : public Model {
   }
   // Of the block that it will end; somewhere else where there is none.
   const std::byte* place_of(const Op& op) const {
-    const void* at = blocks_.find(number_of(op));
-    return static_cast<const std::byte*>(at != nullptr ? at : &nowhere_[Heap::kHeaderBytes]);
+    const uintptr_t at = base::address_of(blocks_.find(number_of(op)));
+    const uintptr_t nowhere = base::address_of(&nowhere_[Heap::kHeaderBytes]);
+    return static_cast<const std::byte*>(
+        base::pointer_to(at | (nowhere & (0 - uintptr_t{at == 0}))));
   }
 
   // The allocator wrote to the chunk's own header, and in an arena to the next one's: a neighbour's
