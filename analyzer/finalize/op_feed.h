@@ -53,7 +53,7 @@ class OpQueue {
 
 class OpFeed final : public PlayedCalls {
  public:
-  static constexpr size_t kPartOps = 2048;
+  static constexpr size_t kPartOps = 8192;
 
   // `moments`: times of the process, ascending.
   OpFeed(schema::Database& db, int64_t process, std::vector<int64_t> moments, OpQueue& queue);

@@ -121,11 +121,11 @@ void FreedChunks::take_fast(uint32_t thread, const Block& block, uint64_t arena)
   std::vector<FastEntry>& list = lists_of(arena)[size_class];
   std::vector<Entry>& entries = cache_list(thread, size_class);
   while (!list.empty()) {
-    const bool is_there = is_in_fast(list.back(), size_class);
-    if (is_there && entries.size() >= rules_.cache_count) return;
-    if (is_there) {
-      push(entries, thread, size_class, {list.back().address, list.back().stack});
-      take_fast_key(list.back().address, size_class);
+    const FastEntry& last = list.back();
+    if (entries.size() >= rules_.cache_count) {
+      if (is_in_fast(last, size_class)) return;
+    } else if (take_fast_key(last.address, size_class)) {
+      push(entries, thread, size_class, {last.address, last.stack});
     }
     unlist(arena, size_class, list);
   }

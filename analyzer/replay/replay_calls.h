@@ -5,6 +5,8 @@
 // A call takes part in a dozen small steps here and in its observer. As functions that find each
 // other at run time they cost more than what they do, so whoever replays a hundred million calls
 // has them compiled into one: ReplayOptions::player. Everybody else gets the one for any observer.
+// Even small ones among them are not inlined by themselves, there being too many: play_calls() is
+// flattened.
 // Thread safety, cost: as Replay.
 #pragma once
 
@@ -156,7 +158,7 @@ template <class Observer>
 
 // As many calls as come before anything else. They change nothing about pages.
 template <class Observer, class Calls>
-void Replay::play_calls(Replay& replay, int64_t last_ns, uint64_t step_max) {
+[[gnu::flatten]] void Replay::play_calls(Replay& replay, int64_t last_ns, uint64_t step_max) {
   Streams& in = *replay.streams_;
   Observer* observer = replay.own_ ? static_cast<Observer*>(replay.options_.observer) : nullptr;
   Calls* calls = replay.own_ ? static_cast<Calls*>(replay.options_.calls) : nullptr;
