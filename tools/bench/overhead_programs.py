@@ -143,10 +143,11 @@ def redis(folder, _):
     return [shutil.which("redis-server"), "--port", "0", "--unixsocket", os.path.join(folder, "socket"), "--save", ""]
 
 
-def redis_load(folder, scale):
-    """What talks to the server: the same commands in the same order from 20 clients."""
+def redis_load(folder, scale, pipeline):
+    """What talks to the server: the same commands in the same order, from 50 clients, as redis-benchmark does it unasked; `pipeline`
+    commands go at once."""
     count = str(max(500, int(100000 * scale)))
-    return ["redis-benchmark", "-s", os.path.join(folder, "socket"), "-n", count, "-c", "20", "-P", "4", "-r", "10000", "-d", "200",
+    return ["redis-benchmark", "-s", os.path.join(folder, "socket"), "-n", count, "-P", str(pipeline), "-r", "10000", "-d", "200",
             "-t", "set,get,lpush,lpop,hset", "-q"]
 
 
@@ -159,4 +160,6 @@ PROGRAMS = {
     "sqlite3": ("sqlite3", sqlite3, "fills, indexes and reads a table in memory"),
     "perl": ("perl", perl, "splits, counts and sorts words, builds hashes"),
     "redis": ("redis-benchmark", redis, "redis-server as redis-benchmark sees it; time is the benchmark's"),
+    "redis-pipelined": ("redis-benchmark", redis, "the same with four commands at a time (-P 4)"),
 }
+SERVERS = {"redis": 1, "redis-pipelined": 4}  # How many commands go at once.
