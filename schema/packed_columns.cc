@@ -62,9 +62,9 @@ PackedWriter::PackedWriter(int level) : context_(ZSTD_createCCtx()) {
   ZSTD_CCtx_setParameter(context_, ZSTD_c_contentSizeFlag, 0);  // The directory has it.
   if (level != kFastLevel) return;
   // Its table of places takes 16 KiB, and short repetitions are not looked for: columns of numbers
-  // become no larger by that, in a sixth less time.
+  // become hardly larger by that, in a quarter less time.
   ZSTD_CCtx_setParameter(context_, ZSTD_c_hashLog, 12);
-  ZSTD_CCtx_setParameter(context_, ZSTD_c_minMatch, 6);
+  ZSTD_CCtx_setParameter(context_, ZSTD_c_minMatch, 7);
 }
 
 PackedWriter::~PackedWriter() { ZSTD_freeCCtx(context_); }
