@@ -29,7 +29,7 @@ class CallScope;
 // The ring of this thread at `level`, claimed if need be; null: events are lost. Slow. Where a
 // handler has jumped out of the calls that `level` counts (longjmp), they are over: t_local.level
 // is put right, and the ring is that of the level that `scope` really has.
-ThreadRing* claim_ring(unsigned level, const CallScope* scope) noexcept;
+ThreadRing* claim_ring(unsigned level, CallScope* scope) noexcept;
 
 class CallScope {
  public:

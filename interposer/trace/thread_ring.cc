@@ -4,6 +4,9 @@
 
 #include <signal.h>
 
+#include <optional>
+
+#include "interposer/base/signal_block.h"
 #include "interposer/base/sys.h"
 #include "interposer/trace/process.h"
 #include "interposer/trace/recorder.h"
@@ -107,12 +110,14 @@ uint32_t claim_slot() {
   return kNone;
 }
 
-void open_ring(ThreadRing* ring, uint32_t index, unsigned level) {
+// `scope`: the call that it is for; null: not known.
+void open_ring(ThreadRing* ring, uint32_t index, unsigned level, CallScope* scope) {
   const Region& region = g_recorder.region;
   ProcessPage* page = g_recorder.process();
   RingSlot& slot = region.rings[index];
   ring->slot = index;
   ring->level = level;
+  ring->scope = scope;
   ring->nested[0] = ring->nested[1] = nullptr;
   ring->busy.store(0, std::memory_order_relaxed);
   ring->walk.attach(ring + 1, g_recorder.depth);
@@ -191,6 +196,7 @@ unsigned leave_abandoned_calls(unsigned level, const CallScope* scope) {
   for (unsigned live = 0; live < level && live < kLevels; ++live) {
     ThreadRing* ring = live == 0 ? base : base->nested[live - 1];
     if (ring == nullptr || !ring->producer.attached()) break;
+    if (ring->scope == nullptr) continue;
     if (!is_abandoned(ring->scope, base::address_of(scope), alternate)) continue;
     ring->pending_count = 0;
     ring->walk.forget();  // The jump may have come before its event.
@@ -204,22 +210,21 @@ unsigned leave_abandoned_calls(unsigned level, const CallScope* scope) {
   return level;
 }
 
-}  // namespace
-
-ThreadRing* claim_ring(unsigned level, const CallScope* scope) noexcept {
-  if (this_process() == nullptr) return nullptr;
-  if (level != 0 && !is_sandboxed()) level = leave_abandoned_calls(level, scope);
-  if (level >= kLevels) return nullptr;
-  ThreadRing* base = t_local.ring;
-  const bool base_ready = base != nullptr && base->producer.attached();
-  if (level == 0 && base_ready) return base;  // After a jump.
-  if (level != 0) {
-    // A handler that interrupted the very claim of level 0 finds no place to keep its ring: its
-    // events are lost.
-    if (!base_ready) return nullptr;
-    ThreadRing* nested = base->nested[level - 1];
-    if (nested != nullptr && nested->producer.attached()) return nested;
+// Keeps handlers away where they may be kept away: a filter may kill for a system call.
+class HandlersAway {
+ public:
+  HandlersAway() {
+    if (is_sandboxed()) return;
+    signals_.emplace();
+    count_recorder_syscalls(2);
   }
+
+ private:
+  std::optional<base::SignalBlock> signals_;
+};
+
+// A free slot's ring, made this thread's; null: there is none.
+ThreadRing* take_ring(unsigned level, CallScope* scope) {
   if (is_sandboxed() && kept_tid() == 0) {
     note_gap(schema::kGapSandbox);
     return nullptr;
@@ -227,21 +232,51 @@ ThreadRing* claim_ring(unsigned level, const CallScope* scope) noexcept {
   const uint32_t index = claim_slot();
   if (index == kNone) return nullptr;
   ThreadRing* ring = g_recorder.ring(index);
-  open_ring(ring, index, level);
-  if (!ring->producer.attached()) return nullptr;
-  if (level != 0) {
-    base->nested[level - 1] = ring;
-    return ring;
+  open_ring(ring, index, level, scope);
+  return ring->producer.attached() ? ring : nullptr;
+}
+
+// The ring of level 0. No handler comes between the claim and the place where the ring is found.
+// `scope` null: a handler makes it, for a call that it has interrupted just before that.
+ThreadRing* claim_base(CallScope* scope) {
+  ThreadRing* base = nullptr;
+  {
+    const HandlersAway away;
+    base = t_local.ring;
+    if (base != nullptr && base->producer.attached()) return base;
+    base = take_ring(0, scope);
+    if (base != nullptr) t_local.ring = base;
   }
-  t_local.ring = ring;
-  if (g_recorder.on_first_event != nullptr) g_recorder.on_first_event();
-  return ring;
+  if (base != nullptr && g_recorder.on_first_event != nullptr) g_recorder.on_first_event();
+  return base;
+}
+
+}  // namespace
+
+ThreadRing* claim_ring(unsigned level, CallScope* scope) noexcept {
+  if (this_process() == nullptr) return nullptr;
+  if (level != 0 && !is_sandboxed()) level = leave_abandoned_calls(level, scope);
+  if (level >= kLevels) return nullptr;
+  ThreadRing* base = t_local.ring;
+  const bool base_ready = base != nullptr && base->producer.attached();
+  if (!base_ready) {
+    // Where a filter may kill for a system call, a handler may have interrupted the very claim:
+    // what it does is lost.
+    if (level != 0 && is_sandboxed()) return nullptr;
+    base = claim_base(level == 0 ? scope : nullptr);
+  }
+  if (level == 0 || base == nullptr) return base;
+  ThreadRing* nested = base->nested[level - 1];
+  if (nested != nullptr && nested->producer.attached()) return nested;
+  return base->nested[level - 1] = take_ring(level, scope);
 }
 
 void end_thread() noexcept {
   ThreadRing* ring = t_local.ring;
   if (ring == nullptr) return;
-  ++t_local.level;  // A signal handler must not claim into what is being closed.
+  // A signal handler must not claim into what is being closed.
+  const HandlersAway away;
+  ++t_local.level;
   base::compiler_barrier();
   t_local.ring = nullptr;
   if (ring->producer.attached()) {
