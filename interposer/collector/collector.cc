@@ -11,11 +11,13 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "interposer/collector/proc_files.h"
 #include "schema/error.h"
@@ -52,6 +54,12 @@ std::unique_ptr<TraceWriter> open_writer(const std::string& path, OutputClaim& c
     claim.give_back();
     throw;
   }
+}
+
+bool maps(const Snapshot& snapshot, const Region& region) {
+  return std::any_of(snapshot.regions.begin(), snapshot.regions.end(), [&](const auto& mapping) {
+    return mapping.kind == RegionKind::kRecorder && mapping.inode == region.inode();
+  });
 }
 
 std::string absolute(const std::string& path) {
@@ -323,17 +331,17 @@ void Collector::set_mark(const Caller& caller) {
   struct stat file {};
   const bool is_ours =
       stat(output_.c_str(), &file) == 0 && file.st_dev == wish.device && file.st_ino == wish.inode;
-  std::vector<pid_t> pids;
+  std::vector<std::pair<pid_t, RegionPtr>> meant;
   for (const auto& [pid, watched] : watched_.all()) {
     const bool is_meant = wish.pid == 0 ? is_ours : static_cast<uint32_t>(pid) == wish.pid;
-    if (is_meant && watched.region != nullptr) pids.push_back(pid);
+    if (is_meant && watched.region != nullptr) meant.emplace_back(pid, watched.region);
   }
-  if (!caller.version_fits || recorder_->is_over()) pids.clear();
-  for (const pid_t pid : pids) {
+  if (!caller.version_fits || recorder_->is_over()) meant.clear();
+  for (const auto& [pid, region] : meant) {
     queue_.push(Marked{pid, wish.text, now});
-    snapshot(pid, SnapshotReason::kMark);
+    snapshot(pid, SnapshotReason::kMark, region.get());
   }
-  reply_marked(caller, static_cast<uint32_t>(pids.size()));
+  reply_marked(caller, static_cast<uint32_t>(meant.size()));
 }
 
 void Collector::join(const Caller& caller) {
@@ -370,7 +378,7 @@ void Collector::join(const Caller& caller) {
     watched->schedule =
         std::make_unique<SnapshotSchedule>(raw_now_ns(), options_.snapshot_interval);
   }
-  snapshot(caller.pid, SnapshotReason::kStart);
+  snapshot(caller.pid, SnapshotReason::kStart, nullptr);
   reply_with_region(caller, region->fd(), region->layout().region_bytes());
 }
 
@@ -526,13 +534,16 @@ void Collector::serve_snapshot(Joined& image, uint32_t slot) {
   const uint32_t wanted = process.snapshot_wanted.load(std::memory_order_acquire);
   if (wanted == process.snapshot_done.load(std::memory_order_relaxed)) return;
   const bool exits = process.end_tick.load(std::memory_order_relaxed) != 0;
-  snapshot(image.pids.pid_of_slot(slot), exits ? SnapshotReason::kExit : SnapshotReason::kMark);
+  snapshot(image.pids.pid_of_slot(slot), exits ? SnapshotReason::kExit : SnapshotReason::kMark,
+           image.region.get());
   // Release: the program goes on only after its pages were looked at.
   process.snapshot_done.store(wanted, std::memory_order_release);
   futex_wake(process.snapshot_done);
 }
 
-void Collector::snapshot(pid_t pid, SnapshotReason reason) {
+// Of an address space that `region` is mapped in, where it is given: another one is that of a
+// program which this one has executed meanwhile.
+void Collector::snapshot(pid_t pid, SnapshotReason reason, const Region* region) {
   SnapshotTaken news{pid, {}};
   const int64_t begin = raw_now_ns();
   const bool taken = take_snapshot(pid, reason, news.snapshot);
@@ -540,7 +551,7 @@ void Collector::snapshot(pid_t pid, SnapshotReason reason) {
   if (found != watched_.all().end() && found->second.schedule != nullptr) {
     found->second.schedule->taken(begin, raw_now_ns());
   }
-  if (!taken) return;
+  if (!taken || (region != nullptr && !maps(news.snapshot, *region))) return;
   largest_rss_ = std::max(largest_rss_, news.snapshot.rss_bytes);
   queue_.push(std::move(news));
 }
@@ -562,9 +573,9 @@ void Collector::look_at_processes() {
     if (!may) continue;
     const int64_t begin = raw_now_ns();
     if (watched.schedule->is_new_peak(rss)) {
-      snapshot(pid, SnapshotReason::kPeak);
+      snapshot(pid, SnapshotReason::kPeak, watched.region.get());
     } else if (watched.schedule->is_due(now)) {
-      snapshot(pid, SnapshotReason::kSchedule);
+      snapshot(pid, SnapshotReason::kSchedule, watched.region.get());
     } else {
       continue;
     }

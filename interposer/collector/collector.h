@@ -70,7 +70,7 @@ class Collector {
   void process_ended(pid_t pid);
   void look_at_slots();
   void serve_snapshot(Joined& image, uint32_t slot);
-  void snapshot(pid_t pid, SnapshotReason reason);
+  void snapshot(pid_t pid, SnapshotReason reason, const Region* region);
   void look_at_processes();
   void pack_patiently();
   std::optional<Message> next_message();

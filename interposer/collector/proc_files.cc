@@ -65,10 +65,7 @@ pid_t find_process(Wanted wanted) {
   return found;
 }
 
-}  // namespace
-
-std::optional<std::string> read_file(const std::string& path) {
-  const UniqueFd fd(open(path.c_str(), O_RDONLY | O_CLOEXEC));
+std::optional<std::string> read_all(const UniqueFd& fd) {
   if (!fd) return std::nullopt;
   std::string text;
   size_t used = 0;
@@ -81,6 +78,22 @@ std::optional<std::string> read_file(const std::string& path) {
   }
   text.resize(used);
   return text;
+}
+
+}  // namespace
+
+std::optional<std::string> read_file(const std::string& path) {
+  return read_all(UniqueFd(open(path.c_str(), O_RDONLY | O_CLOEXEC)));
+}
+
+MappingsFile::MappingsFile(pid_t pid, std::string_view file)
+    : fd_(open(proc_path(pid, file).c_str(), O_RDONLY | O_CLOEXEC)) {}
+
+std::optional<std::string> MappingsFile::read() const { return read_all(fd_); }
+
+bool MappingsFile::is_current() const {
+  char first;
+  return fd_ && pread(fd_.get(), &first, 1, 0) == 1;
 }
 
 std::string proc_path(pid_t pid, std::string_view file) {

@@ -11,6 +11,8 @@
 #include <string_view>
 #include <vector>
 
+#include "interposer/collector/unique_fd.h"
+
 namespace heapledger::collector {
 
 struct ThreadSeen {
@@ -21,6 +23,19 @@ struct ThreadSeen {
 };
 
 std::optional<std::string> read_file(const std::string& path);
+
+// A file of /proc that lists a process's mappings ("smaps"). The kernel gives it in pieces; one
+// that is read while the process ends or executes another program just stops somewhere.
+class MappingsFile {
+ public:
+  MappingsFile(pid_t pid, std::string_view file);
+  std::optional<std::string> read() const;
+  // The address space that it was opened for is there still, so what was read since was all of it.
+  bool is_current() const;
+
+ private:
+  UniqueFd fd_;
+};
 std::string proc_path(pid_t pid, std::string_view file);
 
 std::string proc_exe(pid_t pid);          // Empty: unknown.

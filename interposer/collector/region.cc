@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -47,6 +48,9 @@ Region::Region(uint32_t image, const RegionLayout& layout, const RegionSettings&
       fd_(memfd_create("heapledger", MFD_CLOEXEC | MFD_ALLOW_SEALING)) {
   const uint64_t bytes = layout_.region_bytes();
   if (!fd_ || ftruncate(fd_.get(), static_cast<off_t>(bytes)) != 0) throw region_error();
+  struct stat status {};
+  if (fstat(fd_.get(), &status) != 0) throw region_error();
+  inode_ = status.st_ino;
   // A program that shrank the file would kill both sides with SIGBUS.
   fcntl(fd_.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
   void* address =

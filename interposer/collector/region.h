@@ -49,6 +49,7 @@ class Region {
 
   uint32_t image() const { return image_; }
   int fd() const { return fd_.get(); }
+  uint64_t inode() const { return inode_; }  // Of the memfd, as /proc/PID/smaps names it.
   const RegionLayout& layout() const { return layout_; }
 
   schema::ControlPage& control() const;
@@ -70,6 +71,7 @@ class Region {
   uint32_t image_;
   RegionLayout layout_;
   UniqueFd fd_;
+  uint64_t inode_ = 0;
   std::byte* base_ = nullptr;
 };
 

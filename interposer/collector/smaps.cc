@@ -35,7 +35,10 @@ bool parse_header(std::string_view line, MemoryRegion& region) {
     return false;
   }
   region.permissions = take_word(line);
-  for (int skipped = 0; skipped < 3; ++skipped) take_word(line);  // Offset, device, inode.
+  take_word(line);  // Offset.
+  take_word(line);  // Device.
+  const std::string_view inode = take_word(line);
+  std::from_chars(inode.data(), inode.data() + inode.size(), region.inode);
   const size_t name = line.find_first_not_of(' ');
   if (name != line.npos) region.name = line.substr(name);
   return region.permissions.size() == 4;

@@ -37,6 +37,7 @@ struct MemoryRegion {
   RegionKind kind = RegionKind::kAnonymous;
   std::string name;
   std::string permissions;  // As "rw-p".
+  uint64_t inode = 0;       // Of the file; 0: none.
   uint64_t rss_bytes = 0;
   uint64_t pss_bytes = 0;
   uint64_t swap_bytes = 0;

@@ -33,7 +33,8 @@ const char* snapshot_reason_name(SnapshotReason reason) {
 bool take_snapshot(pid_t pid, SnapshotReason reason, Snapshot& snapshot) {
   snapshot.raw_ns = raw_now_ns();
   snapshot.reason = reason;
-  const auto smaps = read_file(proc_path(pid, "smaps"));
+  const MappingsFile file(pid, "smaps");
+  const auto smaps = file.read();
   if (!smaps || smaps->empty()) return false;  // A zombie's is empty.
   snapshot.regions = parse_smaps(*smaps);
   PageScanner scanner(pid);
@@ -50,7 +51,7 @@ bool take_snapshot(pid_t pid, SnapshotReason reason, Snapshot& snapshot) {
   snapshot.rss_peak_bytes = proc_rss_peak_bytes(pid);
   snapshot.threads = proc_threads(pid);
   snapshot.end_raw_ns = raw_now_ns();
-  return true;
+  return file.is_current();
 }
 
 SnapshotSchedule::SnapshotSchedule(int64_t start_ns, std::chrono::nanoseconds fixed_interval)

@@ -35,7 +35,7 @@ struct Snapshot {
   std::vector<ThreadSeen> threads;
 };
 
-// False: the process is gone or may not be looked at.
+// False: the process is gone, ended or executed another program meanwhile, or may not be looked at.
 bool take_snapshot(pid_t pid, SnapshotReason reason, Snapshot& snapshot);
 
 // When the next snapshot of one process is due. Times are CLOCK_MONOTONIC_RAW nanoseconds.

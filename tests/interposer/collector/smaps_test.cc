@@ -81,6 +81,7 @@ TEST(Smaps, ValuesAreBytesAndNamesMayHaveSpaces) {
   EXPECT_TRUE(regions[7].may_be_heap());
   EXPECT_FALSE(regions[5].may_be_heap());
   EXPECT_FALSE(regions[8].may_be_heap());
+  EXPECT_EQ(regions[8].inode, 7U);
 }
 
 TEST(Smaps, DamagedLinesAreSkipped) {
