@@ -24,6 +24,14 @@ ChunkState chunk_state_of(std::string_view name) {
                             : ChunkState::kFast;
 }
 
+namespace {
+
+uint32_t narrow(uint64_t bytes) {
+  return static_cast<uint32_t>(std::min<uint64_t>(bytes, UINT32_MAX));
+}
+
+}  // namespace
+
 std::vector<HeapChunk> chunks_in_use(const HeapState& heap) {
   std::vector<HeapChunk> chunks;
   size_t count = 0;  // To grow would take two times more again.
@@ -32,11 +40,12 @@ std::vector<HeapChunk> chunks_in_use(const HeapState& heap) {
   chunks.reserve(count);
   heap.each_live([&](const Block& block) {
     chunks.push_back({block.address, block.address + block.usable, block.time_ns,
-                      policy_bytes_of(block), block.stack, block.thread, ChunkState::kLive});
+                      narrow(policy_bytes_of(block)), block.stack, block.thread,
+                      ChunkState::kLive});
   });
   heap.freed_chunks().for_each([&](const FreedChunk& chunk) {
-    chunks.push_back({chunk.address, chunk.address - kHeaderBytes + chunk.bytes, 0, chunk.bytes,
-                      chunk.stack, chunk.thread,
+    chunks.push_back({chunk.address, chunk.address - kHeaderBytes + chunk.bytes, 0,
+                      narrow(chunk.bytes), chunk.stack, chunk.thread,
                       chunk.in_fastbin ? ChunkState::kFast : ChunkState::kCached});
   });
   // Every tie is broken: a freed chunk may be known twice, and the result must not be chance.
