@@ -117,6 +117,7 @@ class AdviceText {
     json["faults"] = choice.row.faults + advice_.sweep.other_faults;
     json["fault_ns"] = static_cast<int64_t>(choice.row.fault_ns);
     json["rss_bytes_peak"] = choice.row.rss_bytes_peak;
+    add_ranges(choice.row, json);
     return json;
   }
 
@@ -143,6 +144,7 @@ Document run_advise(Trace& trace, const ReportOptions& options) {
   add_notes(input, trace_notes);
   std::vector<std::string> doubts = trace_notes.notes;
   if (!advice.sweep.touches_known) doubts.push_back(touches_unknown_note());
+  doubts.insert(doubts.end(), advice.luck.begin(), advice.luck.end());
   document.json["doubts"] = doubts;
   for (std::string& note : trace_notes.notes) document.notes.push_back(std::move(note));
   return document;

@@ -45,6 +45,7 @@ class SweepReport {
     document.add_table(table("Best: less time only for more memory", true));
     document.add_table(best_in_full());
     document.add_table(table("All settings by cost", false));
+    if (has_orders()) document.add_table(luck_table());
     Json rows = Json::array();
     for (size_t i = 0; i < result_.rows.size(); ++i) rows.push_back(row_json(i));
     document.json["rows"] = std::move(rows);
@@ -153,6 +154,42 @@ class SweepReport {
     return table;
   }
 
+  bool has_orders() const { return !result_.rows.front().orders.empty(); }
+
+  // Of a process with several threads: what their calls in other orders would have made of it.
+  Table luck_table() const {
+    constexpr double kSame = 1.05;
+    const size_t orders = result_.rows.front().orders.size() + 1;
+    Table table("",
+                fmt::format("Luck: from the least to the most in {} orders that the threads' calls "
+                            "could have come in",
+                            orders),
+                {{"settings", "settings", Unit::kText},
+                 {"syscalls_least", "syscalls", Unit::kCount},
+                 {"syscalls_most", "to", Unit::kCount},
+                 {"cost_ns_least", "cost", Unit::kNs},
+                 {"cost_ns_most", "to", Unit::kNs},
+                 {"rss_least", "peak RSS", Unit::kBytes},
+                 {"rss_most", "to", Unit::kBytes}});
+    for (const Group& group : groups()) {
+      const SweepRow& row = result_.rows[group.row];
+      if (row.orders.empty()) continue;
+      const auto calls = row.range([](const SweepRow& of) { return of.call_count(); });
+      const auto cost = row.range([](const SweepRow& of) { return of.cost_ns(); });
+      const auto rss = row.range([](const SweepRow& of) { return of.rss_bytes_peak; });
+      if (cost.second < kSame * cost.first &&
+          static_cast<double>(rss.second) < kSame * static_cast<double>(rss.first)) {
+        continue;
+      }
+      table.add({row.choice.label, integer_cell(calls.first), integer_cell(calls.second),
+                 whole(cost.first), whole(cost.second), integer_cell(rss.first),
+                 integer_cell(rss.second)});
+    }
+    table.empty_text = "no setting's cost or peak RSS differs by 5 %";
+    table.limited = false;
+    return table;
+  }
+
   template <class Value>
   double least(Value value) const {
     double least = value(result_.rows.front());
@@ -197,6 +234,7 @@ class SweepReport {
     json["wall_ns"] =
         std::max<int64_t>(0, recorded_ns_ + whole(row.cost_ns() - result_.rows.front().cost_ns()));
     json["is_best"] = is_best(number);
+    add_ranges(row, json);
     return json;
   }
 
@@ -218,6 +256,18 @@ class SweepReport {
 };
 
 }  // namespace
+
+void add_ranges(const SweepRow& row, Json& json) {
+  if (row.orders.empty()) return;
+  const auto add = [&](const char* key, auto value) {
+    const auto [least, most] = row.range(value);
+    json[key] = {least, most};
+  };
+  add("syscalls_range", [](const SweepRow& of) { return of.call_count(); });
+  add("faults_range", [](const SweepRow& of) { return of.faults; });
+  add("cost_ns_range", [](const SweepRow& of) { return whole(of.cost_ns()); });
+  add("rss_bytes_peak_range", [](const SweepRow& of) { return of.rss_bytes_peak; });
+}
 
 std::string touches_unknown_note() {
   return "recorded without page faults' addresses: every block is taken to be touched in full, "
@@ -282,7 +332,8 @@ Document run_sweep(Trace& trace, const std::array<std::string, kAxes>& lists,
   const int64_t ns_per_fault = fault_cost_ns(trace.db);
   SweepProgress progress("sweep");
   sweep_options.progress = [&](double part) { progress.tell(part); };
-  const SweepResult result = sweep(trace.db, trace.info, process.id, ns_per_fault, sweep_options);
+  SweepResult result = sweep(trace.db, trace.info, process.id, ns_per_fault, sweep_options);
+  add_orders(trace.db, trace.info, process.id, sweep_options, result);
   if (result.operations == 0) {
     throw schema::Error(trace.path, "it has no recorded calls to sweep");
   }

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <chrono>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,10 @@ Document run_sweep(Trace& trace, const std::array<std::string, kAxes>& lists,
 std::string touches_unknown_note();
 // What the numbers of a sweep rest on, in words.
 std::vector<std::string> sweep_notes(const SweepResult& result);
+
+// Adds what other orders of the threads' calls made of it, if they were tried: "syscalls_range" and
+// the like, least and most.
+void add_ranges(const SweepRow& row, nlohmann::ordered_json& json);
 
 // "sweep: 43 %" over and over on one line, where stderr is a terminal. Gone when destroyed.
 class SweepProgress {

@@ -7,6 +7,7 @@
 #include <climits>
 #include <cmath>
 #include <cstdlib>
+#include <numeric>
 
 namespace heapledger::analyzer {
 
@@ -16,6 +17,9 @@ namespace {
 constexpr double kNoise = 0.01;
 // Predictions of one recording have less noise: what differs by less of the run is alike.
 constexpr double kAlike = 0.002;
+constexpr Goal kGoals[] = {Goal::kTime, Goal::kMemory, Goal::kBoth};
+// Of each goal, so many settings are tried with the threads' calls in other orders.
+constexpr size_t kCandidates = 4;
 // Runs of slightly other sizes: how many, and from which ratio of costs on they are two modes.
 constexpr size_t kJitters = 7;
 constexpr double kTwoModes = 1.5;
@@ -55,9 +59,6 @@ class Adviser {
       : db_(db), info_(info), process_(process), ns_per_fault_(ns_per_fault), options_(options) {}
 
   Advice run() {
-    advice_.threads = static_cast<size_t>(
-        db_.query_int("SELECT count(*) FROM thread WHERE process = " + std::to_string(process_.id))
-            .value_or(1));
     advice_.run_ns = process_.end_ns.value_or(info_.end_ns) - process_.start_ns.value_or(0);
     if (std::all_of(options_.axes.begin(), options_.axes.end(),
                     [](const auto& words) { return words.empty(); })) {
@@ -66,11 +67,14 @@ class Adviser {
     // The last lanes run slightly other sizes under the recorded settings.
     options_.jitters = kJitters;
     advice_.sweep = sweep(db_, info_, process_.id, ns_per_fault_, options_);
-    if (advice_.threads > 1) sweep_arenas();
-    std::vector<SweepRow>& rows = advice_.sweep.rows;
-    advice_.recorded = rows.front();
-    advice_.rss_bytes_peak = rows.front().rss_bytes_peak;
-    for (const Goal goal : {Goal::kTime, Goal::kMemory, Goal::kBoth}) choose(goal);
+    advice_.rss_bytes_peak = advice_.sweep.rows.front().rss_bytes_peak;
+    if (advice_.sweep.threads > 1) {
+      sweep_arenas();
+      sweep_orders();
+    }
+    advice_.recorded = figures(advice_.sweep.rows.front());
+    advice_.rss_bytes_peak = advice_.recorded.rss_bytes_peak;
+    for (const Goal goal : kGoals) choose(goal);
     warn();
     return std::move(advice_);
   }
@@ -85,6 +89,7 @@ class Adviser {
     const std::vector<SweepRow>& rows = advice_.sweep.rows;
     SweepOptions options = options_;
     options.jitters = 0;
+    options.call_cost = advice_.sweep.call_cost;
     options.axes[static_cast<size_t>(Axis::kArenaMax)] = {"auto", "1", "2", "4", "8"};
     std::array<std::vector<std::string>, 3> words;
     for (const SweepRow* row :
@@ -132,24 +137,128 @@ class Adviser {
 
   static double cost(const SweepRow& row) { return row.cost_ns(); }
 
+  // Keeps the rows that may be chosen, and tries their threads' calls in other orders.
+  void sweep_orders() {
+    std::vector<SweepRow>& rows = advice_.sweep.rows;
+    std::vector<size_t> kept = {0};
+    for (const Goal goal : kGoals) {
+      std::vector<size_t> best(rows.size());
+      std::iota(best.begin(), best.end(), size_t{0});
+      std::stable_sort(best.begin(), best.end(), [&](size_t a, size_t b) {
+        return value(goal, rows[a], rows[a]) < value(goal, rows[b], rows[b]);
+      });
+      best.resize(std::min(best.size(), kCandidates));
+      // Whatever is as good as the last of them and simpler could be chosen, too.
+      best.push_back(number_of(least_of(goal, rows)));
+      for (const size_t row : best) {
+        if (std::find(kept.begin(), kept.end(), row) == kept.end()) kept.push_back(row);
+      }
+    }
+    std::vector<SweepRow> candidates;
+    for (const size_t row : kept) candidates.push_back(rows[row]);
+    rows = std::move(candidates);
+    add_orders(db_, info_, process_.id, options_, advice_.sweep);
+  }
+
+  size_t number_of(const SweepRow& row) const {
+    return static_cast<size_t>(&row - advice_.sweep.rows.data());
+  }
+
+  // With figures as of the order in the middle.
+  static SweepRow figures(const SweepRow& row) {
+    const SweepRow& typical = row.typical();
+    SweepRow result = typical;
+    result.orders = row.orders;
+    if (&typical != &row) {
+      SweepRow& place = result.orders[static_cast<size_t>(&typical - row.orders.data())];
+      place = row;
+      place.orders.clear();
+    }
+    return result;
+  }
+
+  // What a goal wants little of: shares of the run and of the RSS.
+  double value(Goal goal, const SweepRow& of_time, const SweepRow& of_memory) const {
+    const double time = of_time.cost_ns() / run_ns();
+    const double memory = bytes(of_memory) / rss();
+    return goal == Goal::kTime ? time : goal == Goal::kMemory ? memory : time + memory;
+  }
+  // The worst of all orders.
+  double worst(Goal goal, const SweepRow& row) const {
+    const double time = row.range(&Adviser::cost).second / run_ns();
+    const double memory = row.range(&Adviser::bytes).second / rss();
+    return goal == Goal::kTime ? time : goal == Goal::kMemory ? memory : time + memory;
+  }
+
+  const SweepRow& least_of(Goal goal, const std::vector<SweepRow>& rows) const {
+    const Goal second = goal == Goal::kTime ? Goal::kMemory : Goal::kTime;
+    return least(
+        rows, kAlike, [&](const SweepRow& row) { return worst(goal, row); },
+        [&](const SweepRow& row) { return worst(second, row); });
+  }
+
   void choose(Goal goal) {
     const std::vector<SweepRow>& rows = advice_.sweep.rows;
-    const auto time = [this](const SweepRow& row) { return row.cost_ns() / run_ns(); };
-    const auto memory = [this](const SweepRow& row) { return bytes(row) / rss(); };
-    const auto both = [&](const SweepRow& row) { return time(row) + memory(row); };
-    const SweepRow& best = goal == Goal::kTime     ? least(rows, kAlike, time, memory)
-                           : goal == Goal::kMemory ? least(rows, kAlike, memory, time)
-                                                   : least(rows, kAlike, both, time);
-    Choice choice{goal, best, advice_.recorded.cost_ns() - best.cost_ns(),
-                  static_cast<int64_t>(advice_.recorded.rss_bytes_peak) -
-                      static_cast<int64_t>(best.rss_bytes_peak),
-                  false};
-    const double gained_time = choice.gain_ns / run_ns();
-    const double gained_memory = static_cast<double>(choice.gain_bytes) / rss();
-    choice.is_worth_it = goal == Goal::kTime     ? gained_time >= kNoise
-                         : goal == Goal::kMemory ? gained_memory >= kNoise
-                                                 : gained_time + gained_memory >= kNoise;
+    const SweepRow& best = least_of(goal, rows);
+    const SweepRow& now = advice_.recorded;
+    const SweepRow typical = figures(best);
+    Choice choice{
+        goal, typical, now.cost_ns() - typical.cost_ns(),
+        static_cast<int64_t>(now.rss_bytes_peak) - static_cast<int64_t>(typical.rss_bytes_peak),
+        false};
+    // What it gains however its threads' calls come.
+    choice.is_worth_it = value(goal, now, now) - worst(goal, best) >= kNoise;
+    note_passed_over(goal, best, choice.is_worth_it);
     advice_.choices.push_back(std::move(choice));
+  }
+
+  // What would be better if its luck held.
+  void note_passed_over(Goal goal, const SweepRow& best, bool is_worth_it) {
+    const SweepRow& now = advice_.recorded;
+    const double chosen =
+        is_worth_it ? value(goal, best.typical(), best.typical()) : value(goal, now, now);
+    const SweepRow* lucky = nullptr;
+    double lucky_value = chosen - kNoise;
+    for (const SweepRow& row : advice_.sweep.rows) {
+      const double usual = value(goal, row.typical(), row.typical());
+      if (&row == &best || row.orders.empty() || usual >= lucky_value) continue;
+      lucky = &row;
+      lucky_value = usual;
+    }
+    if (lucky == nullptr) return;
+    say_luck(
+        fmt::format("{} would do better for {} in the middle of several orders, but is not "
+                    "advised: it hangs on luck; {}",
+                    lucky->choice.label, goal_name(goal), range_text(*lucky)));
+  }
+
+  void say_luck(std::string words) {
+    std::vector<std::string>& said = advice_.luck;
+    if (std::find(said.begin(), said.end(), words) == said.end()) said.push_back(std::move(words));
+  }
+
+  static std::string range_text(const SweepRow& row) {
+    const auto calls = row.range([](const SweepRow& of) { return of.call_count(); });
+    const auto costs = row.range(&Adviser::cost);
+    return fmt::format(
+        "in {} orders of its threads' calls it makes {} to {} system calls, which with page faults "
+        "cost {:.1f} to {:.1f} ms",
+        row.orders.size() + 1, calls.first, calls.second, costs.first / 1e6, costs.second / 1e6);
+  }
+
+  // Whose costs differ as two modes do, by which thread comes first.
+  void warn_of_luck() {
+    const auto tell = [this](const SweepRow& row, const char* which) {
+      const auto [low, high] = row.range(&Adviser::cost);
+      if (high < kTwoModes * low || high - low < kNoise * run_ns()) return;
+      say_luck(fmt::format("what {} ({}) costs hangs on which thread comes first: {}", which,
+                           row.choice.label, range_text(row)));
+    };
+    tell(advice_.recorded, "it has now");
+    for (const Choice& choice : advice_.choices) {
+      if (choice.is_worth_it) tell(choice.row, "is advised");
+    }
+    advice_.warnings.insert(advice_.warnings.end(), advice_.luck.begin(), advice_.luck.end());
   }
 
   void warn() {
@@ -176,6 +285,7 @@ class Adviser {
           "verify");
     }
     warn_of_modes();
+    warn_of_luck();
     if (advice_.sweep.unmatched_ends != 0) {
       advice_.warnings.push_back("calls are missing from the recording: verify");
     }

@@ -3,8 +3,10 @@
 // of a sweep; with what each gains and costs, and what may spoil it.
 //
 // Time is that of system calls and page faults under the model; memory is the heap's resident peak.
-// A gain counts from 1 % of the run or of the RSS on: less is below what runs differ by.
-// Thread safety: as sweep(). Cost: one or two sweeps.
+// A gain counts from 1 % of the run or of the RSS on: less is below what runs differ by. Where
+// threads' calls could have come in other orders (interleaving.h), a setting is judged by the worst
+// of them, and its figures are those of the one in the middle.
+// Thread safety: as sweep(). Cost: one to three sweeps.
 #pragma once
 
 #include <optional>
@@ -30,10 +32,10 @@ struct Advice {
   SweepRow recorded;
   std::vector<Choice> choices;  // One per goal.
   std::vector<std::string> warnings;
-  SweepResult sweep;            // Of the first grid.
-  int64_t run_ns = 0;           // The process's recorded time.
-  uint64_t rss_bytes_peak = 0;  // As predicted without the recorder.
-  size_t threads = 0;           // That called malloc.
+  std::vector<std::string> luck;  // What hangs on the order of the threads' calls; in words.
+  SweepResult sweep;              // Of the first grid.
+  int64_t run_ns = 0;             // The process's recorded time.
+  uint64_t rss_bytes_peak = 0;    // As predicted without the recorder.
 };
 
 Advice advise(schema::Database& db, const TraceInfo& info, const ProcessInfo& process,

@@ -79,6 +79,8 @@ bool RecordedOps::open_next_part(std::vector<Op>& ops) {
 bool RecordedOps::next_chunk(std::vector<Op>& ops) {
   ops.clear();
   ops.reserve(kChunkOps);
+  free_blocks_.insert(free_blocks_.end(), ended_blocks_.begin(), ended_blocks_.end());
+  ended_blocks_.clear();
   while (ops.size() < kChunkOps) {
     if (part_ == nullptr || !part_->fill()) {
       // What follows the last call waits for its time, too.
@@ -176,7 +178,7 @@ uint32_t RecordedOps::end_block(uint64_t id) {
     ++unmatched_;
     return Op::kNoBlock;
   }
-  free_blocks_.push_back(block);
+  (keeps_ended_ ? ended_blocks_ : free_blocks_).push_back(block);
   return block;
 }
 

@@ -37,6 +37,9 @@ class RecordedOps {
   RecordedOps(const RecordedOps& parent_at_fork, int64_t process);
   ~RecordedOps();
 
+  // For who reorders a chunk: numbers of blocks that end in one begin anew only in the next.
+  void set_fresh_numbers() { keeps_ended_ = true; }
+
   // Chunks end at this moment: later operations are read only after it was moved on.
   void set_time_limit(int64_t time_ns) { time_limit_ns_ = time_ns; }
 
@@ -66,6 +69,8 @@ class RecordedOps {
   std::unique_ptr<Part> part_;
   IdTable blocks_;  // Id -> block.
   std::vector<uint32_t> free_blocks_;
+  std::vector<uint32_t> ended_blocks_;  // With set_fresh_numbers(): free from the next chunk on.
+  bool keeps_ended_ = false;
   uint32_t blocks_made_ = 0;
   ThreadNumbers threads_;
   int64_t time_limit_ns_ = INT64_MAX;

@@ -129,6 +129,65 @@ TEST_F(SweepTest, EachRowIsWhatItsModelAloneSays) {
   EXPECT_NE(result.rows[0].calls, result.rows[2].calls);
 }
 
+// Two threads, each with a buffer that it allocates and frees over and over, now and then with a
+// small block that stays; the one's call in the middle of the other's work.
+TraceBuilder two_threads_with_buffers() {
+  TraceBuilder trace;
+  trace.meta("fault_source", "getrusage").grow(1 << 20);
+  const uint32_t stack = trace.stack({"work main.cc:1"});
+  constexpr uint64_t kBytes = 200 << 10;
+  const uint64_t buffers[] = {kHeap + 16, kHeap + 16 + kBytes + 16};
+  uint64_t small = kHeap + 0x80000;
+  trace.set("mmap_threshold_dynamic", 0).set("mmap_threshold", 1 << 20);
+  for (int i = 0; i < 600; ++i) {
+    trace.thread(1 + i % 2);
+    if (i > 1) trace.free(buffers[i % 2]);
+    if (i % 50 == 49) trace.alloc(small += 64, 40, stack);
+    trace.alloc(buffers[i % 2], kBytes, stack);
+  }
+  return trace;
+}
+
+TEST_F(SweepTest, OtherOrdersOfThreadsMatterWhereTheyShareAnArena) {
+  // Goal: luck has a part only where threads share an arena; the recorded order's figures are as
+  // without other orders; and the orders are the same each time. Method: two threads' buffers.
+  const auto calls = [](const SweepRow& row) { return row.call_count(); };
+  SweepOptions options;
+  options.axes = axes({{Axis::kArenaMax, "auto,1"}});
+  const SweepResult plain = run(two_threads_with_buffers(), options);
+  options.orders = 8;
+  const SweepResult result = run(two_threads_with_buffers(), options);
+  const SweepResult again = run(two_threads_with_buffers(), options);
+  EXPECT_EQ(result.threads, 2U);
+  ASSERT_GE(result.rows.size(), 2U);
+  for (size_t i = 0; i < result.rows.size(); ++i) {
+    EXPECT_TRUE(plain.rows[i].orders.empty());
+    EXPECT_EQ(plain.rows[i].calls, result.rows[i].calls);
+    ASSERT_EQ(result.rows[i].orders.size(), 8U);
+    EXPECT_EQ(again.rows[i].range(calls), result.rows[i].range(calls));
+    const auto [least, most] = result.rows[i].range(calls);
+    const uint64_t typical = result.rows[i].typical().call_count();
+    EXPECT_LE(least, typical);
+    EXPECT_LE(typical, most);
+  }
+  const auto own = result.rows[0].range(calls);
+  ASSERT_EQ(result.rows.back().choice.settings.arena_max, 1U);
+  const auto shared = result.rows.back().range(calls);
+  EXPECT_EQ(own.first, own.second);
+  EXPECT_GT(shared.second, shared.first * 5 / 4);
+}
+
+TEST_F(SweepTest, OneThreadHasOneOrder) {
+  TraceBuilder trace;
+  trace.meta("fault_source", "getrusage").grow(1 << 20);
+  for (int i = 0; i < 10; ++i) trace.alloc(kHeap + 16, 100 << 10, 0).free(kHeap + 16);
+  const SweepOptions options;
+  SweepResult result = run(trace, options);
+  EXPECT_EQ(result.threads, 1U);
+  add_orders(*db_, info_, 1, options, result);
+  EXPECT_TRUE(result.rows.front().orders.empty());
+}
+
 TEST_F(SweepTest, FaultsAreOfThePagesThatTheProgramTouches) {
   // Goal: a block's untouched pages cost nothing under any setting, and a recycled block is taken
   // to be touched as far as fresh blocks of its stack were. Method: a block of 64 pages of which a
@@ -424,6 +483,31 @@ TEST_F(AdviceTest, AThresholdOnTheEdgeIsTwoModesAndAnyOptionFixesAllFour) {
                        "setting any of mmap_threshold, trim_threshold, top_pad and mmap_max "
                        "fixes all four"));
   EXPECT_FALSE(warns_of(result, "arena")) << "one thread";
+}
+
+TEST_F(AdviceTest, WhatHangsOnLuckIsNotAdvisedAndSaid) {
+  // Goal: a setting is judged by the worst order of the threads' calls, and those whose outcome
+  // hangs on the order are named. Method: two threads' buffers, recorded where they share an arena.
+  TraceBuilder trace = two_threads_with_buffers();
+  trace.set("arena_max", 1);
+  const Advice result = advice(trace);
+  const auto cost = [](const SweepRow& row) { return row.cost_ns(); };
+  const Choice& time = result.choices.front();
+  ASSERT_TRUE(time.is_worth_it);
+  ASSERT_EQ(time.row.orders.size(), 8U);
+  EXPECT_LT(time.row.range(cost).second, result.recorded.range(cost).first);
+  EXPECT_LT(time.row.range(cost).second, 1.5 * time.row.range(cost).first);
+  EXPECT_GT(result.recorded.range(cost).second, 1.5 * result.recorded.range(cost).first);
+  ASSERT_FALSE(result.luck.empty());
+  EXPECT_TRUE(warns_of(result, "what it has now (as recorded) costs hangs on which thread"));
+  Trace again = open(trace.meta("ns_per_fault", "1000"));
+  const Document said = run_advise(again, {});
+  EXPECT_EQ(said.json["doubts"].back(), said.json["warnings"].back());
+  EXPECT_EQ(said.json["choices"][0]["cost_ns_range"].size(), 2U);
+  const Document swept = run_sweep(again, {"1M", "", "", "auto,1", "", ""}, {});
+  const std::string text = render_text(swept);
+  EXPECT_NE(text.find("Luck: from the least to the most in 9 orders"), std::string::npos) << text;
+  EXPECT_EQ(swept.json["rows"][0]["syscalls_range"].size(), 2U);
 }
 
 TEST_F(AdviceTest, WhatAnArenaCapDoesHangsOnTheThresholds) {
