@@ -19,6 +19,7 @@ SQLITE_EXTENSION_INIT3
 #include <vector>
 
 #include "schema/stack_batch.h"
+#include "schema/vtab_callbacks.h"
 
 namespace heapledger::schema {
 namespace {
@@ -55,21 +56,8 @@ struct Cursor : sqlite3_vtab_cursor {
 Vtab& vtab_of(sqlite3_vtab_cursor* cursor) { return *static_cast<Vtab*>(cursor->pVtab); }
 Cursor& cursor_of(sqlite3_vtab_cursor* cursor) { return *static_cast<Cursor*>(cursor); }
 
-// Runs `work`, which returns an SQLite code: no exception leaves a callback.
-template <typename Work>
-int guarded(Work work) {
-  try {
-    return work();
-  } catch (const std::bad_alloc&) {
-    return SQLITE_NOMEM;
-  } catch (const std::exception&) {
-    return SQLITE_ERROR;
-  }
-}
-
 int fail(Vtab& vtab) {
-  sqlite3_free(vtab.zErrMsg);
-  vtab.zErrMsg = sqlite3_mprintf("%s", sqlite3_errmsg(vtab.db));
+  set_message(&vtab, sqlite3_errmsg(vtab.db));
   return SQLITE_ERROR;
 }
 
@@ -136,108 +124,86 @@ int seek(Cursor& cursor, int64_t id) {
   return SQLITE_OK;
 }
 
-int connect(sqlite3* db, void*, int, const char* const*, sqlite3_vtab** out, char**) {
-  const int code =
-      sqlite3_declare_vtab(db, "CREATE TABLE stack(id INTEGER, parent INTEGER, frame INTEGER)");
-  if (code != SQLITE_OK) return code;
-  sqlite3_vtab_config(db, SQLITE_VTAB_INNOCUOUS);
-  auto* vtab = new (std::nothrow) Vtab();
-  if (vtab == nullptr) return SQLITE_NOMEM;
-  vtab->db = db;
-  *out = vtab;
-  return SQLITE_OK;
-}
-
-int disconnect(sqlite3_vtab* vtab) {
-  delete static_cast<Vtab*>(vtab);
-  return SQLITE_OK;
-}
-
-// idxNum 1: one id, the argument; 0: all.
-int best_index(sqlite3_vtab*, sqlite3_index_info* info) {
-  info->estimatedCost = 1e6;
-  info->estimatedRows = 1000000;
-  for (int i = 0; i < info->nConstraint; ++i) {
-    const auto& constraint = info->aConstraint[i];
-    const bool is_id = constraint.iColumn <= 0 && constraint.op == SQLITE_INDEX_CONSTRAINT_EQ;
-    if (!is_id || constraint.usable == 0) continue;
-    info->aConstraintUsage[i].argvIndex = 1;
-    info->idxNum = 1;
-    info->idxFlags = SQLITE_INDEX_SCAN_UNIQUE;
-    info->estimatedCost = 5;
-    info->estimatedRows = 1;
-    break;
+struct Callbacks {
+  static int connect(sqlite3* db, void*, int, const char* const*, sqlite3_vtab** out, char**) {
+    return connect_as<Vtab>(db, "CREATE TABLE stack(id INTEGER, parent INTEGER, frame INTEGER)",
+                            out);
   }
-  const bool by_id = info->nOrderBy == 1 && info->aOrderBy[0].iColumn <= 0;
-  if (by_id && info->aOrderBy[0].desc == 0) info->orderByConsumed = 1;
-  return SQLITE_OK;
-}
 
-int open(sqlite3_vtab*, sqlite3_vtab_cursor** out) {
-  *out = new (std::nothrow) Cursor();
-  return *out == nullptr ? SQLITE_NOMEM : SQLITE_OK;
-}
+  static int disconnect(sqlite3_vtab* vtab) {
+    delete static_cast<Vtab*>(vtab);
+    return SQLITE_OK;
+  }
 
-int close(sqlite3_vtab_cursor* cursor) {
-  delete static_cast<Cursor*>(cursor);
-  return SQLITE_OK;
-}
-
-int filter(sqlite3_vtab_cursor* base, int plan, const char*, int, sqlite3_value** values) {
-  return guarded([&] {
-    Cursor& cursor = cursor_of(base);
-    cursor.batch = nullptr;
-    int64_t first = 0;
-    cursor.last = kIdMax;
-    if (plan == 1) {
-      // SQLite compares once more: 7.0 is 7, and text that is no number is no id.
-      const int type = sqlite3_value_numeric_type(values[0]);
-      if (type != SQLITE_INTEGER && type != SQLITE_FLOAT) return SQLITE_OK;
-      first = cursor.last = sqlite3_value_int64(values[0]);
+  // idxNum 1: one id, the argument; 0: all.
+  static int best_index(sqlite3_vtab*, sqlite3_index_info* info) {
+    info->estimatedCost = 1e6;
+    info->estimatedRows = 1000000;
+    for (int i = 0; i < info->nConstraint; ++i) {
+      const auto& constraint = info->aConstraint[i];
+      const bool is_id = constraint.iColumn <= 0 && constraint.op == SQLITE_INDEX_CONSTRAINT_EQ;
+      if (!is_id || constraint.usable == 0) continue;
+      info->aConstraintUsage[i].argvIndex = 1;
+      info->idxNum = 1;
+      info->idxFlags = SQLITE_INDEX_SCAN_UNIQUE;
+      info->estimatedCost = 5;
+      info->estimatedRows = 1;
+      break;
     }
-    return seek(cursor, first);
-  });
-}
+    const bool by_id = info->nOrderBy == 1 && info->aOrderBy[0].iColumn <= 0;
+    if (by_id && info->aOrderBy[0].desc == 0) info->orderByConsumed = 1;
+    return SQLITE_OK;
+  }
 
-int next(sqlite3_vtab_cursor* base) {
-  Cursor& cursor = cursor_of(base);
-  if (++cursor.id < cursor.batch->end() && cursor.id <= cursor.last) return SQLITE_OK;
-  return guarded([&] { return seek(cursor, cursor.id); });
-}
+  static int open(sqlite3_vtab*, sqlite3_vtab_cursor** out) {
+    *out = new (std::nothrow) Cursor();
+    return *out == nullptr ? SQLITE_NOMEM : SQLITE_OK;
+  }
 
-int eof(sqlite3_vtab_cursor* base) { return cursor_of(base).batch == nullptr ? 1 : 0; }
+  static int close(sqlite3_vtab_cursor* cursor) {
+    delete static_cast<Cursor*>(cursor);
+    return SQLITE_OK;
+  }
 
-int column(sqlite3_vtab_cursor* base, sqlite3_context* context, int column) {
-  const Cursor& cursor = cursor_of(base);
-  const StackRow& row = cursor.batch->rows[static_cast<size_t>(cursor.id - cursor.batch->first)];
-  sqlite3_result_int64(context, column == 0 ? cursor.id : column == 1 ? row.parent : row.frame);
-  return SQLITE_OK;
-}
+  static int filter(sqlite3_vtab_cursor* base, int plan, const char*, int, sqlite3_value** values) {
+    return guarded(base->pVtab, [&] {
+      Cursor& cursor = cursor_of(base);
+      cursor.batch = nullptr;
+      int64_t first = 0;
+      cursor.last = kIdMax;
+      if (plan == 1) {
+        // SQLite compares once more: 7.0 is 7, and text that is no number is no id.
+        const int type = sqlite3_value_numeric_type(values[0]);
+        if (type != SQLITE_INTEGER && type != SQLITE_FLOAT) return SQLITE_OK;
+        first = cursor.last = sqlite3_value_int64(values[0]);
+      }
+      return seek(cursor, first);
+    });
+  }
 
-int rowid(sqlite3_vtab_cursor* base, sqlite3_int64* out) {
-  *out = cursor_of(base).id;
-  return SQLITE_OK;
-}
+  static int next(sqlite3_vtab_cursor* base) {
+    Cursor& cursor = cursor_of(base);
+    if (++cursor.id < cursor.batch->end() && cursor.id <= cursor.last) return SQLITE_OK;
+    return guarded(base->pVtab, [&] { return seek(cursor, cursor.id); });
+  }
+
+  static int eof(sqlite3_vtab_cursor* base) { return cursor_of(base).batch == nullptr ? 1 : 0; }
+
+  static int column(sqlite3_vtab_cursor* base, sqlite3_context* context, int column) {
+    const Cursor& cursor = cursor_of(base);
+    const StackRow& row = cursor.batch->rows[static_cast<size_t>(cursor.id - cursor.batch->first)];
+    sqlite3_result_int64(context, column == 0 ? cursor.id : column == 1 ? row.parent : row.frame);
+    return SQLITE_OK;
+  }
+
+  static int rowid(sqlite3_vtab_cursor* base, sqlite3_int64* out) {
+    *out = cursor_of(base).id;
+    return SQLITE_OK;
+  }
+};
 
 }  // namespace
 
-// Version 0 and no xCreate: eponymous-only.
-const sqlite3_module* stack_module() {
-  static const sqlite3_module shared = [] {
-    sqlite3_module made{};
-    made.xConnect = &connect;
-    made.xDisconnect = &disconnect;
-    made.xBestIndex = &best_index;
-    made.xOpen = &open;
-    made.xClose = &close;
-    made.xFilter = &filter;
-    made.xNext = &next;
-    made.xEof = &eof;
-    made.xColumn = &column;
-    made.xRowid = &rowid;
-    return made;
-  }();
-  return &shared;
-}
+const sqlite3_module* stack_module() { return eponymous_module<Callbacks>(); }
 
 }  // namespace heapledger::schema

@@ -23,38 +23,24 @@
 
 #include <cmath>
 #include <cstdint>
-#include <exception>
 #include <limits>
 #include <new>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "schema/vtab_callbacks.h"
+
 namespace heapledger::schema {
 
 template <typename Table>
 class VtabModule {
  public:
-  // Version 0 and no xCreate: eponymous-only.
-  static const sqlite3_module* module() {
-    static const sqlite3_module shared = [] {
-      sqlite3_module made{};
-      made.xConnect = &connect;
-      made.xDisconnect = &disconnect;
-      made.xBestIndex = &best_index;
-      made.xOpen = &open;
-      made.xClose = &close;
-      made.xFilter = &filter;
-      made.xNext = &next;
-      made.xEof = &eof;
-      made.xColumn = &column;
-      made.xRowid = &rowid;
-      return made;
-    }();
-    return &shared;
-  }
+  static const sqlite3_module* module() { return eponymous_module<VtabModule>(); }
 
  private:
+  friend const sqlite3_module* eponymous_module<VtabModule>();
+
   static constexpr int64_t kRangeMin = std::numeric_limits<int64_t>::min();
   static constexpr int64_t kRangeMax = std::numeric_limits<int64_t>::max();
   static constexpr int kRowBits = 20;  // Of a rowid; the others are the batch.
@@ -87,33 +73,8 @@ class VtabModule {
 
   static Cursor& cursor_of(sqlite3_vtab_cursor* cursor) { return *static_cast<Cursor*>(cursor); }
 
-  static void set_message(sqlite3_vtab* vtab, const char* message) {
-    sqlite3_free(vtab->zErrMsg);
-    vtab->zErrMsg = sqlite3_mprintf("%s", message);
-  }
-
-  // Runs `work`, which returns an SQLite code, and turns what it throws into one.
-  template <typename Work>
-  static int guarded(sqlite3_vtab* vtab, Work work) {
-    try {
-      return work();
-    } catch (const std::bad_alloc&) {
-      return SQLITE_NOMEM;
-    } catch (const std::exception& error) {
-      set_message(vtab, error.what());
-      return SQLITE_ERROR;
-    }
-  }
-
   static int connect(sqlite3* db, void*, int, const char* const*, sqlite3_vtab** out, char**) {
-    const int code = sqlite3_declare_vtab(db, Table::kDeclaration);
-    if (code != SQLITE_OK) return code;
-    sqlite3_vtab_config(db, SQLITE_VTAB_INNOCUOUS);
-    auto* vtab = new (std::nothrow) Vtab{};
-    if (vtab == nullptr) return SQLITE_NOMEM;
-    vtab->db = db;
-    *out = vtab;
-    return SQLITE_OK;
+    return connect_as<Vtab>(db, Table::kDeclaration, out);
   }
 
   static int disconnect(sqlite3_vtab* vtab) {
