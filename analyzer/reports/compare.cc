@@ -303,6 +303,16 @@ void add_sites(const ReportInput& input, const std::vector<Side>& all,
   document.add_table(site_cost_table(of(most), of(least)));
 }
 
+// A recording without addresses has its faults in the sums, but on no stack.
+void note_faults_without_stacks(const ReportInput& input, Document& document) {
+  for (const Trace& trace : input.traces) {
+    if (trace.info.faults_have_addresses()) continue;
+    document.notes.push_back(
+        trace.path +
+        ": recorded without page faults' addresses: they are counted, but are on no stack");
+  }
+}
+
 }  // namespace
 
 Document run_compare(const ReportInput& input) {
@@ -323,6 +333,7 @@ Document run_compare(const ReportInput& input) {
   document.add_table(memory_table(sides));
   document.add_table(call_table(sides));
   add_sites(input, all, sides, document);
+  note_faults_without_stacks(input, document);
   add_notes(input, document);
   return document;
 }

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`heapledger compare`: a program under each combination of settings, and given traces."""
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import time
 import unittest
@@ -65,6 +67,23 @@ class Compare(RecordingTest):
                             CHURN, "0.01")
         rows = json.loads(self.heapledger("compare", "--json", *traces).stdout)["rows"]
         self.assertEqual([row["settings"]["mmap_threshold"] for row in rows], [131072, 33554432])
+
+    def test_traces_that_are_not_the_whole_truth_say_so(self):
+        # Goal: lost calls and faults without addresses are on the page, with the trace's name. Method: one trace as it
+        # should be, one without faults, one of which it is written that it lost some.
+        names = {}
+        for name, options in (("whole", []), ("no_faults", ["--no-faults"]), ("lossy", [])):
+            names[name] = os.path.join(self.folder, name + ".db")
+            self.heapledger("record", "--quiet", *options, "-o", names[name], CHURN, "0.01")
+        with contextlib.closing(sqlite3.connect(names["lossy"])) as database:
+            database.execute("UPDATE process SET events_lost = 7")
+            database.commit()
+        notes = self.compared(*names.values())["notes"]
+        self.assertIn(f"{names['no_faults']}: recorded without page faults' addresses", " ".join(notes))
+        self.assertIn(f"{names['lossy']}: 7 calls were lost", " ".join(notes))
+        source = json.loads(self.heapledger("summary", "--json", names["whole"]).stdout)["faults"]["source"]
+        if source.startswith("perf"):  # Where it is refused, no trace is whole.
+            self.assertNotIn(names["whole"], " ".join(notes))
 
     def test_output_and_input_of_the_program(self):
         # Goal: stdout is the comparison alone; each run reads the whole input file.
