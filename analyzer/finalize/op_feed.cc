@@ -9,11 +9,15 @@ namespace heapledger::analyzer {
 
 void OpQueue::push(OpPart part) {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return parts_.size() < kPartsMax || is_closed_; });
+  // Who has waited goes on when half is gone: woken for each part, it would soon wait again.
+  if (parts_.size() == kPartsMax) {
+    changed_.wait(lock, [this] { return parts_.size() <= kPartsMax / 2 || is_closed_; });
+  }
   if (is_closed_) return;
   parts_.push_back(std::move(part));
+  const bool was_empty = parts_.size() == 1;
   lock.unlock();
-  changed_.notify_all();
+  if (was_empty) changed_.notify_all();
 }
 
 bool OpQueue::pop(OpPart& part) {
@@ -22,8 +26,9 @@ bool OpQueue::pop(OpPart& part) {
   if (parts_.empty()) return false;
   part = std::move(parts_.front());
   parts_.pop_front();
+  const bool is_half = parts_.size() == kPartsMax / 2;
   lock.unlock();
-  changed_.notify_all();
+  if (is_half) changed_.notify_all();
   return true;
 }
 

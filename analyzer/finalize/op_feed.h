@@ -3,9 +3,10 @@
 // with the replay's places of blocks (LiveSet) as their numbers, so that nobody looks them up
 // again.
 //
-// Operations go in parts through a queue of some parts: whoever is ahead waits. What the models
-// give is the same as from a RecordedOps reader. Thread safety: a feed belongs to the replay's
-// thread; the queue to both. Memory: some more than kPartsMax parts of kPartOps operations, 2 MB.
+// Operations go in parts through a queue of some parts: whoever is ahead waits until half is gone.
+// What the models give is the same as from a RecordedOps reader. Thread safety: a feed belongs to
+// the replay's thread; the queue to both. Memory: some more than kPartsMax parts of kPartOps
+// operations, 6 MB.
 // Cost: a part is so large because whoever has waited for it is woken, which takes the kernel some
 // microseconds.
 #pragma once
@@ -32,7 +33,7 @@ struct OpPart {
 
 class OpQueue {
  public:
-  static constexpr size_t kPartsMax = 4;
+  static constexpr size_t kPartsMax = 16;
 
   // Waits for room. Does nothing once the queue is closed.
   void push(OpPart part);
