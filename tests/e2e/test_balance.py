@@ -178,7 +178,8 @@ class RunningPrograms(recording.RecordingTest):
         # The peak is at a snapshot or between two, where faults and releases say how RSS moved.
         modelled = ledger["model_peak"]["rss_bytes"]
         self.assertGreaterEqual(modelled, 0.995 * max(row["rss_bytes"] for row in rows if row["process"] == ledger["process"]))
-        self.assertAlmostEqual(modelled / ledger["rss_peak_bytes"], 1, delta=0.15)
+        # A thread that is put aside between a release and its stamp counts as holding the pages meanwhile, while others grow.
+        self.assertAlmostEqual(modelled / ledger["rss_peak_bytes"], 1, delta=0.15 if threads == 1 else 0.5)
 
     def check_command(self, command, threads=1):
         if shutil.which(command[0]) is None:
