@@ -31,14 +31,15 @@ Accounts::Accounts(int64_t start_ns, int64_t end_ns, int64_t calls, std::vector<
 }
 
 SiteAccount& Accounts::make_site(uint32_t stack) {
-  if (stack >= places_.size()) places_.resize(std::max<size_t>(stack + 1, places_.size() * 2));
+  if (stack >= places_.size())
+    places_.resize(std::max<size_t>(size_t{stack} + 1, places_.size() * 2));
   sites_.emplace_back().stack = stack;
   places_[stack] = static_cast<uint32_t>(sites_.size());
   return sites_.back();
 }
 
 void Accounts::make_thread(uint32_t id) {
-  threads_.resize(std::max<size_t>(id + 1, threads_.size() * 2));
+  threads_.resize(std::max<size_t>(size_t{id} + 1, threads_.size() * 2));
 }
 
 void Accounts::on_begin(Replay& replay) {

@@ -62,7 +62,7 @@ uint32_t ArenaUse::find_arena(uint64_t address) {
 ArenaThreadUse& ArenaUse::find_use(uint32_t arena, uint32_t thread) {
   if (arena >= arenas_.size()) arenas_.resize(arena + 1);
   std::vector<ArenaThreadUse>& threads = arenas_[arena];
-  if (thread >= threads.size()) threads.resize(thread + 1);
+  if (thread >= threads.size()) threads.resize(size_t{thread} + 1);
   last_key_ = uint64_t{arena} << 32 | thread;
   return *(last_use_ = &threads[thread]);
 }

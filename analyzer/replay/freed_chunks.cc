@@ -52,7 +52,8 @@ size_t FreedChunks::cache_room(uint32_t thread, uint64_t chunk_bytes) const {
 }
 
 FreedChunks::Cache& FreedChunks::make_cache(uint32_t thread) {
-  if (thread >= caches_.size()) caches_.resize(std::max<size_t>(thread + 1, caches_.size() * 2));
+  if (thread >= caches_.size())
+    caches_.resize(std::max<size_t>(size_t{thread} + 1, caches_.size() * 2));
   caches_[thread] = std::make_unique<Cache>();
   return *caches_[thread];
 }

@@ -171,7 +171,7 @@ class FreedChunks {
   void undo(const Undo& change);
   uint64_t& last_arena(uint32_t thread) {
     if (thread >= arenas_.size()) [[unlikely]]
-      arenas_.resize(std::max<size_t>(thread + 1, arenas_.size() * 2));
+      arenas_.resize(std::max<size_t>(size_t{thread} + 1, arenas_.size() * 2));
     return arenas_[thread];
   }
   bool is_in_fast(const FastEntry& entry, size_t size_class) const {

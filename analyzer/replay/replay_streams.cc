@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "analyzer/replay/replay_streams.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <iterator>
 #include <string>
@@ -40,13 +42,24 @@ std::vector<int64_t> load_fork_times(const TraceInfo& info, int64_t process) {
   return found == info.forks.end() ? std::vector<int64_t>() : found->second;
 }
 
+// An id of a row. Tables that it indexes are made as large as the largest asks for, so one that no
+// trace gets to is damage.
+uint32_t row_id(int64_t id, int64_t most, const char* what) {
+  if (id < 0 || id > most) {
+    throw schema::Error("cannot read the trace", fmt::format("there is no {} {}", what, id));
+  }
+  return static_cast<uint32_t>(id);
+}
+constexpr int64_t kThreadIdMax = 1 << 24;
+constexpr int64_t kStackIdMax = 1 << 30;
+
 std::vector<ThreadEnd> load_thread_ends(schema::Database& db, int64_t process) {
   schema::Statement select = db.prepare(
       "SELECT end_ns, id FROM thread WHERE process = ? AND end_ns IS NOT NULL ORDER BY end_ns, id");
   select.bind(1, process);
   std::vector<ThreadEnd> ends;
   while (select.step()) {
-    ends.push_back({select.column_int(0), static_cast<uint32_t>(select.column_int(1))});
+    ends.push_back({select.column_int(0), row_id(select.column_int(1), kThreadIdMax, "thread")});
   }
   return ends;
 }
@@ -72,8 +85,8 @@ bool SyscallReader::next(SyscallRow& row) {
   if (!select_.step()) return false;
   row.time_ns = select_.column_int(0);
   row.duration_ns = select_.column_int(1);
-  row.thread = static_cast<uint32_t>(select_.column_int(2));
-  row.stack = static_cast<uint32_t>(select_.column_int(3));
+  row.thread = row_id(select_.column_int(2), kThreadIdMax, "thread");
+  row.stack = row_id(select_.column_int(3), kStackIdMax, "stack");
   row.name = syscall_by_name(select_.column_text(4));
   row.origin =
       select_.column_text(5) == "allocator" ? schema::Origin::kAllocator : schema::Origin::kProgram;

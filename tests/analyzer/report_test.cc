@@ -279,6 +279,27 @@ TEST_F(ReportTest, DamagedBatchIsLeftOutWithANote) {
   EXPECT_NE(std::string::npos, notes.find("batch 3, 100 rows")) << notes;
 }
 
+// Goal: an id that no trace gets to is an error, not a table of that size. Method: a system call of
+// thread 4294967295, for which 32 bits would make room for none.
+TEST_F(ReportTest, ImpossibleThreadIsAnError) {
+  sample_trace("leak").write("trace.db");
+  {
+    schema::Database db = schema::open_trace("trace.db", schema::OpenMode::kReadWrite);
+    db.exec(
+        "INSERT INTO syscall(process, time_ns, duration_ns, thread, stack, name, origin, result,"
+        " arg0, arg1, arg2, arg3, arg4, arg5, cause) SELECT id, start_ns + 1, 1, 4294967295, 1,"
+        " 'mmap', 'allocator', 4096, 0, 4096, 0, 0, 0, 0, 'map block' FROM process LIMIT 1");
+  }
+  try {
+    Trace trace = open_for_report("trace.db");
+    json_of("summary", trace);
+    ADD_FAILURE();
+  } catch (const schema::Error& error) {
+    EXPECT_NE(std::string::npos, std::string(error.what()).find("no thread 4294967295"))
+        << error.what();
+  }
+}
+
 // Goal: a trace that cannot be written is reported on all the same, and stays as it is. Method: in
 // a child that gives up root's right to write everything.
 TEST_F(ReportTest, ReadOnlyTraceIsFinalizedInACopy) {
